@@ -1,0 +1,3 @@
+//! Replicates the state.
+
+pub mod types;

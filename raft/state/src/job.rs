@@ -1,0 +1,234 @@
+//! Jobs and attempts as rows of the state.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{AttemptRef, Caller, JobId, Millis, NodeId, SessionId, WorkerId};
+
+/// `Pending → Scheduled → Running → Succeeded | Failed | Cancelled | Timeout`; back to `Pending` for a retry.
+/// A terminal state never changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum JobState {
+    /// Waits in the queue.
+    Pending,
+    /// An attempt is assigned, its process not yet known to run.
+    Scheduled,
+    /// The process runs.
+    Running,
+    /// Terminal: exit code 0.
+    Succeeded,
+    /// Terminal.
+    Failed,
+    /// Terminal: a cancel was requested before it ended.
+    Cancelled,
+    /// Terminal: a deadline passed.
+    Timeout,
+}
+
+impl JobState {
+    /// Whether nothing can change any more.
+    #[must_use]
+    pub fn is_terminal(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled | Self::Timeout)
+    }
+}
+
+/// A job: what changes about it. Its spec is a row of its own and never changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    /// Its id.
+    pub id: JobId,
+    /// Who submitted it.
+    pub owner: Caller,
+    /// SHA-256 of the submission as received, before defaults.
+    pub digest: [u8; 32],
+    /// The submitter's key, scoped to the caller.
+    pub idempotency_key: Option<String>,
+    /// Log index of the submission: the queue's order.
+    pub submitted_index: u64,
+    /// Position within that entry, which may carry many commands.
+    pub submitted_offset: u32,
+    /// When.
+    pub submitted_at: Millis,
+    /// Where it stands.
+    pub state: JobState,
+    /// Why it ended; present exactly in terminal states.
+    pub reason: Option<Reason>,
+    /// Number of the newest attempt; 0 before the first.
+    pub attempt: u32,
+    /// A committed request to cancel.
+    pub cancel: Option<CancelRequest>,
+    /// Retries used.
+    pub retries: RetriesUsed,
+    /// Not to be scheduled before this time (backoff).
+    pub not_before: Option<Millis>,
+    /// The worker whose attempt failed last.
+    pub avoid: Option<WorkerId>,
+    /// First start of a process.
+    pub started_at: Option<Millis>,
+    /// When it became terminal.
+    pub finished_at: Option<Millis>,
+}
+
+/// A committed request to cancel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CancelRequest {
+    /// Who.
+    pub by: Caller,
+    /// Why, at most 256 bytes.
+    pub reason: String,
+    /// When it was committed.
+    pub at: Millis,
+}
+
+/// Retries used of each budget.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RetriesUsed {
+    /// Lost to the infrastructure.
+    pub infrastructure: u32,
+    /// The job's own failures.
+    pub failure: u32,
+    /// Time-outs.
+    pub timeout: u32,
+}
+
+/// One attempt. Live until `end` is set; live attempts hold their worker's capacity.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// Job, number and fence.
+    pub id: AttemptRef,
+    /// Where it runs.
+    pub worker: WorkerId,
+    /// Which agent process owns it.
+    pub session: SessionId,
+    /// The heartbeat sequence that its lease stands on at first.
+    pub heartbeat: u64,
+    /// When it was assigned.
+    pub assigned_at: Millis,
+    /// When its process was reported to run.
+    pub started_at: Option<Millis>,
+    /// How it ended.
+    pub end: Option<AttemptEnd>,
+}
+
+/// The end of an attempt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttemptEnd {
+    /// When it was committed.
+    pub at: Millis,
+    /// Why.
+    pub reason: Reason,
+    /// The figures of its log; absent for a lost attempt.
+    pub log: Option<LogEnd>,
+}
+
+/// Why a job or an attempt ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reason {
+    /// The process exited.
+    Exited {
+        /// Its exit code.
+        code: i32,
+    },
+    /// A signal ended it.
+    Signaled {
+        /// The signal's number.
+        signal: i32,
+    },
+    /// The kernel ended it for its memory.
+    OutOfMemory,
+    /// Its lease ran out, or its worker reported it dead.
+    WorkerLost {
+        /// What is known.
+        message: String,
+    },
+    /// No worker could be provisioned for it.
+    NotProvisioned {
+        /// What the provider said.
+        message: String,
+    },
+    /// Cancelled; keeps how the process ended where it had one.
+    Cancelled {
+        /// Who.
+        by: Caller,
+        /// The reason given.
+        reason: String,
+        /// The exit code, where there was one.
+        exit_code: Option<i32>,
+        /// The signal, where there was one.
+        signal: Option<i32>,
+    },
+    /// A deadline passed.
+    Timeout {
+        /// Which.
+        deadline: Deadline,
+    },
+    /// The process could not be made.
+    CouldNotStart {
+        /// What kind of obstacle.
+        cause: StartFailure,
+        /// What the system said.
+        message: String,
+    },
+}
+
+impl Reason {
+    /// The exit code, where the process had one.
+    #[must_use]
+    pub fn exit_code(&self) -> Option<i32> {
+        match self {
+            Self::Exited { code } => Some(*code),
+            Self::Cancelled { exit_code, .. } => *exit_code,
+            _ => None,
+        }
+    }
+}
+
+/// Which deadline passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Deadline {
+    /// The job's own time-out, seen by the agent.
+    Run,
+    /// The same, seen by the leader after the agent should have acted.
+    Backstop,
+}
+
+/// Why a process could not be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StartFailure {
+    /// No such command or interpreter: exit code 127.
+    NotFound,
+    /// Not executable, no permission, no such user: exit code 126.
+    NotPermitted,
+    /// Anything else: exit code 126.
+    Other,
+}
+
+/// The figures that an attempt's log is checked against.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogEnd {
+    /// Sequence of the last entry; 0: no output.
+    pub last_sequence: u64,
+    /// Entries that are output.
+    pub lines: u64,
+    /// Lines that gap records stand for.
+    pub dropped: u64,
+    /// Bytes of output.
+    pub bytes: u64,
+    /// CRC-32C as `LogEnd.checksum` on the wire.
+    pub checksum: u32,
+}
+
+/// Where a stretch of an attempt's log lies. Segments are numbered 1, 2, 3 … within the attempt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Segment {
+    /// The job.
+    pub job: JobId,
+    /// The attempt.
+    pub attempt: u32,
+    /// Its number.
+    pub number: u32,
+    /// Sequence of its first entry.
+    pub first_sequence: u64,
+    /// Nodes that hold it.
+    pub holders: Vec<NodeId>,
+}

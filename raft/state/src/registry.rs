@@ -1,0 +1,202 @@
+//! Workers, members, tokens and identities as rows of the state.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{Caller, ClusterId, Millis, NodeId, Role, SessionId, TokenId, WorkerId};
+
+/// `Creating → Connecting → Ready ⇄ Busy → Draining → Terminating → Terminated`, and `Disconnected` beside Ready and Busy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum WorkerState {
+    /// A provider makes it.
+    Creating,
+    /// It has a session and no stream yet.
+    Connecting,
+    /// It takes jobs and has none.
+    Ready,
+    /// It runs jobs; it takes more while its capacity lasts.
+    Busy,
+    /// Its stream is broken; leases run.
+    Disconnected,
+    /// It takes no new jobs.
+    Draining,
+    /// It is being taken down.
+    Terminating,
+    /// It is gone.
+    Terminated,
+}
+
+/// What a worker offers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capacity {
+    /// Jobs at once.
+    pub slots: u32,
+    /// Thousandths of a core.
+    pub cpu_millis: u64,
+    /// MiB.
+    pub memory_mb: u64,
+    /// MiB.
+    pub storage_mb: u64,
+    /// Devices.
+    pub gpu: u32,
+}
+
+/// A worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Worker {
+    /// Its id.
+    pub id: WorkerId,
+    /// Where it stands.
+    pub state: WorkerState,
+    /// The agent process that speaks for it.
+    pub session: SessionId,
+    /// The newest stream number attached within the session; 0: none yet.
+    pub stream: u64,
+    /// The node that holds its stream.
+    pub gateway: Option<NodeId>,
+    /// What it offers.
+    pub capacity: Capacity,
+    /// What live attempts have taken of it.
+    pub used: Capacity,
+    /// For constraints.
+    pub labels: BTreeMap<String, String>,
+    /// The agent's version.
+    pub version: String,
+    /// For example `x86_64`.
+    pub architecture: String,
+    /// Kernel release.
+    pub kernel: String,
+    /// Host name.
+    pub hostname: String,
+    /// Boot id of its machine.
+    pub boot_id: String,
+    /// Who made it; absent: it enrolled by itself.
+    pub provider: Option<String>,
+    /// First session.
+    pub registered_at: Millis,
+}
+
+/// A member of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Its id, never reused.
+    pub id: NodeId,
+    /// Where it says it is: host:port. A hint.
+    pub address: String,
+    /// Orders the addresses: grows with each start.
+    pub start_counter: u64,
+    /// SHA-256 of its public key (SubjectPublicKeyInfo).
+    pub key: [u8; 32],
+    /// Its binary's version.
+    pub version: String,
+    /// Highest feature level that its binary speaks.
+    pub feature_level: u32,
+    /// When it enrolled.
+    pub joined_at: Millis,
+    /// Removed: never served again.
+    pub removed_at: Option<Millis>,
+}
+
+/// The cluster itself: one row.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cluster {
+    /// Its id.
+    pub id: ClusterId,
+    /// DER certificates of the authorities that are trusted; the last one issues.
+    pub ca_bundle: Vec<Vec<u8>>,
+    /// What every member can read.
+    pub feature_level: u32,
+    /// The next node id to hand out.
+    pub next_node_id: NodeId,
+}
+
+/// An enrolment token. Its secret is nowhere; its hash is here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Token {
+    /// Its id.
+    pub id: TokenId,
+    /// What it grants.
+    pub role: Role,
+    /// SHA-256 of the secret.
+    pub secret: [u8; 32],
+    /// Who made it.
+    pub created_by: Caller,
+    /// When.
+    pub created_at: Millis,
+    /// Not valid from here on.
+    pub expires_at: Millis,
+    /// How many parties it may register.
+    pub uses: u32,
+    /// Whom it has registered.
+    pub used: Vec<TokenUse>,
+    /// Not valid any more.
+    pub revoked_at: Option<Millis>,
+}
+
+/// One use of a token. The same nonce with the same key succeeds again; with another key it is refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenUse {
+    /// Made and persisted by the party before it asks.
+    pub nonce: [u8; 16],
+    /// SHA-256 of its public key.
+    pub key: [u8; 32],
+    /// What it was registered as.
+    pub issued: Caller,
+}
+
+/// Somebody to whom a certificate was issued.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Who.
+    pub who: Caller,
+    /// SHA-256 of the public key.
+    pub key: [u8; 32],
+    /// When.
+    pub issued_at: Millis,
+    /// Not served any more.
+    pub revoked_at: Option<Millis>,
+}
+
+/// What is kept of a removed job for an hour, so that a repeated submission is still recognised.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tombstone {
+    /// Who had submitted it.
+    pub owner: Caller,
+    /// The key it was submitted under.
+    pub idempotency_key: Option<String>,
+    /// The digest of the submission.
+    pub digest: [u8; 32],
+    /// Until then.
+    pub until: Millis,
+}
+
+/// Labels and capacity that an agent states when it opens a session.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentInfo {
+    /// What it offers.
+    pub capacity: Capacity,
+    /// For constraints.
+    pub labels: BTreeMap<String, String>,
+    /// The agent's version.
+    pub version: String,
+    /// For example `x86_64`.
+    pub architecture: String,
+    /// Kernel release.
+    pub kernel: String,
+    /// Host name.
+    pub hostname: String,
+    /// Boot id of its machine.
+    pub boot_id: String,
+    /// Who made it.
+    pub provider: Option<String>,
+}
+
+/// Reference to a worker within one session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SessionRef {
+    /// The worker.
+    pub worker: WorkerId,
+    /// The agent process.
+    pub session: SessionId,
+}
