@@ -3,7 +3,7 @@
 //! (`node/src/convert`), so that the core never sees this crate.
 
 /// Messages, clients and servers of package `hodei.v1`.
-#[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated code")]
+#[allow(missing_docs, unused_qualifications, clippy::all, reason = "generated code")]
 pub mod v1 {
     tonic::include_proto!("hodei.v1");
 }
