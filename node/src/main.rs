@@ -1,2 +1,34 @@
-//! The node.
-fn main() {}
+//! `hodei-node`: the one binary of a Hodei cluster, server and command line.
+
+mod cli;
+mod error;
+mod net;
+mod server;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    install_crypto();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return end(&cli::exit::Failure::other(format!("cannot start the runtime: {error}"))),
+    };
+    match runtime.block_on(cli.command.run(cli.global)) {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => end(&failure),
+    }
+}
+
+/// One provider for the whole process; every TLS configuration takes it.
+fn install_crypto() {
+    // Fails only where one is installed already, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+fn end(failure: &cli::exit::Failure) -> ExitCode {
+    cli::output::note(format_args!("error: {failure}"));
+    ExitCode::from(failure.exit)
+}

@@ -1,0 +1,111 @@
+//! What commands print: every result can be shown as a table, as JSON and as bare ids.
+
+use std::io::{self, Write};
+
+use clap::ValueEnum;
+use comfy_table::{Table, presets};
+use serde_json::Value;
+
+use super::exit::Failure;
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Table,
+    /// For programs: stable and documented.
+    Json,
+    /// The bare value: an id, a token.
+    Quiet,
+}
+
+/// A result that can be printed in each [`Format`].
+pub trait Output {
+    /// For people: a table ([`table`]) or a few lines, without a final newline.
+    fn table(&self) -> String;
+    /// For programs.
+    fn json(&self) -> Value;
+    /// The bare values, one a line, without a final newline; empty: nothing is printed.
+    fn quiet(&self) -> String;
+}
+
+/// Prints a result to standard output.
+///
+/// # Errors
+/// When standard output cannot be written. A reader that went away (`| head`) is no error.
+pub fn print(format: Format, output: &impl Output) -> Result<(), Failure> {
+    let text = match format {
+        Format::Table => output.table(),
+        Format::Json => format!("{:#}", output.json()),
+        Format::Quiet => output.quiet(),
+    };
+    if text.is_empty() { Ok(()) } else { line(&text) }
+}
+
+/// Prints one line to standard output and flushes it.
+///
+/// # Errors
+/// As [`print`].
+pub fn line(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::other(format!("cannot write to standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Tells a person something that is no result: one line on standard error.
+pub fn note(text: impl std::fmt::Display) {
+    // There is nobody left to tell when standard error is gone.
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// A table without lines: a header and rows.
+#[must_use]
+pub fn table<const N: usize>(header: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(header);
+    for row in rows {
+        table.add_row(row);
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+}
+
+/// Unix milliseconds as RFC 3339 in UTC; 0 is absent (null).
+#[must_use]
+pub fn time(ms: i64) -> Value {
+    time_text(ms).map_or(Value::Null, Value::String)
+}
+
+/// Unix milliseconds as RFC 3339 in UTC; 0 is absent.
+#[must_use]
+pub fn time_text(ms: i64) -> Option<String> {
+    if ms == 0 {
+        return None;
+    }
+    let at = time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).ok()?;
+    at.format(&time::format_description::well_known::Rfc3339).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_have_no_lines_and_no_trailing_blanks() {
+        let text = table(["ID", "STATE"], [["1".into(), "voter".into()], ["22".into(), "x".into()]]);
+        assert_eq!(text, "ID  STATE\n1   voter\n22  x");
+    }
+
+    #[test]
+    fn times_are_rfc_3339() {
+        assert_eq!(time(0), Value::Null);
+        assert_eq!(time(1_700_000_000_123), Value::String("2023-11-14T22:13:20.123Z".into()));
+    }
+}

@@ -1,0 +1,4 @@
+//! Connections that this program makes: TLS on the client's side, for peers and for the command line alike.
+
+pub mod connector;
+pub mod tls;
