@@ -51,12 +51,12 @@ pub struct Job {
     pub submitted_at: Millis,
     /// Where it stands.
     pub state: JobState,
-    /// Why it ended; present exactly in terminal states.
-    pub reason: Option<Reason>,
+    /// Why it ended; present exactly in terminal states. Boxed, because a million pending jobs have none.
+    pub reason: Option<Box<Reason>>,
     /// Number of the newest attempt; 0 before the first.
     pub attempt: u32,
     /// A committed request to cancel.
-    pub cancel: Option<CancelRequest>,
+    pub cancel: Option<Box<CancelRequest>>,
     /// Retries used.
     pub retries: RetriesUsed,
     /// Not to be scheduled before this time (backoff).
@@ -106,8 +106,30 @@ pub struct Attempt {
     pub assigned_at: Millis,
     /// When its process was reported to run.
     pub started_at: Option<Millis>,
+    /// The leader's verdict that it should have timed out long ago: its lease is extended no more, and it ends as
+    /// timed out when that runs out, unless its session reports first.
+    pub overdue_at: Option<Millis>,
     /// How it ended.
     pub end: Option<AttemptEnd>,
+}
+
+impl Attempt {
+    /// Whether it has not ended; live attempts hold their worker's capacity.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.end.is_none()
+    }
+}
+
+/// What freed an attempt: nothing else ever does (DESIGN §6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EndedBy {
+    /// Its session reported a result.
+    Result,
+    /// Its session never started it and never will.
+    Declined,
+    /// Its lease ran out.
+    Expiry,
 }
 
 /// The end of an attempt.
@@ -115,6 +137,8 @@ pub struct Attempt {
 pub struct AttemptEnd {
     /// When it was committed.
     pub at: Millis,
+    /// Who freed it.
+    pub by: EndedBy,
     /// Why.
     pub reason: Reason,
     /// The figures of its log; absent for a lost attempt.

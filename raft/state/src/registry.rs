@@ -51,6 +51,8 @@ pub struct Worker {
     pub state: WorkerState,
     /// The agent process that speaks for it.
     pub session: SessionId,
+    /// Sessions that are over, newest last, at most 16: a late command cannot open one of them again.
+    pub past_sessions: Vec<SessionId>,
     /// The newest stream number attached within the session; 0: none yet.
     pub stream: u64,
     /// The node that holds its stream.
@@ -128,8 +130,8 @@ pub struct Token {
     pub expires_at: Millis,
     /// How many parties it may register.
     pub uses: u32,
-    /// Whom it has registered.
-    pub used: Vec<TokenUse>,
+    /// How many it has registered; each has a [`TokenUse`] row.
+    pub used: u32,
     /// Not valid any more.
     pub revoked_at: Option<Millis>,
 }
