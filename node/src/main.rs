@@ -2,6 +2,8 @@
 
 mod cli;
 mod error;
+mod jobfile;
+mod logs;
 mod net;
 mod server;
 

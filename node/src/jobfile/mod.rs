@@ -1,0 +1,362 @@
+//! Job files: a job's spec as a person writes it, in TOML or JSON.
+//!
+//! The two formats have the same fields; which one a text is in is told by its content (`{` begins JSON). What is wrong
+//! is reported by the field's path and what was expected there, before anything is sent.
+
+use std::collections::BTreeMap;
+
+use hodei_proto::v1;
+use serde::Deserialize;
+
+mod scalar;
+pub mod units;
+
+pub use scalar::{Cores, Duration, Size};
+
+/// What is wrong with a job file.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadJobFile {
+    /// One field is wrong.
+    #[error("{field}: {problem}")]
+    Field {
+        /// Its path, for example `resources.cpu_cores`.
+        field: String,
+        /// What was found and what was expected.
+        problem: String,
+    },
+    /// The text is neither TOML nor JSON.
+    #[error("{0}")]
+    Syntax(String),
+}
+
+/// A job file. Unknown fields are errors: a misspelt limit must not run without a limit.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobFile {
+    /// At most 128 bytes.
+    pub name: Option<String>,
+    /// What is executed.
+    pub command: Option<Command>,
+    /// Added to the clean environment.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Needs beside a slot.
+    #[serde(default)]
+    pub resources: Resources,
+    /// From the start of the process.
+    pub timeout: Option<Duration>,
+    /// Higher goes first.
+    #[serde(default)]
+    pub priority: i32,
+    /// For selection.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// How long a worker may be out of touch before its attempt is given up.
+    pub lost_after: Option<Duration>,
+    /// Budgets and backoff.
+    #[serde(default)]
+    pub retry: Retry,
+    /// Between SIGTERM and SIGKILL.
+    pub grace_period: Option<Duration>,
+    /// What happens when the output is not taken away fast enough.
+    #[serde(default)]
+    pub output_policy: OutputPolicy,
+    /// Must hold of the worker.
+    #[serde(default)]
+    pub constraints: Vec<Constraint>,
+    /// Should hold of the worker.
+    #[serde(default)]
+    pub preferences: Vec<Preference>,
+    /// Jobs that must have succeeded before.
+    #[serde(default)]
+    pub depends_on: Vec<String>,
+    /// Many of the same.
+    pub array: Option<Array>,
+    /// A container image.
+    pub image: Option<String>,
+    /// By name.
+    #[serde(default)]
+    pub secrets: Vec<Secret>,
+    /// Runs as this user.
+    pub user: Option<String>,
+    /// The attempt's private directory where absent.
+    pub working_directory: Option<String>,
+    /// May be ended for a job of higher priority.
+    #[serde(default)]
+    pub preemptible: bool,
+    /// The same key with the same content names the same job.
+    pub idempotency_key: Option<String>,
+}
+
+/// `{shell: {cmd, args}}` or `{script: {interpreter, content}}`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
+pub enum Command {
+    /// Executed as given, no shell in between.
+    Shell(Shell),
+    /// Written to a file and executed.
+    Script(Script),
+}
+
+/// See [`Command::Shell`].
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shell {
+    /// Looked up in PATH.
+    pub cmd: String,
+    /// Passed unchanged.
+    #[serde(default)]
+    pub args: Vec<String>,
+}
+
+/// See [`Command::Script`].
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Script {
+    /// `/bin/bash` with `set -euo pipefail` where absent.
+    pub interpreter: Option<String>,
+    /// The script.
+    pub content: String,
+}
+
+/// Needs of one attempt.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resources {
+    /// Cores, as a decimal.
+    pub cpu_cores: Option<Cores>,
+    /// MiB as a number, or a size such as `2GiB`.
+    pub memory_mb: Option<Size>,
+    /// The same.
+    pub storage_mb: Option<Size>,
+    /// Devices.
+    #[serde(default)]
+    pub gpu: u32,
+    /// For example `x86_64`.
+    pub architecture: Option<String>,
+}
+
+/// Retry budgets.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Retry {
+    /// For attempts that the infrastructure lost.
+    pub infrastructure: Option<u32>,
+    /// For the job's own failures.
+    pub failure: Option<u32>,
+    /// Which exit codes count for `failure`.
+    #[serde(default)]
+    pub exit_codes: Vec<i32>,
+    /// For time-outs.
+    pub timeout: Option<u32>,
+    /// First wait.
+    pub backoff_initial: Option<Duration>,
+    /// Longest wait.
+    pub backoff_max: Option<Duration>,
+    /// All attempts together.
+    #[serde(default)]
+    pub max_attempts: u32,
+}
+
+/// When the agent's spool is full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutputPolicy {
+    /// The job waits.
+    #[default]
+    Block,
+    /// Lines are dropped and counted.
+    Drop,
+}
+
+/// `attribute operator value`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Constraint {
+    /// For example `label.zone`.
+    pub attribute: String,
+    /// For example `=`.
+    pub operator: String,
+    /// The right-hand side.
+    pub value: String,
+}
+
+/// A constraint with a weight.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Preference {
+    /// For example `label.zone`.
+    pub attribute: String,
+    /// For example `=`.
+    pub operator: String,
+    /// The right-hand side.
+    pub value: String,
+    /// How much it counts.
+    pub weight: i32,
+}
+
+/// A job array.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Array {
+    /// Number of elements.
+    pub count: u32,
+    /// At once; 0: no bound.
+    #[serde(default)]
+    pub max_parallel: u32,
+}
+
+/// A secret by name.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Secret {
+    /// Its name.
+    pub name: String,
+    /// The variable it goes to; absent: JSON on standard input.
+    pub env: Option<String>,
+}
+
+/// Reads a job file in either format.
+///
+/// # Errors
+/// [`BadJobFile`] with the path of the first field that is wrong.
+pub fn parse(text: &str) -> Result<JobFile, BadJobFile> {
+    if text.trim_start().starts_with('{') { parse_json(text) } else { parse_toml(text) }
+}
+
+fn parse_json(text: &str) -> Result<JobFile, BadJobFile> {
+    let mut json = serde_json::Deserializer::from_str(text);
+    let file = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let at = format!(" at line {} column {}", error.inner().line(), error.inner().column());
+        let syntax = !error.inner().is_data();
+        let problem = error.inner().to_string();
+        bad(&error.path().to_string(), problem.strip_suffix(&at).unwrap_or(&problem), syntax, &problem)
+    })?;
+    json.end().map_err(|error| BadJobFile::Syntax(format!("expected one JSON object: {error}")))?;
+    Ok(file)
+}
+
+fn parse_toml(text: &str) -> Result<JobFile, BadJobFile> {
+    let document = toml::Deserializer::parse(text).map_err(|error| BadJobFile::Syntax(error.to_string()))?;
+    serde_path_to_error::deserialize(document).map_err(|error| {
+        let problem = error.inner().message().to_owned();
+        bad(&error.path().to_string(), &problem, false, &problem)
+    })
+}
+
+/// An error with its path; the path of an unknown field is completed by the field's name where the format leaves it out.
+fn bad(path: &str, problem: &str, syntax: bool, whole: &str) -> BadJobFile {
+    if syntax {
+        return BadJobFile::Syntax(whole.to_owned());
+    }
+    let mut field = if path == "." { String::new() } else { path.to_owned() };
+    if let Some(name) = problem.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next())
+        && field.rsplit('.').next() != Some(name)
+    {
+        field = join(&field, name);
+    }
+    if let Some(name) = problem.strip_prefix("missing field `").and_then(|rest| rest.split('`').next()) {
+        field = join(&field, name);
+    }
+    if field.is_empty() {
+        field = "job".to_owned();
+    }
+    BadJobFile::Field { field, problem: problem.to_owned() }
+}
+
+fn join(path: &str, name: &str) -> String {
+    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
+}
+
+impl JobFile {
+    /// The spec as it goes over the wire; checked there, not here. The idempotency key is no part of it.
+    #[must_use]
+    pub fn into_spec(self) -> v1::JobSpec {
+        let ms = |duration: Option<Duration>| duration.map_or(0, |duration| duration.0);
+        v1::JobSpec {
+            name: self.name.unwrap_or_default(),
+            command: self.command.map(Command::into_proto),
+            env: self.env,
+            resources: Some(self.resources.into_proto()),
+            timeout_ms: ms(self.timeout),
+            priority: self.priority,
+            labels: self.labels,
+            lost_after_ms: ms(self.lost_after),
+            retry: Some(self.retry.into_proto()),
+            grace_period_ms: ms(self.grace_period),
+            output_policy: match self.output_policy {
+                OutputPolicy::Block => v1::OutputPolicy::Block.into(),
+                OutputPolicy::Drop => v1::OutputPolicy::Drop.into(),
+            },
+            constraints: self.constraints.into_iter().map(Constraint::into_proto).collect(),
+            preferences: self.preferences.into_iter().map(Preference::into_proto).collect(),
+            depends_on: self.depends_on,
+            array: self.array.map(|array| v1::Array { count: array.count, max_parallel: array.max_parallel }),
+            image: self.image.unwrap_or_default(),
+            secrets: self.secrets.into_iter().map(Secret::into_proto).collect(),
+            user: self.user.unwrap_or_default(),
+            working_directory: self.working_directory.unwrap_or_default(),
+            preemptible: self.preemptible,
+        }
+    }
+}
+
+impl Command {
+    fn into_proto(self) -> v1::Command {
+        let kind = match self {
+            Self::Shell(Shell { cmd, args }) => v1::command::Kind::Shell(v1::Shell { cmd, args }),
+            Self::Script(Script { interpreter, content }) => {
+                v1::command::Kind::Script(v1::Script { interpreter: interpreter.unwrap_or_default(), content })
+            }
+        };
+        v1::Command { kind: Some(kind) }
+    }
+}
+
+impl Resources {
+    fn into_proto(self) -> v1::Resources {
+        v1::Resources {
+            cpu_millis: self.cpu_cores.map_or(0, |cores| cores.0),
+            memory_mb: self.memory_mb.map_or(0, |size| size.0),
+            storage_mb: self.storage_mb.map_or(0, |size| size.0),
+            gpu: self.gpu,
+            architecture: self.architecture.unwrap_or_default(),
+        }
+    }
+}
+
+impl Retry {
+    fn into_proto(self) -> v1::Retry {
+        v1::Retry {
+            infrastructure: self.infrastructure,
+            failure: self.failure,
+            exit_codes: self.exit_codes,
+            timeout: self.timeout,
+            backoff_initial_ms: self.backoff_initial.map_or(0, |duration| duration.0),
+            backoff_max_ms: self.backoff_max.map_or(0, |duration| duration.0),
+            max_attempts: self.max_attempts,
+        }
+    }
+}
+
+impl Constraint {
+    fn into_proto(self) -> v1::Constraint {
+        v1::Constraint { attribute: self.attribute, operator: self.operator, value: self.value }
+    }
+}
+
+impl Preference {
+    fn into_proto(self) -> v1::Preference {
+        let constraint = Constraint { attribute: self.attribute, operator: self.operator, value: self.value };
+        v1::Preference { constraint: Some(constraint.into_proto()), weight: self.weight }
+    }
+}
+
+impl Secret {
+    fn into_proto(self) -> v1::SecretRef {
+        v1::SecretRef { name: self.name, env: self.env.unwrap_or_default() }
+    }
+}
+
+#[cfg(test)]
+mod tests;
