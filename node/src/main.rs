@@ -1,10 +1,14 @@
 //! `hodei-node`: the one binary of a Hodei cluster, server and command line.
 
 mod cli;
+mod config;
+mod data_dir;
+mod durable;
 mod error;
 mod jobfile;
 mod logs;
 mod net;
+mod pki;
 mod server;
 
 use std::process::ExitCode;

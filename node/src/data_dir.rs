@@ -1,0 +1,257 @@
+//! A node's data directory: locked by one process, and of one cluster for ever.
+//!
+//! ```text
+//! lock             held while a process uses the directory
+//! identity.toml    who this node is; written last, so that what lacks it is not prepared
+//! peers.toml       where the other members were last known to be
+//! pki/             ca.pem ca.key node.pem node.key; enrolment.toml while joining
+//! admin/           the first administrator: ca.pem cert.pem key.pem (on the founder)
+//! wal/ db/ snapshots/ payloads/ logs/
+//! ```
+
+use std::{
+    fs::{self, File, OpenOptions, TryLockError},
+    io,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use hodei_state::ids::{ClusterId, NodeId, UserId};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{cli::exit::Failure, durable};
+
+/// A data directory that this process alone uses.
+#[derive(Debug)]
+pub struct DataDir {
+    path: PathBuf,
+    /// Whether this process made the directory.
+    created: bool,
+    /// Released when dropped.
+    _lock: File,
+}
+
+/// Who a node is: `identity.toml`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Identity {
+    /// Its cluster.
+    #[serde(with = "text")]
+    pub cluster_id: ClusterId,
+    /// Its id there.
+    pub node_id: NodeId,
+    /// How often it has been started; orders its addresses.
+    #[serde(default)]
+    pub start_counter: u64,
+    /// Whether a log was ever begun: one that is missing afterwards was lost, and must not be begun anew.
+    #[serde(default)]
+    pub log_begun: bool,
+    /// On the founder, until the cluster's first command is committed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub founder: Option<Founder>,
+}
+
+/// What the first command of a cluster needs beside the node's own credentials.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Founder {
+    /// The first administrator.
+    #[serde(with = "text")]
+    pub admin: UserId,
+    /// SHA-256 of their key in base 32.
+    pub admin_key: String,
+}
+
+/// Ids as text in TOML.
+mod text {
+    use std::{fmt::Display, str::FromStr};
+
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    pub(super) fn serialize<T: Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+
+    pub(super) fn deserialize<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+    where
+        T: FromStr<Err: Display>,
+        D: Deserializer<'de>,
+    {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+impl DataDir {
+    /// Makes the directory where it is missing, and locks it.
+    ///
+    /// # Errors
+    /// Bad input: not writable, or in use by another process.
+    pub fn open(path: &Path) -> Result<Self, Failure> {
+        let fail = |error: io::Error| not_writable(path, &error);
+        let created = durable::make_directory(path).map_err(fail)?;
+        loop {
+            let lock = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(durable::SECRET)
+                .open(path.join("lock"))
+                .map_err(fail)?;
+            match lock.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    return Err(Failure::bad_input(format!(
+                        "the data directory {} is in use by another process",
+                        path.display()
+                    )));
+                }
+                Err(TryLockError::Error(error)) => return Err(fail(error)),
+            }
+            // A process that gave up removes its lock file; a lock on a file that has no name any more locks nobody out.
+            let held = lock.metadata().map_err(fail)?.ino();
+            if fs::metadata(path.join("lock")).is_ok_and(|named| named.ino() == held) {
+                return Ok(Self { path: path.to_owned(), created, _lock: lock });
+            }
+        }
+    }
+
+    /// A path below the directory.
+    #[must_use]
+    pub fn join(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes one file durably, making its directory.
+    ///
+    /// # Errors
+    /// Bad input: not writable.
+    pub fn write(&self, name: &str, bytes: &[u8], mode: u32) -> Result<(), Failure> {
+        let path = self.join(name);
+        let made = path.parent().map_or(Ok(false), durable::make_directory);
+        made.and_then(|_| durable::write(&path, bytes, mode)).map_err(|error| not_writable(&self.path, &error))
+    }
+
+    /// Reads one text file; `None` where it does not exist.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn read(&self, name: &str) -> Result<Option<String>, Failure> {
+        let path = self.join(name);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Failure::other(format!("cannot read {}: {error}", path.display()))),
+        }
+    }
+
+    /// Reads one TOML file; `None` where it does not exist.
+    ///
+    /// # Errors
+    /// Where it cannot be read or understood.
+    pub fn read_toml<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Failure> {
+        let Some(text) = self.read(name)? else { return Ok(None) };
+        toml::from_str(&text)
+            .map(Some)
+            .map_err(|error| Failure::other(format!("{} is damaged: {}", self.join(name).display(), error.message())))
+    }
+
+    /// Writes one TOML file durably.
+    ///
+    /// # Errors
+    /// Bad input: not writable.
+    pub fn write_toml<T: Serialize>(&self, name: &str, value: &T) -> Result<(), Failure> {
+        let text = toml::to_string(value).map_err(|error| Failure::other(format!("{name}: {error}")))?;
+        self.write(name, text.as_bytes(), durable::PUBLIC)
+    }
+
+    /// Who the node is; `None`: the directory is not prepared.
+    ///
+    /// # Errors
+    /// Where it cannot be read or understood.
+    pub fn identity(&self) -> Result<Option<Identity>, Failure> {
+        self.read_toml("identity.toml")
+    }
+
+    /// Writes who the node is. After this the directory is prepared.
+    ///
+    /// # Errors
+    /// Bad input: not writable.
+    pub fn write_identity(&self, identity: &Identity) -> Result<(), Failure> {
+        self.write_toml("identity.toml", identity)
+    }
+
+    /// Takes away what an attempt to prepare the directory has left, after a definite refusal: nothing was written then.
+    pub fn discard(self) {
+        // Best effort: there is an error to report already, and leftovers do no harm.
+        let _ = fs::remove_dir_all(self.join("pki"));
+        let _ = fs::remove_dir_all(self.join("admin"));
+        let _ = durable::remove(&self.join("lock"));
+        if self.created {
+            // Succeeds only when it is empty.
+            let _ = fs::remove_dir(&self.path);
+        }
+    }
+}
+
+fn not_writable(path: &Path, error: &io::Error) -> Failure {
+    Failure::bad_input(format!("the data directory {} is not writable: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity() -> Identity {
+        let founder = Founder { admin: UserId(7), admin_key: "abc".into() };
+        Identity { cluster_id: ClusterId(5), node_id: 1, start_counter: 3, log_begun: true, founder: Some(founder) }
+    }
+
+    #[test]
+    fn a_directory_is_used_by_one() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("n1");
+        let first = DataDir::open(&path).unwrap();
+        let second = DataDir::open(&path).unwrap_err();
+        assert_eq!(second.exit, 2);
+        assert!(second.message.ends_with("is in use by another process"), "{second}");
+        drop(first);
+        DataDir::open(&path).unwrap();
+    }
+
+    #[test]
+    fn an_identity_can_be_read_back() {
+        let base = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(base.path()).unwrap();
+        assert_eq!(dir.identity().unwrap(), None);
+        dir.write_identity(&identity()).unwrap();
+        assert_eq!(dir.identity().unwrap(), Some(identity()));
+        dir.write("identity.toml", b"cluster_id = 7", durable::PUBLIC).unwrap();
+        assert!(dir.identity().unwrap_err().message.contains("is damaged"));
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_made_is_bad_input() {
+        let base = tempfile::tempdir().unwrap();
+        fs::write(base.path().join("file"), "").unwrap();
+        let failure = DataDir::open(&base.path().join("file/n1")).unwrap_err();
+        assert_eq!(failure.exit, 2);
+        assert!(failure.message.contains("is not writable"), "{failure}");
+    }
+
+    #[test]
+    fn what_is_discarded_leaves_nothing() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("n1");
+        let dir = DataDir::open(&path).unwrap();
+        dir.write("pki/node.key", b"secret", durable::SECRET).unwrap();
+        dir.discard();
+        assert!(!path.exists());
+    }
+}
