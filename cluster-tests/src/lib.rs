@@ -1,1 +1,28 @@
 //! Real processes under faults.
+//!
+//! A [`Cluster`] is a set of `hodei-node` and `hodei-agent` processes made the way an operator makes them: `init`,
+//! one-time tokens, `join`, mTLS. A test drives it through the same two doors as a user: the command line ([`Cli`])
+//! and persistent gRPC clients ([`Client`]). Faults are signals to single processes ([`Proc`]).
+//!
+//! - Every wait has a deadline and waits for a condition ([`wait`]); nothing here sleeps to let things settle.
+//! - Every cluster has loopback addresses of its own ([`net`]), so that tests may run beside each other.
+//! - Whatever a test started dies with it: on drop, and by the kernel's parent-death signal if the test itself is killed.
+//! - A failing test keeps its directory and prints where it is; a passing one leaves nothing.
+//!
+//! What is missing on purpose: no mocks, no in-process nodes, no knowledge of the product beyond its command line and
+//! its protos.
+
+pub mod bench;
+pub mod binaries;
+pub mod cli;
+pub mod client;
+pub mod cluster;
+pub mod history;
+pub mod net;
+pub mod proc;
+pub mod wait;
+
+pub use cli::{Cli, Output};
+pub use client::Client;
+pub use cluster::{Agent, Cluster, Node};
+pub use proc::Proc;

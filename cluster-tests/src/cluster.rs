@@ -1,0 +1,434 @@
+//! A cluster of real processes, made as an operator makes one.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use crate::{
+    cli::{self, Cli},
+    client::Client,
+    net,
+    proc::Proc,
+    wait,
+};
+
+/// How long a node or an agent may take to become ready. Generous: several clusters may share two cores.
+pub const START: Duration = Duration::from_secs(30);
+/// How long the cluster may take to come to rest after a change.
+pub const SETTLE: Duration = Duration::from_secs(30);
+
+/// Nodes and agents on loopback, and the directory in which all of them live.
+#[derive(Debug)]
+pub struct Cluster {
+    // Declared first, so dropped first: agents end before their nodes, nodes before their directory.
+    /// In the order in which they were started.
+    pub agents: Vec<Agent>,
+    /// The first one was made by `init`, the others joined.
+    pub nodes: Vec<Node>,
+    dir: TempDir,
+}
+
+/// One `hodei-node`: its data directory, its address, and its process while it runs.
+#[derive(Debug)]
+pub struct Node {
+    /// Where it listens, and what it advertises.
+    pub address: SocketAddr,
+    /// Its data directory.
+    pub data: PathBuf,
+    name: String,
+    starts: u32,
+    process: Option<Proc>,
+}
+
+/// One `hodei-agent`.
+#[derive(Debug)]
+pub struct Agent {
+    /// The id that it asked for when it enrolled.
+    pub worker: String,
+    /// Its data directory.
+    pub data: PathBuf,
+    name: String,
+    starts: u32,
+    flags: Vec<String>,
+    process: Option<Proc>,
+}
+
+impl Cluster {
+    /// `nodes` nodes, all of them voters, and no agent.
+    pub async fn start(nodes: usize) -> Self {
+        let mut cluster = Self::one().await;
+        for _ in 1..nodes {
+            cluster.join().await;
+        }
+        cluster.wait_healthy(nodes).await;
+        cluster
+    }
+
+    /// The first node, made by `init`.
+    pub async fn one() -> Self {
+        let mut cluster = Self::empty();
+        let index = cluster.prepare();
+        let node = &mut cluster.nodes[index];
+        node.start(&["init"]).await;
+        cluster
+    }
+
+    /// No node yet.
+    ///
+    /// # Panics
+    /// If no temporary directory can be made.
+    #[must_use]
+    pub fn empty() -> Self {
+        let dir = tempfile::Builder::new().prefix("hodei-test-").tempdir().expect("a temporary directory");
+        Self { agents: Vec::new(), nodes: Vec::new(), dir }
+    }
+
+    /// Reserves directory and address of a further node without starting it.
+    pub fn prepare(&mut self) -> usize {
+        let name = format!("node{}", self.nodes.len() + 1);
+        let data = self.dir.path().join(&name);
+        self.nodes.push(Node { address: net::fresh(), data, name, starts: 0, process: None });
+        self.nodes.len() - 1
+    }
+
+    /// Adds a node with a token of its own, known to every member.
+    pub async fn join(&mut self) -> usize {
+        let token = self.token("node").await;
+        let seeds = self.addresses().join(",");
+        let index = self.prepare();
+        self.nodes[index].start(&["join", &seeds, "--token", &token]).await;
+        index
+    }
+
+    /// A new one-time token.
+    pub async fn token(&self, role: &str) -> String {
+        self.cli().ok(&["token", "create", "--role", role, "--output", "quiet"]).await
+    }
+
+    /// Starts an agent that knows the nodes `gateways` and waits until it takes jobs.
+    pub async fn agent(&mut self, gateways: &[usize], flags: &[&str]) -> usize {
+        let token = self.token("agent").await;
+        let servers: Vec<_> = gateways.iter().map(|&i| self.nodes[i].address.to_string()).collect();
+        let name = format!("agent{}", self.agents.len() + 1);
+        let data = self.dir.path().join(&name);
+        let worker = Uuid::now_v7().to_string();
+        let given = ["--server", &servers.join(","), "--token", &token, "--worker-id", &worker];
+        let flags = given.iter().chain(flags).map(|&flag| flag.to_owned()).collect();
+        self.agents.push(Agent { worker: worker.clone(), data, name, starts: 0, flags, process: None });
+        let index = self.agents.len() - 1;
+        self.agents[index].start();
+        self.wait_worker(&worker, |worker| worker["state"] == "Ready" && !worker["gateway"].is_null()).await;
+        index
+    }
+
+    /// Where the test may put files of its own.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Addresses of all nodes whose process runs.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<String> {
+        self.nodes.iter().filter(|node| node.process.is_some()).map(|node| node.address.to_string()).collect()
+    }
+
+    /// The administrator's identity that `init` made.
+    #[must_use]
+    pub fn admin(&self) -> PathBuf {
+        self.nodes[0].data.join("admin")
+    }
+
+    /// The administrator's command line, with every running node as server.
+    #[must_use]
+    pub fn cli(&self) -> Cli {
+        Cli::nobody(self.dir.path()).with_identity(self.admin()).at(self.addresses())
+    }
+
+    /// The administrator's command line, with one node as its only server.
+    #[must_use]
+    pub fn cli_at(&self, node: usize) -> Cli {
+        self.cli().at([self.nodes[node].address.to_string()])
+    }
+
+    /// A persistent client of one node.
+    ///
+    /// # Panics
+    /// If the administrator's identity is not usable.
+    #[must_use]
+    pub fn client(&self, node: usize) -> Client {
+        Client::new(self.nodes[node].address, &self.admin()).expect("the administrator's identity is usable")
+    }
+
+    /// `cluster status` as one node sees it; `None` if it does not answer.
+    pub async fn status(&self, node: usize) -> Option<Value> {
+        let cli = self.cli_at(node).request_timeout(Duration::from_secs(2));
+        let output = cli.run(&["cluster", "status", "--output", "json"]).await;
+        (output.code == 0).then(|| serde_json::from_slice(&output.stdout).expect("status is JSON"))
+    }
+
+    /// Waits until every running node reports the same leader, and `nodes` voters, all of them healthy.
+    pub async fn wait_healthy(&self, nodes: usize) {
+        for (index, node) in self.nodes.iter().enumerate() {
+            if node.process.is_none() {
+                continue;
+            }
+            wait::until_true(&format!("{nodes} healthy voters as {} sees it", node.name), SETTLE, || async move {
+                let Some(status) = self.status(index).await else { return false };
+                let members = status["nodes"].as_array().cloned().unwrap_or_default();
+                let good = |member: &Value| member["role"] == "voter" && member["healthy"] == true;
+                !status["leader"].is_null() && members.len() == nodes && members.iter().all(good)
+            })
+            .await;
+        }
+    }
+
+    /// The index of the node that leads, as soon as a running node knows one that runs.
+    pub async fn leader(&self) -> usize {
+        self.leader_other_than(None).await
+    }
+
+    /// The index of a leader that is not `old`.
+    pub async fn leader_other_than(&self, old: Option<usize>) -> usize {
+        wait::until("a running node leads", SETTLE, || async move {
+            for index in self.running() {
+                let leader = self.status(index).await.and_then(|status| self.index_of(&status, &status["leader"]));
+                match leader {
+                    Some(leader) if Some(leader) != old && self.nodes[leader].process.is_some() => {
+                        return Some(leader);
+                    }
+                    _ => {}
+                }
+            }
+            None
+        })
+        .await
+    }
+
+    /// The index of the node with this Raft id, by the address that `status` names for it.
+    #[must_use]
+    pub fn index_of(&self, status: &Value, id: &Value) -> Option<usize> {
+        let member = status["nodes"].as_array()?.iter().find(|member| &member["id"] == id)?;
+        self.nodes.iter().position(|node| member["address"] == node.address.to_string())
+    }
+
+    /// The Raft id of a node, as the cluster knows it.
+    ///
+    /// # Panics
+    /// If no running node knows it.
+    pub async fn id_of(&self, node: usize) -> u64 {
+        let address = self.nodes[node].address.to_string();
+        wait::until("the node is a member", SETTLE, || {
+            let address = address.clone();
+            async move {
+                let status = self.status(*self.running().first()?).await?;
+                let member = status["nodes"].as_array()?.iter().find(|member| member["address"] == address)?.clone();
+                member["id"].as_u64()
+            }
+        })
+        .await
+    }
+
+    /// Makes `node` the leader.
+    pub async fn lead(&self, node: usize) {
+        let id = self.id_of(node).await.to_string();
+        if self.leader().await != node {
+            self.cli().ok(&["cluster", "transfer-leader", &id]).await;
+        }
+        wait::until_true("the leadership was transferred", SETTLE, || async { self.leader().await == node }).await;
+    }
+
+    /// Waits until `worker list` shows the worker as `wanted`.
+    pub async fn wait_worker(&self, worker: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        wait::until("the worker is as wanted", SETTLE, || async {
+            let output = self.cli().run(&["worker", "list", "--output", "json"]).await;
+            let workers: Value = serde_json::from_slice(&output.stdout).ok()?;
+            workers.as_array()?.iter().find(|row| row["id"] == worker).filter(|row| wanted(row)).cloned()
+        })
+        .await
+    }
+
+    /// Submits a job at any node; gives its id.
+    pub async fn submit(&self, options: &[&str], command: &[&str]) -> String {
+        let head = ["job", "submit", "--output", "quiet"];
+        self.cli().ok(&[&head, options, &["--"], command].concat()).await
+    }
+
+    /// `job get` as JSON.
+    pub async fn job(&self, id: &str) -> Value {
+        self.cli().json(&["job", "get", id]).await
+    }
+
+    /// Waits until the job is as `wanted`.
+    pub async fn wait_job(&self, id: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        wait::until(&format!("job {id}: {what}"), SETTLE, || async {
+            let output = self.cli().run(&["job", "get", id, "--output", "json"]).await;
+            serde_json::from_slice(&output.stdout).ok().filter(|job| wanted(job))
+        })
+        .await
+    }
+
+    /// Waits until the job is in this state.
+    pub async fn wait_state(&self, id: &str, state: &str) -> Value {
+        self.wait_job(id, state, |job| job["state"] == state).await
+    }
+
+    /// Processes that run as jobs of this cluster's agents, by the environment that the agent gave them.
+    #[must_use]
+    pub fn job_processes(&self) -> Vec<Pid> {
+        let ids: Vec<_> = self.agents.iter().map(|agent| format!("HODEI_WORKER_ID={}", agent.worker)).collect();
+        let agents: Vec<_> = self.agents.iter().filter_map(|agent| agent.process.as_ref().map(Proc::pid)).collect();
+        processes_with(|variable| ids.iter().any(|id| id.as_bytes() == variable))
+            .into_iter()
+            .filter(|pid| !agents.contains(pid))
+            .collect()
+    }
+
+    fn running(&self) -> Vec<usize> {
+        (0..self.nodes.len()).filter(|&index| self.nodes[index].process.is_some()).collect()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for agent in &mut self.agents {
+            agent.process = None;
+        }
+        // What a killed agent left running.
+        for pid in self.job_processes() {
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+        self.nodes.clear();
+        if std::thread::panicking() {
+            self.dir.disable_cleanup(true);
+            eprintln!("the cluster's directory is kept: {}", self.dir.path().display());
+        }
+    }
+}
+
+impl Node {
+    /// Starts `hodei-node VERB…` on this node's directory and address, and waits until it is ready.
+    ///
+    /// # Panics
+    /// If it runs already, or does not become ready.
+    pub async fn start(&mut self, verb: &[&str]) {
+        self.launch(verb);
+        self.process().ready(START).await;
+    }
+
+    /// Starts without waiting.
+    ///
+    /// # Panics
+    /// If it runs already.
+    pub fn launch(&mut self, verb: &[&str]) {
+        assert!(self.process.is_none(), "{} runs already", self.name);
+        self.starts += 1;
+        let mut command = self.command(verb);
+        let dir = self.data.parent().expect("the data directory lies in the cluster's");
+        self.process = Some(Proc::spawn(&format!("{}.{}", self.name, self.starts), &mut command, dir));
+    }
+
+    /// The command line for `hodei-node VERB…` on this node's directory and address.
+    ///
+    /// # Panics
+    /// Never: the data directory lies in the cluster's.
+    #[must_use]
+    pub fn command(&self, verb: &[&str]) -> Command {
+        let dir = self.data.parent().expect("the data directory lies in the cluster's");
+        let mut command = cli::clean("hodei-node", dir);
+        command.args(verb).arg("--data-dir").arg(&self.data);
+        command.args(["--listen", &self.address.to_string(), "--http", "off"]);
+        command
+    }
+
+    /// Starts it again on its directory.
+    pub async fn restart(&mut self) {
+        self.start(&["run"]).await;
+    }
+
+    /// kill -9.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// SIGTERM, and waits for its clean end.
+    ///
+    /// # Panics
+    /// If it does not end with success.
+    pub async fn stop(&mut self) {
+        self.process().signal(Signal::SIGTERM);
+        let status = self.process().exit(START).await;
+        let stderr = self.process.take().map(|process| process.stderr_text()).unwrap_or_default();
+        assert!(status.success(), "{} ended with {status}:\n{stderr}", self.name);
+    }
+
+    /// SIGSTOP: alive to the kernel, silent to everybody else.
+    pub fn freeze(&mut self) {
+        self.process().signal(Signal::SIGSTOP);
+    }
+
+    /// SIGCONT.
+    pub fn thaw(&mut self) {
+        self.process().signal(Signal::SIGCONT);
+    }
+
+    /// Its process.
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn process(&mut self) -> &mut Proc {
+        self.process.as_mut().unwrap_or_else(|| panic!("{} does not run", self.name))
+    }
+}
+
+impl Agent {
+    /// Starts it (again).
+    ///
+    /// # Panics
+    /// If it runs already.
+    pub fn start(&mut self) {
+        assert!(self.process.is_none(), "{} runs already", self.name);
+        self.starts += 1;
+        let dir = self.data.parent().expect("the data directory lies in the cluster's");
+        let mut command = cli::clean("hodei-agent", dir);
+        command.arg("--data-dir").arg(&self.data).args(&self.flags);
+        self.process = Some(Proc::spawn(&format!("{}.{}", self.name, self.starts), &mut command, dir));
+    }
+
+    /// kill -9. What it ran goes on until the cluster is dropped.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// Its process.
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn process(&mut self) -> &mut Proc {
+        self.process.as_mut().unwrap_or_else(|| panic!("{} does not run", self.name))
+    }
+}
+
+/// Processes in whose environment a variable (`NAME=value`) satisfies `wanted`.
+fn processes_with(wanted: impl Fn(&[u8]) -> bool) -> Vec<Pid> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    pids.filter(|pid: &i32| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|&byte| byte == 0).any(&wanted)
+    })
+    .map(Pid::from_raw)
+    .collect()
+}

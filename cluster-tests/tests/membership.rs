@@ -1,0 +1,122 @@
+//! Nodes come, move, and go.
+
+use std::time::Duration;
+
+use cluster_tests::{Cluster, cluster::START, net, wait};
+
+const SOON: Duration = Duration::from_secs(30);
+
+#[tokio::test]
+async fn a_node_that_joins_becomes_a_voter_and_holds_everything() {
+    let mut cluster = Cluster::one().await;
+    let early = cluster.submit(&[], &["true"]).await;
+    cluster.join().await;
+    cluster.join().await;
+    cluster.wait_healthy(3).await;
+    for node in 0..3 {
+        let listed = cluster.cli_at(node).json(&["job", "list"]).await;
+        assert_eq!(listed[0]["id"], early.as_str(), "node {node}");
+    }
+    // A voter counts: with the first node gone, the two that joined are a majority.
+    cluster.nodes[0].kill();
+    cluster.leader_other_than(Some(0)).await;
+    cluster.submit(&[], &["true"]).await;
+}
+
+#[tokio::test]
+async fn a_node_comes_back_under_another_address() {
+    let mut cluster = Cluster::start(3).await;
+    let id = cluster.id_of(2).await;
+    cluster.nodes[2].stop().await;
+    cluster.nodes[2].address = net::fresh();
+    cluster.nodes[2].restart().await;
+    cluster.wait_healthy(3).await;
+    assert_eq!(cluster.id_of(2).await, id, "the same node at another place");
+
+    // It is no phantom: it can lead from there.
+    cluster.lead(2).await;
+    cluster.submit(&[], &["true"]).await;
+}
+
+#[tokio::test]
+async fn joining_again_is_running() {
+    let mut cluster = Cluster::start(2).await;
+    cluster.nodes[1].stop().await;
+    let seed = cluster.nodes[0].address.to_string();
+    // The token is ignored on a directory that is prepared.
+    cluster.nodes[1].start(&["join", &seed, "--token", "hodei1.node.nonsense.nonsense"]).await;
+    cluster.nodes[0].stop().await;
+    cluster.nodes[0].start(&["init"]).await;
+    cluster.wait_healthy(2).await;
+}
+
+#[tokio::test]
+async fn a_removed_node_is_refused_for_good() {
+    let mut cluster = Cluster::start(3).await;
+    // The leader itself: the leadership goes first.
+    let gone = cluster.leader().await;
+    let id = cluster.id_of(gone).await;
+    cluster.cli().ok(&["cluster", "remove", &id.to_string()]).await;
+    let stays: Vec<_> = (0..3).filter(|&node| node != gone).collect();
+    for &node in &stays {
+        wait::until_true("two members are left", SOON, || async {
+            let Some(status) = cluster.status(node).await else { return false };
+            let members = status["nodes"].as_array().unwrap();
+            !status["leader"].is_null() && members.len() == 2 && members.iter().all(|member| member["id"] != id)
+        })
+        .await;
+    }
+    cluster.cli_at(stays[0]).ok(&["job", "submit", "--", "true"]).await;
+
+    // It learns of it, or is refused when it starts again: it never serves as a member.
+    let cli = cluster.cli_at(gone).request_timeout(Duration::from_secs(2));
+    wait::until_true("the removed node serves nobody", SOON, || async { cli.run(&["job", "list"]).await.code != 0 })
+        .await;
+    cluster.nodes[gone].kill();
+    cluster.nodes[gone].launch(&["run"]);
+    wait::until_true("the removed node serves nobody after a restart", SOON, || async {
+        cli.run(&["job", "submit", "--", "true"]).await.code != 0
+    })
+    .await;
+    cluster.nodes[gone].kill();
+
+    // A newcomer gets a new id.
+    let admin = cluster.nodes[stays[0]].address;
+    assert!(cluster.addresses().contains(&admin.to_string()));
+    let newcomer = cluster.join().await;
+    assert!(cluster.id_of(newcomer).await > 3, "ids are never reused");
+}
+
+#[tokio::test]
+async fn a_directory_and_a_port_belong_to_one_process() {
+    let mut cluster = Cluster::one().await;
+    let other_address = net::fresh().to_string();
+
+    let mut second = cluster.nodes[0].command(&["run"]);
+    second.args(["--listen", &other_address]);
+    let output = second.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("in use"), "{said}");
+
+    let index = cluster.prepare();
+    cluster.nodes[index].address = cluster.nodes[0].address;
+    let output = cluster.nodes[index].command(&["init"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("in use"), "{said}");
+    assert!(!cluster.nodes[index].data.join("pki").exists(), "nothing is written before the port is ours");
+    cluster.nodes.pop();
+    assert_eq!(cluster.cli().run(&["job", "list"]).await.code, 0, "the first one goes on");
+}
+
+#[tokio::test]
+async fn preparing_does_not_serve() {
+    let mut cluster = Cluster::empty();
+    let first = cluster.prepare();
+    let output = cluster.nodes[first].command(&["init", "--prepare-only"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    cluster.nodes[first].start(&["run"]).await;
+    wait::until_true("it leads its cluster of one", START, || async {
+        cluster.cli().run(&["job", "submit", "--", "true"]).await.code == 0
+    })
+    .await;
+}

@@ -1,0 +1,68 @@
+//! The shortest way through the product, as a new user takes it.
+
+use std::{fs, time::Duration};
+
+use cluster_tests::{Cli, Cluster, Proc, cli, wait};
+use nix::sys::signal::Signal;
+
+const SOON: Duration = Duration::from_secs(30);
+
+#[tokio::test]
+async fn dev_in_one_terminal_and_job_run_in_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut dev = Proc::spawn("dev", cli::clean("hodei-node", dir.path()).arg("dev"), dir.path());
+    dev.ready(SOON).await;
+
+    // No server, no identity, no environment: the second terminal needs nothing.
+    let user = Cli::nobody(dir.path());
+    let gate = dir.path().join("gate");
+    let script = format!("echo 1; echo 2; while [ ! -e {} ]; do sleep 0.02; done; echo 3; exit 7", gate.display());
+    let mut run = user.spawn("run", &["job", "run", "--", "bash", "-c", &script]);
+    // The lines come while the job runs: it cannot end before the gate opens.
+    wait::until_true("the first lines arrive", SOON, || async { run.stdout() == b"1\n2\n" }).await;
+    assert!(!run.is_gone());
+    fs::write(&gate, "").unwrap();
+    let status = run.exit(SOON).await;
+    assert_eq!((cli::exit_code(status), run.stdout_text().as_str()), (7, "1\n2\n3\n"));
+
+    // Ctrl-C ends it and takes away what it put into the user's home.
+    dev.signal(Signal::SIGINT);
+    assert!(dev.exit(SOON).await.success(), "{}", dev.stderr_text());
+    user.run(&["job", "list"]).await.expect(2);
+}
+
+#[tokio::test]
+async fn job_run_ends_as_the_job_does() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.agent(&[1], &[]).await;
+    let cli = cluster.cli();
+    let not_executable = cluster.dir().join("plain.txt");
+    fs::write(&not_executable, "no program").unwrap();
+
+    let cases: [(&[&str], i32); 6] = [
+        (&["true"], 0),
+        (&["bash", "-c", "exit 7"], 7),
+        (&["bash", "-c", "kill -KILL $$"], 137),
+        (&["bash", "-c", "kill -TERM $$"], 143),
+        (&["no-such-command-anywhere"], 127),
+        (&[not_executable.to_str().unwrap()], 126),
+    ];
+    for (command, code) in cases {
+        let output = cli.run(&[&["job", "run", "--"], command].concat()).await;
+        assert_eq!(output.code, code, "{command:?}: {}", output.stderr);
+        assert!(output.stdout.is_empty(), "{command:?} printed {:?}", output.text());
+    }
+}
+
+#[tokio::test]
+async fn a_job_runs_in_a_clean_environment() {
+    let mut cluster = Cluster::one().await;
+    cluster.agent(&[0], &[]).await;
+    let output = cluster.cli().run(&["job", "run", "--env", "COLOUR=red", "--", "env"]).await.expect(0);
+    let mut names: Vec<_> = output.text().lines().filter_map(|l| Some(l.split_once('=')?.0.to_owned())).collect();
+    names.sort();
+    let expected =
+        ["COLOUR", "HODEI_ATTEMPT", "HODEI_FENCE", "HODEI_JOB_ID", "HODEI_WORKER_ID", "HOME", "LANG", "PATH"];
+    assert_eq!(names, expected);
+    assert!(output.text().contains("COLOUR=red") && output.text().contains("HODEI_ATTEMPT=1"));
+}

@@ -1,0 +1,80 @@
+//! Without a majority nothing is written, nothing hangs, and nothing old is shown as new.
+
+use std::time::Duration;
+
+use cluster_tests::{Cluster, wait};
+use nix::sys::signal::Signal;
+
+const SOON: Duration = Duration::from_secs(30);
+
+#[tokio::test]
+async fn a_lone_node_answers_with_a_clear_error_inside_the_deadline() {
+    let mut cluster = Cluster::start(3).await;
+    let kept = cluster.submit(&[], &["true"]).await;
+    cluster.nodes[1].kill();
+    cluster.nodes[2].kill();
+
+    let cli = cluster.cli_at(0).request_timeout(Duration::from_secs(2));
+    for args in
+        [&["job", "submit", "--", "true"][..], &["job", "list"], &["job", "get", &kept], &["job", "cancel", &kept]]
+    {
+        let output = cli.run(args).await.expect(69);
+        assert!(output.stderr.contains("no quorum"), "{args:?}: {}", output.stderr);
+        assert!(output.took < Duration::from_secs(4), "{args:?} took {:?}", output.took);
+        assert!(output.stdout.is_empty(), "{args:?} showed {:?}", output.text());
+    }
+
+    // Status is local knowledge, and says so.
+    wait::until_true("status sees no leader", SOON, || async {
+        cluster.status(0).await.is_some_and(|status| status["leader"].is_null())
+    })
+    .await;
+    let output = cluster.cli_at(0).run(&["cluster", "status"]).await.expect(0);
+    let said = format!("{}{}", output.text(), output.stderr);
+    assert!(said.contains("quorum"), "{said}");
+
+    cluster.nodes[1].restart().await;
+    wait::until_true("the majority writes again", SOON, || async {
+        cluster.cli_at(0).run(&["job", "submit", "--", "true"]).await.code == 0
+    })
+    .await;
+    assert_eq!(cluster.cli_at(0).json(&["job", "list"]).await.as_array().unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn run_is_ready_without_a_quorum() {
+    let mut cluster = Cluster::start(3).await;
+    for node in &mut cluster.nodes {
+        node.stop().await;
+    }
+    cluster.nodes[2].restart().await;
+    let cli = cluster.cli_at(2).request_timeout(Duration::from_secs(1));
+    cli.run(&["job", "list"]).await.expect(69);
+    assert!(cluster.status(2).await.unwrap()["leader"].is_null());
+}
+
+#[tokio::test]
+async fn a_frozen_leader_is_replaced_and_follows_when_it_wakes() {
+    let mut cluster = Cluster::start(3).await;
+    let old = cluster.leader().await;
+    cluster.nodes[old].freeze();
+    let new = cluster.leader_other_than(Some(old)).await;
+    let job = cluster.cli_at(new).ok(&["job", "submit", "--output", "quiet", "--", "true"]).await;
+    cluster.nodes[old].thaw();
+    // Its first answer after the wake-up is linearizable: it knows the job that was accepted without it.
+    let output = cluster.cli_at(old).run(&["job", "get", &job, "--output", "quiet"]).await.expect(0);
+    assert_eq!(output.text(), job);
+    cluster.wait_healthy(3).await;
+}
+
+#[tokio::test]
+async fn nobody_reachable_is_the_same_exit_code() {
+    let mut cluster = Cluster::one().await;
+    let cli = cluster.cli().request_timeout(Duration::from_secs(2));
+    cluster.nodes[0].process().signal(Signal::SIGTERM);
+    assert!(cluster.nodes[0].process().exit(SOON).await.success());
+    for args in [&["job", "list"][..], &["cluster", "status"], &["token", "list"]] {
+        let output = cli.run(args).await.expect(69);
+        assert!(output.took < Duration::from_secs(4), "{args:?} took {:?}", output.took);
+    }
+}
