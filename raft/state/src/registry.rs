@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{Caller, ClusterId, Millis, NodeId, Role, SessionId, TokenId, WorkerId};
+use crate::{
+    ids::{Caller, ClusterId, Millis, NodeId, Role, SessionId, TokenId, WorkerId},
+    spec::Resources,
+};
 
 /// `Creating → Connecting → Ready ⇄ Busy → Draining → Terminating → Terminated`, and `Disconnected` beside Ready and Busy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -42,6 +45,54 @@ pub struct Capacity {
     pub gpu: u32,
 }
 
+impl Capacity {
+    /// What one attempt takes: a slot and its resources.
+    #[must_use]
+    pub fn needed(resources: &Resources) -> Self {
+        Self {
+            slots: 1,
+            cpu_millis: resources.cpu_millis,
+            memory_mb: resources.memory_mb,
+            storage_mb: resources.storage_mb,
+            gpu: resources.gpu,
+        }
+    }
+
+    /// Both together, saturating.
+    #[must_use]
+    pub fn plus(&self, other: &Self) -> Self {
+        Self {
+            slots: self.slots.saturating_add(other.slots),
+            cpu_millis: self.cpu_millis.saturating_add(other.cpu_millis),
+            memory_mb: self.memory_mb.saturating_add(other.memory_mb),
+            storage_mb: self.storage_mb.saturating_add(other.storage_mb),
+            gpu: self.gpu.saturating_add(other.gpu),
+        }
+    }
+
+    /// What is left of it; never below nothing, since a worker may come back with less than its attempts hold.
+    #[must_use]
+    pub fn minus(&self, other: &Self) -> Self {
+        Self {
+            slots: self.slots.saturating_sub(other.slots),
+            cpu_millis: self.cpu_millis.saturating_sub(other.cpu_millis),
+            memory_mb: self.memory_mb.saturating_sub(other.memory_mb),
+            storage_mb: self.storage_mb.saturating_sub(other.storage_mb),
+            gpu: self.gpu.saturating_sub(other.gpu),
+        }
+    }
+
+    /// Whether all of `needed` is there.
+    #[must_use]
+    pub fn holds(&self, needed: &Self) -> bool {
+        self.slots >= needed.slots
+            && self.cpu_millis >= needed.cpu_millis
+            && self.memory_mb >= needed.memory_mb
+            && self.storage_mb >= needed.storage_mb
+            && self.gpu >= needed.gpu
+    }
+}
+
 /// A worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Worker {
@@ -77,6 +128,20 @@ pub struct Worker {
     pub provider: Option<String>,
     /// First session.
     pub registered_at: Millis,
+}
+
+impl Worker {
+    /// What live attempts leave of its capacity.
+    #[must_use]
+    pub fn free(&self) -> Capacity {
+        self.capacity.minus(&self.used)
+    }
+
+    /// Whether it may be given jobs.
+    #[must_use]
+    pub fn takes_jobs(&self) -> bool {
+        matches!(self.state, WorkerState::Ready | WorkerState::Busy)
+    }
 }
 
 /// A member of the cluster.

@@ -1,0 +1,76 @@
+//! Who may ask for what.
+
+use super::Context;
+use crate::{
+    command::Command,
+    ids::{Caller, WorkerId},
+    outcome::Refusal,
+    state::State,
+};
+
+/// Who may give a command.
+enum Right {
+    /// A member: what the leader's loops and the gateways decide.
+    Node,
+    /// This member itself.
+    ThisNode(u64),
+    /// An administrator.
+    Admin,
+    /// A member or an administrator.
+    NodeOrAdmin,
+    /// A user or an administrator.
+    User,
+    /// The worker's own agent.
+    Agent(WorkerId),
+    /// The worker's own agent, or a member that speaks for it: its gateway.
+    AgentOrGateway(WorkerId),
+}
+
+fn right(command: &Command) -> Right {
+    match command {
+        Command::NodeHello(hello) => Right::ThisNode(hello.node),
+        Command::Init(_)
+        | Command::UseToken(_)
+        | Command::Assign { .. }
+        | Command::AttemptLost { .. }
+        | Command::AttemptOverdue { .. }
+        | Command::PlaceLog { .. } => Right::Node,
+        Command::RemoveNode { .. } | Command::CreateToken(_) | Command::RevokeToken { .. } => Right::Admin,
+        Command::SetFeatureLevel { .. } | Command::RemoveJobs { .. } => Right::NodeOrAdmin,
+        Command::SubmitJob(_) | Command::CancelJob { .. } => Right::User,
+        Command::OpenSession(open) => Right::Agent(open.on.worker),
+        Command::AttachWorker { worker, .. }
+        | Command::DetachWorker { worker, .. }
+        | Command::CloseSession { worker } => Right::AgentOrGateway(worker.worker),
+        Command::JobStarted { by, .. } | Command::JobDeclined { by, .. } | Command::JobResult { by, .. } => {
+            Right::AgentOrGateway(by.worker)
+        }
+    }
+}
+
+impl Right {
+    fn covers(&self, caller: Caller) -> bool {
+        match (self, caller) {
+            (Self::Node | Self::NodeOrAdmin | Self::AgentOrGateway(_), Caller::Node(_))
+            | (Self::Admin | Self::NodeOrAdmin | Self::User, Caller::Admin(_))
+            | (Self::User, Caller::User(_)) => true,
+            (Self::ThisNode(node), Caller::Node(caller)) => *node == caller,
+            (Self::Agent(worker) | Self::AgentOrGateway(worker), Caller::Agent(caller)) => *worker == caller,
+            _ => false,
+        }
+    }
+}
+
+impl State {
+    /// The cluster exists, the caller is one of its parties still, and may give this command.
+    pub(super) fn check_caller(&self, context: Context, command: &Command) -> Result<(), Refusal> {
+        if self.cluster().is_none() {
+            return Err(Refusal::WrongClusterState);
+        }
+        let caller = context.caller;
+        if self.is_revoked(caller) {
+            return Err(Refusal::CallerRevoked { caller });
+        }
+        if right(command).covers(caller) { Ok(()) } else { Err(Refusal::NotAllowed { caller }) }
+    }
+}

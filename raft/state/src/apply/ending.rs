@@ -1,0 +1,139 @@
+//! What the end of an attempt means for its job: done, failed, or another attempt.
+
+use super::jobs::exit_of;
+use crate::{
+    ids::{AttemptRef, Millis, WorkerId},
+    job::{Attempt, AttemptEnd, CancelRequest, EndedBy, Job, JobState, LogEnd, Reason, RetriesUsed, StartFailure},
+    registry::{Capacity, Worker, WorkerState},
+    spec::Retry,
+    state::State,
+};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Which budget pays for another attempt.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Budget {
+    Infrastructure,
+    Failure,
+    Timeout,
+}
+
+impl State {
+    /// Ends a live attempt, gives its capacity back and decides what becomes of its job.
+    pub(super) fn end_attempt(&mut self, mut attempt: Attempt, by: EndedBy, reason: Reason, log: Option<LogEnd>) {
+        debug_assert!(attempt.is_live(), "only live attempts end");
+        let id = attempt.id;
+        let now = self.stamp();
+        let worker = attempt.worker;
+        attempt.end = Some(AttemptEnd { at: now, by, reason: reason.clone(), log });
+        self.put_attempt(attempt);
+        self.release_capacity(worker, id);
+        let (Some(job), Some(spec)) = (self.job(id.job), self.spec(id.job)) else {
+            return;
+        };
+        debug_assert_eq!(job.attempt, id.attempt, "only the newest attempt is live");
+        let mut job = job.clone();
+        settle(&mut job, &spec.retry, reason, worker, now);
+        self.update_job(job);
+    }
+
+    fn release_capacity(&mut self, worker: WorkerId, attempt: AttemptRef) {
+        let (Some(worker), Some(spec)) = (self.worker(worker), self.spec(attempt.job)) else {
+            return;
+        };
+        let used = worker.used.minus(&Capacity::needed(&spec.resources));
+        let mut worker = Worker { used, ..worker.clone() };
+        if self.live_attempts(worker.id).next().is_none() {
+            worker.state = match worker.state {
+                WorkerState::Busy => WorkerState::Ready,
+                WorkerState::Terminating => WorkerState::Terminated,
+                state => state,
+            };
+        }
+        self.put_worker(worker);
+    }
+}
+
+/// The job's next state.
+fn settle(job: &mut Job, retry: &Retry, reason: Reason, worker: WorkerId, now: Millis) {
+    if let Some(request) = &job.cancel {
+        let reason = cancelled(request, Some(&reason));
+        finish(job, reason, now);
+        return;
+    }
+    let budget = budget(&reason, retry);
+    match budget {
+        Some(budget) if take(&mut job.retries, budget, retry, job.attempt) => {
+            job.state = JobState::Pending;
+            job.not_before = backoff(job, retry).map(|wait| now.plus(wait));
+            job.avoid = Some(worker);
+        }
+        _ => finish(job, reason, now),
+    }
+}
+
+/// Makes a job terminal.
+pub(super) fn finish(job: &mut Job, reason: Reason, now: Millis) {
+    job.state = match reason {
+        Reason::Exited { code: 0 } => JobState::Succeeded,
+        Reason::Cancelled { .. } => JobState::Cancelled,
+        Reason::Timeout { .. } => JobState::Timeout,
+        _ => JobState::Failed,
+    };
+    job.reason = Some(Box::new(reason));
+    job.finished_at = Some(now);
+    job.not_before = None;
+}
+
+/// The reason of a cancelled job, with how its process ended where it had one.
+pub(super) fn cancelled(request: &CancelRequest, end: Option<&Reason>) -> Reason {
+    let (exit_code, signal) = end.map_or((None, None), exit_of);
+    Reason::Cancelled { by: request.by, reason: request.reason.clone(), exit_code, signal }
+}
+
+/// The budget that this end may be made up for from; `None`: none.
+fn budget(reason: &Reason, retry: &Retry) -> Option<Budget> {
+    let failure =
+        |code: i32| (retry.exit_codes.is_empty() || retry.exit_codes.contains(&code)).then_some(Budget::Failure);
+    match reason {
+        Reason::Exited { code: 0 } | Reason::Cancelled { .. } => None,
+        Reason::Exited { code } => failure(*code),
+        // As a shell reports them.
+        Reason::Signaled { signal } => failure(signal.saturating_add(128)),
+        Reason::OutOfMemory => failure(137),
+        Reason::CouldNotStart { cause: StartFailure::NotFound, .. } => failure(127),
+        Reason::CouldNotStart { .. } => failure(126),
+        Reason::Timeout { .. } => Some(Budget::Timeout),
+        Reason::WorkerLost { .. } | Reason::NotProvisioned { .. } => Some(Budget::Infrastructure),
+    }
+}
+
+/// Takes one retry from a budget, where it and the bound on all attempts allow it.
+fn take(used: &mut RetriesUsed, budget: Budget, retry: &Retry, attempts: u32) -> bool {
+    if retry.max_attempts != 0 && attempts >= retry.max_attempts {
+        return false;
+    }
+    let (used, allowed) = match budget {
+        Budget::Infrastructure => (&mut used.infrastructure, retry.infrastructure),
+        Budget::Failure => (&mut used.failure, retry.failure),
+        Budget::Timeout => (&mut used.timeout, retry.timeout),
+    };
+    if *used >= allowed {
+        return false;
+    }
+    *used += 1;
+    true
+}
+
+/// How long the next attempt waits: doubled with each retry up to the longest wait, of which a hash of job and attempt
+/// takes away up to a half, so that what failed together does not come back together. None where it would be zero.
+fn backoff(job: &Job, retry: &Retry) -> Option<u64> {
+    let retries = job.retries.infrastructure.saturating_add(job.retries.failure).saturating_add(job.retries.timeout);
+    let doublings = retries.saturating_sub(1).min(63);
+    let full = retry.backoff_initial_ms.saturating_mul(1 << doublings).min(retry.backoff_max_ms);
+    let mut seed = [0; 20];
+    seed[..16].copy_from_slice(&job.id.0.to_be_bytes());
+    seed[16..].copy_from_slice(&job.attempt.to_be_bytes());
+    let jitter = xxh3_64(&seed) % (full / 2 + 1);
+    Some(full - jitter).filter(|wait| *wait > 0)
+}

@@ -1,0 +1,135 @@
+//! What users ask for: submit, cancel; and the removal of what has ended.
+
+use super::{Context, Result, ending};
+use crate::{
+    command::SubmitJob,
+    ids::{Caller, JobId},
+    index::body_len,
+    job::{CancelRequest, Job, JobState, Reason, RetriesUsed},
+    outcome::{Outcome, Refusal},
+    registry::Tombstone,
+    state::State,
+    validate::{self, check},
+};
+
+/// Bytes of bodies that jobs which have not ended may hold together.
+const MAX_QUEUED_BYTES: u64 = 4 << 30;
+/// A removed job is still recognised for an hour.
+const TOMBSTONE_MS: u64 = 3_600_000;
+/// Jobs that one command may remove, so that none takes long.
+pub(crate) const MAX_REMOVALS: usize = 1_000;
+
+impl State {
+    /// Submits a job and puts it in the queue. Recognised by its id, or by the caller's idempotency key: the same
+    /// payload again names the existing job, another payload is refused.
+    pub(super) fn submit_job(&mut self, context: Context, submission: &SubmitJob) -> Result {
+        validate::stored(submission)?;
+        if let Some(known) = self.known_submission(context.caller, submission) {
+            return known;
+        }
+        let queued_bytes = self.counts().queued_bytes;
+        if queued_bytes.saturating_add(body_len(&submission.spec)) > MAX_QUEUED_BYTES {
+            return Err(Refusal::QueueFull { queued_bytes });
+        }
+        let job = Job {
+            id: submission.job,
+            owner: context.caller,
+            digest: submission.digest,
+            idempotency_key: submission.idempotency_key.clone(),
+            submitted_index: context.index,
+            submitted_offset: context.offset,
+            submitted_at: self.stamp(),
+            state: JobState::Pending,
+            reason: None,
+            attempt: 0,
+            cancel: None,
+            retries: RetriesUsed::default(),
+            not_before: None,
+            avoid: None,
+            started_at: None,
+            finished_at: None,
+        };
+        self.insert_job(job, submission.spec.clone());
+        Ok(Outcome::Submitted { job: submission.job, existing: false })
+    }
+
+    fn known_submission(&self, caller: Caller, submission: &SubmitJob) -> Option<Result> {
+        if let Some(known) = self.recognise(submission.job, caller, submission) {
+            return Some(known);
+        }
+        let key = submission.idempotency_key.as_deref()?;
+        let job = *self.indexes.keys.get(&(caller, key.into()))?;
+        self.recognise(job, caller, submission)
+    }
+
+    /// Whether `job`, or what is kept of it, is what is being submitted.
+    fn recognise(&self, job: JobId, caller: Caller, submission: &SubmitJob) -> Option<Result> {
+        let same = |owner: Caller, digest: [u8; 32]| owner == caller && digest == submission.digest;
+        if let Some(existing) = self.job(job) {
+            return Some(if same(existing.owner, existing.digest) {
+                Ok(Outcome::Submitted { job, existing: true })
+            } else {
+                Err(Refusal::PayloadMismatch { job })
+            });
+        }
+        let tombstone = self.tombstones.get(&job)?;
+        (tombstone.until > self.stamp()).then(|| {
+            let same = same(tombstone.owner, tombstone.digest);
+            Err(if same { Refusal::JobRemoved { job } } else { Refusal::PayloadMismatch { job } })
+        })
+    }
+
+    /// A pending job ends at once. One that is placed goes on until its process has ended or its lease has run out, and
+    /// whatever ends it then, it ends as cancelled. The first request stands; repeating it changes nothing.
+    pub(super) fn cancel_job(&mut self, context: Context, id: JobId, reason: &str) -> Result {
+        check(reason.len() <= 256, "reason", "at most 256 bytes")?;
+        let Some(job) = self.job(id) else {
+            let removed = self.tombstones.contains(&id);
+            return Err(if removed { Refusal::JobRemoved { job: id } } else { Refusal::UnknownJob { job: id } });
+        };
+        if job.cancel.is_some() && (job.state == JobState::Cancelled || !job.state.is_terminal()) {
+            return Ok(Outcome::CancelAccepted { job: id, state: job.state });
+        }
+        if job.state.is_terminal() {
+            return Err(Refusal::AlreadyTerminal { job: id, state: job.state });
+        }
+        let mut job = job.clone();
+        let request = CancelRequest { by: context.caller, reason: reason.to_string(), at: self.stamp() };
+        if job.state == JobState::Pending {
+            let reason = ending::cancelled(&request, None);
+            ending::finish(&mut job, reason, self.stamp());
+        }
+        job.cancel = Some(Box::new(request));
+        let state = job.state;
+        self.update_job(job);
+        Ok(Outcome::CancelAccepted { job: id, state })
+    }
+
+    /// Removes jobs that have ended; others are passed over.
+    pub(super) fn remove_jobs(&mut self, jobs: &[JobId]) -> Result {
+        check(jobs.len() <= MAX_REMOVALS, "jobs", "at most 1,000 at once")?;
+        let until = self.stamp().plus(TOMBSTONE_MS);
+        let mut removed = 0;
+        for id in jobs {
+            let Some(job) = self.job(*id).filter(|job| job.state.is_terminal()) else {
+                continue;
+            };
+            let tombstone =
+                Tombstone { owner: job.owner, idempotency_key: job.idempotency_key.clone(), digest: job.digest, until };
+            self.remove_job(*id);
+            self.put_tombstone(*id, tombstone);
+            removed += 1;
+        }
+        Ok(if removed == 0 { Outcome::Unchanged } else { Outcome::Removed { jobs: removed } })
+    }
+}
+
+/// How an attempt that ended counts once its job is to be cancelled: the exit is kept.
+pub(super) fn exit_of(reason: &Reason) -> (Option<i32>, Option<i32>) {
+    match reason {
+        Reason::Exited { code } => (Some(*code), None),
+        Reason::Signaled { signal } => (None, Some(*signal)),
+        Reason::Cancelled { exit_code, signal, .. } => (*exit_code, *signal),
+        _ => (None, None),
+    }
+}

@@ -1,0 +1,131 @@
+//! The cluster and its members.
+
+use super::{Context, Result};
+use crate::{
+    command::{Init, NodeHello},
+    ids::{Caller, Millis, NodeId},
+    outcome::{Outcome, Refusal},
+    registry::{Cluster, Identity, Member, WorkerState},
+    state::State,
+    validate,
+};
+
+/// The first member.
+const FIRST_NODE: NodeId = 1;
+
+impl State {
+    /// Once: makes the cluster, its first member and its first administrator. The caller is that member, which no
+    /// identity vouches for yet.
+    pub(super) fn initialise(&mut self, context: Context, init: &Init) -> Result {
+        if context.caller != Caller::Node(FIRST_NODE) {
+            return Err(Refusal::NotAllowed { caller: context.caller });
+        }
+        if let Some(cluster) = self.cluster() {
+            let same = cluster.id == init.cluster && self.member(FIRST_NODE).is_some_and(|node| node.key == init.key);
+            return if same { Ok(Outcome::Unchanged) } else { Err(Refusal::WrongClusterState) };
+        }
+        validate::node(&init.address, &init.version)?;
+        validate::check((1..=2000).contains(&init.ca.len()), "ca", "a certificate of at most 2,000 bytes")?;
+        validate::check(init.feature_level > 0, "feature_level", "at least 1")?;
+        self.put_cluster(Cluster {
+            id: init.cluster,
+            ca_bundle: vec![init.ca.clone()],
+            feature_level: init.feature_level,
+            next_node_id: FIRST_NODE + 1,
+        });
+        self.add_member(Member {
+            id: FIRST_NODE,
+            address: init.address.clone(),
+            start_counter: 0,
+            key: init.key,
+            version: init.version.clone(),
+            feature_level: init.feature_level,
+            joined_at: self.stamp(),
+            removed_at: None,
+        });
+        let (admin, key) = init.admin;
+        self.put_identity(Identity { who: Caller::Admin(admin), key, issued_at: self.stamp(), revoked_at: None });
+        Ok(Outcome::Done)
+    }
+
+    /// A member with its identity.
+    pub(super) fn add_member(&mut self, member: Member) {
+        self.put_identity(Identity {
+            who: Caller::Node(member.id),
+            key: member.key,
+            issued_at: member.joined_at,
+            revoked_at: None,
+        });
+        self.put_member(member);
+    }
+
+    /// The newest start of a node says where it is; what an earlier start said, and arrives late, is ignored.
+    pub(super) fn node_hello(&mut self, hello: &NodeHello) -> Result {
+        let member = self.member(hello.node).ok_or(Refusal::UnknownNode { node: hello.node })?;
+        if hello.start_counter <= member.start_counter {
+            return Ok(Outcome::Unchanged);
+        }
+        validate::node(&hello.address, &hello.version)?;
+        let required = self.feature_level();
+        if hello.feature_level < required {
+            return Err(Refusal::FeatureLevel { offered: hello.feature_level, required });
+        }
+        let mut member = member.clone();
+        member.address.clone_from(&hello.address);
+        member.version.clone_from(&hello.version);
+        member.start_counter = hello.start_counter;
+        member.feature_level = hello.feature_level;
+        self.put_member(member);
+        Ok(Outcome::Done)
+    }
+
+    /// For good: the id is never served nor given out again. Workers whose streams the node held are disconnected,
+    /// since it can no longer say so itself.
+    pub(super) fn remove_node(&mut self, node: NodeId) -> Result {
+        let member = self.member(node).ok_or(Refusal::UnknownNode { node })?;
+        if member.removed_at.is_some() {
+            return Ok(Outcome::Unchanged);
+        }
+        if self.members().filter(|member| member.removed_at.is_none()).count() <= 1 {
+            return Err(Refusal::LastMember);
+        }
+        let now = self.stamp();
+        let member = Member { removed_at: Some(now), ..member.clone() };
+        self.revoke(Caller::Node(node), now);
+        self.put_member(member);
+        let held: Vec<_> = self.workers().filter(|worker| worker.gateway == Some(node)).cloned().collect();
+        for mut worker in held {
+            worker.gateway = None;
+            if worker.takes_jobs() {
+                worker.state = WorkerState::Disconnected;
+            }
+            self.put_worker(worker);
+        }
+        Ok(Outcome::Done)
+    }
+
+    fn revoke(&mut self, who: Caller, now: Millis) {
+        if let Some(identity) = self.identity(who) {
+            let identity = Identity { revoked_at: Some(now), ..identity.clone() };
+            self.put_identity(identity);
+        }
+    }
+
+    /// Raised only, and only once every member that is served can read what it stands for.
+    pub(super) fn set_feature_level(&mut self, level: u32) -> Result {
+        let cluster = self.cluster().ok_or(Refusal::WrongClusterState)?;
+        if level <= cluster.feature_level {
+            return Ok(Outcome::Unchanged);
+        }
+        let lowest =
+            self.members().filter(|member| member.removed_at.is_none()).map(|member| member.feature_level).min();
+        match lowest {
+            Some(offered) if offered < level => Err(Refusal::FeatureLevel { offered, required: level }),
+            _ => {
+                let cluster = Cluster { feature_level: level, ..cluster.clone() };
+                self.put_cluster(cluster);
+                Ok(Outcome::Done)
+            }
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! The leader's decisions. Each was made on an older state, so that everything it rests on is checked again.
+
+use super::{Context, Result};
+use crate::{
+    ids::{AttemptRef, Caller, JobId},
+    job::{Attempt, Deadline, EndedBy, JobState, Reason},
+    outcome::{Outcome, Refusal},
+    registry::{Capacity, SessionRef, Worker, WorkerState},
+    state::State,
+};
+
+impl State {
+    /// Gives a pending job to a worker: a reservation, atomic with the check that there is room.
+    pub(super) fn assign(
+        &mut self,
+        context: Context,
+        id: JobId,
+        attempt: u32,
+        on: SessionRef,
+        heartbeat: u64,
+    ) -> Result {
+        let (Some(job), Some(spec)) = (self.job(id), self.spec(id)) else {
+            return Err(Refusal::UnknownJob { job: id });
+        };
+        if job.state != JobState::Pending {
+            return Err(out_of_date("the job is not pending"));
+        }
+        if job.attempt.checked_add(1) != Some(attempt) {
+            return Err(out_of_date("another attempt is due"));
+        }
+        if job.not_before.is_some_and(|until| until > self.stamp()) {
+            return Err(out_of_date("the job waits for its backoff to pass"));
+        }
+        let needed = Capacity::needed(&spec.resources);
+        let worker = self.check_worker(on, &needed)?;
+        let used = worker.used.plus(&needed);
+        let worker = Worker { used, state: WorkerState::Busy, ..worker.clone() };
+        let mut job = job.clone();
+        job.state = JobState::Scheduled;
+        job.attempt = attempt;
+        job.not_before = None;
+        let assigned = AttemptRef { job: id, attempt, fence: context.index };
+        self.put_worker(worker);
+        self.put_attempt(Attempt {
+            id: assigned,
+            worker: on.worker,
+            session: on.session,
+            heartbeat,
+            assigned_at: self.stamp(),
+            started_at: None,
+            overdue_at: None,
+            end: None,
+        });
+        self.update_job(job);
+        Ok(Outcome::Assigned { attempt: assigned })
+    }
+
+    fn check_worker(&self, on: SessionRef, needed: &Capacity) -> std::result::Result<&Worker, Refusal> {
+        let worker = self.worker(on.worker).ok_or(Refusal::UnknownWorker { worker: on.worker })?;
+        if worker.session != on.session {
+            return Err(Refusal::StaleSession { session: on.session });
+        }
+        if !worker.takes_jobs() || self.is_revoked(Caller::Agent(on.worker)) {
+            return Err(out_of_date("the worker takes no jobs"));
+        }
+        if !worker.free().holds(needed) {
+            return Err(Refusal::NoCapacity { worker: on.worker });
+        }
+        Ok(worker)
+    }
+
+    /// The lease of an attempt ran out: no agent runs it any more, and none ever will.
+    pub(super) fn attempt_lost(&mut self, id: AttemptRef) -> Result {
+        let attempt = self.known_attempt(id)?;
+        if !attempt.is_live() {
+            return Ok(Outcome::Unchanged);
+        }
+        let reason = if attempt.overdue_at.is_some() {
+            Reason::Timeout { deadline: Deadline::Backstop }
+        } else {
+            Reason::WorkerLost { message: "its lease ran out".to_string() }
+        };
+        self.end_attempt(attempt.clone(), EndedBy::Expiry, reason, None);
+        Ok(Outcome::Done)
+    }
+
+    /// The agent should have ended the attempt by now. That frees nothing: the process may still run. The attempt's
+    /// lease is extended no more, and the expiry, which the agent's watchdog heeds, frees it.
+    pub(super) fn attempt_overdue(&mut self, id: AttemptRef) -> Result {
+        let attempt = self.known_attempt(id)?;
+        if !attempt.is_live() || attempt.overdue_at.is_some() {
+            return Ok(Outcome::Unchanged);
+        }
+        let attempt = Attempt { overdue_at: Some(self.stamp()), ..attempt.clone() };
+        self.put_attempt(attempt);
+        Ok(Outcome::Done)
+    }
+
+    /// An attempt under this very fence, live or not.
+    pub(super) fn known_attempt(&self, id: AttemptRef) -> std::result::Result<&Attempt, Refusal> {
+        let attempt = self.attempt(id.job, id.attempt).filter(|attempt| attempt.id.fence == id.fence);
+        attempt.ok_or(Refusal::StaleFence { attempt: id })
+    }
+}
+
+fn out_of_date(why: &str) -> Refusal {
+    Refusal::OutOfDate { why: why.to_string() }
+}

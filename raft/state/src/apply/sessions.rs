@@ -1,0 +1,300 @@
+//! What agents say, mostly through their gateways: sessions, streams, and how attempts fare.
+
+use super::Result;
+use crate::{
+    command::{OpenSession, PlaceSegment},
+    ids::{AttemptRef, NodeId},
+    job::{Attempt, EndedBy, JobState, LogEnd, Reason, Segment},
+    outcome::{Outcome, Refusal},
+    registry::{Capacity, SessionRef, Worker, WorkerState},
+    state::State,
+    validate::{self, check, shorten},
+};
+
+/// Attempts that a session may name when it opens.
+const MAX_NAMED: usize = 10_000;
+/// Sessions that are remembered as over.
+const PAST_SESSIONS: usize = 16;
+/// Stretches of one attempt's log.
+const MAX_SEGMENTS: u32 = 10_000;
+/// Bytes that are kept of what an agent says about an end. Longer texts are cut, not refused: the end counts.
+const MAX_MESSAGE: usize = 512;
+
+impl State {
+    /// One agent process takes over its worker. Attempts that it adopted are its own from here on, under the fence that
+    /// they had; this includes those whose result it found on disk. Older sessions are over, and never open again.
+    pub(super) fn open_session(&mut self, open: &OpenSession) -> Result {
+        let SessionRef { worker: id, session } = open.on;
+        validate::agent(&open.info)?;
+        check(open.adopted.len() <= MAX_NAMED, "adopted", "at most 10,000")?;
+        check(open.dead.len() <= MAX_NAMED, "dead", "at most 10,000")?;
+        let known = self.worker(id);
+        if let Some(worker) = known {
+            let closed = matches!(worker.state, WorkerState::Terminating | WorkerState::Terminated);
+            let over = worker.past_sessions.contains(&session) || (worker.session == session && closed);
+            if over {
+                return Err(Refusal::StaleSession { session });
+            }
+            if worker.session == session {
+                return Ok(self.owned_by(open.on));
+            }
+        }
+        let worker = self.succeed(known, open);
+        self.put_worker(worker);
+        for adopted in &open.adopted {
+            let attempt = self.known_attempt(*adopted).ok();
+            let Some(attempt) = attempt.filter(|attempt| attempt.is_live() && attempt.worker == id) else {
+                continue;
+            };
+            let attempt = Attempt { session, ..attempt.clone() };
+            self.put_attempt(attempt);
+        }
+        // `open.dead` frees nothing yet. Only a watchdog that outlives the agent can have seen to it that no process of
+        // those attempts is left; until the product has one, only expiry frees an older session's attempts.
+        Ok(self.owned_by(open.on))
+    }
+
+    /// The worker under its new session; what live attempts hold of it stays held.
+    fn succeed(&self, known: Option<&Worker>, open: &OpenSession) -> Worker {
+        let info = open.info.clone();
+        let mut past_sessions = known.map_or_else(Vec::new, |worker| worker.past_sessions.clone());
+        // The session that this one says it follows may be unknown here: its command may be lost or still under way,
+        // and must then not undo this one.
+        for over in known.map(|worker| worker.session).into_iter().chain(open.previous) {
+            if over != open.on.session && !past_sessions.contains(&over) {
+                past_sessions.push(over);
+            }
+        }
+        past_sessions.drain(..past_sessions.len().saturating_sub(PAST_SESSIONS));
+        Worker {
+            id: open.on.worker,
+            state: WorkerState::Connecting,
+            session: open.on.session,
+            past_sessions,
+            stream: 0,
+            gateway: None,
+            capacity: info.capacity,
+            used: known.map_or_else(Capacity::default, |worker| worker.used),
+            labels: info.labels,
+            version: info.version,
+            architecture: info.architecture,
+            kernel: info.kernel,
+            hostname: info.hostname,
+            boot_id: info.boot_id,
+            provider: info.provider,
+            registered_at: known.map_or(self.stamp(), |worker| worker.registered_at),
+        }
+    }
+
+    fn owned_by(&self, on: SessionRef) -> Outcome {
+        let owned = self.live_attempts(on.worker).filter(|attempt| attempt.session == on.session);
+        Outcome::SessionOpened { owned: owned.map(|attempt| attempt.id).collect() }
+    }
+
+    /// The worker of this very session.
+    fn worker_of(&self, on: SessionRef) -> std::result::Result<&Worker, Refusal> {
+        let worker = self.worker(on.worker).ok_or(Refusal::UnknownWorker { worker: on.worker })?;
+        if worker.session == on.session { Ok(worker) } else { Err(Refusal::StaleSession { session: on.session }) }
+    }
+
+    /// The worker's stream is with this gateway now. Only a newer stream displaces an older one.
+    pub(super) fn attach_worker(&mut self, on: SessionRef, stream: u64, gateway: NodeId) -> Result {
+        let worker = self.worker_of(on)?;
+        if matches!(worker.state, WorkerState::Terminating | WorkerState::Terminated) {
+            return Err(Refusal::StaleSession { session: on.session });
+        }
+        if self.member(gateway).is_none_or(|member| member.removed_at.is_some()) {
+            return Err(Refusal::UnknownNode { node: gateway });
+        }
+        if stream == worker.stream && worker.gateway == Some(gateway) {
+            return Ok(Outcome::Unchanged);
+        }
+        if stream <= worker.stream {
+            return Err(Refusal::StaleStream { stream });
+        }
+        let mut worker = worker.clone();
+        worker.stream = stream;
+        worker.gateway = Some(gateway);
+        if worker.state != WorkerState::Draining {
+            let idle = self.live_attempts(worker.id).next().is_none();
+            worker.state = if idle { WorkerState::Ready } else { WorkerState::Busy };
+        }
+        self.put_worker(worker);
+        Ok(Outcome::Done)
+    }
+
+    /// A stream broke; leases run, and live attempts hold their capacity. It may overtake its own attach, which is then
+    /// refused as no newer.
+    pub(super) fn detach_worker(&mut self, on: SessionRef, stream: u64) -> Result {
+        let worker = self.worker_of(on)?;
+        if stream < worker.stream {
+            return Err(Refusal::StaleStream { stream });
+        }
+        if stream == worker.stream && worker.gateway.is_none() {
+            return Ok(Outcome::Unchanged);
+        }
+        let mut worker = Worker { stream, gateway: None, ..worker.clone() };
+        if worker.takes_jobs() || worker.state == WorkerState::Connecting {
+            worker.state = WorkerState::Disconnected;
+        }
+        self.put_worker(worker);
+        Ok(Outcome::Done)
+    }
+
+    /// The session ends for good. Attempts that it still owns are freed by its results or by expiry, as ever.
+    pub(super) fn close_session(&mut self, on: SessionRef) -> Result {
+        let worker = self.worker_of(on)?;
+        if matches!(worker.state, WorkerState::Terminating | WorkerState::Terminated) {
+            return Ok(Outcome::Unchanged);
+        }
+        let idle = self.live_attempts(on.worker).next().is_none();
+        let state = if idle { WorkerState::Terminated } else { WorkerState::Terminating };
+        let worker = Worker { state, gateway: None, ..worker.clone() };
+        self.put_worker(worker);
+        Ok(Outcome::Done)
+    }
+
+    /// The process runs. Late, after the result: nothing to do.
+    pub(super) fn job_started(&mut self, id: AttemptRef, by: SessionRef, segment: Option<PlaceSegment>) -> Result {
+        let Some(attempt) = self.owned_attempt(id, by, EndedBy::Result)? else {
+            return Ok(Outcome::Unchanged);
+        };
+        if attempt.started_at.is_some() {
+            return Ok(Outcome::Unchanged);
+        }
+        let now = self.stamp();
+        let attempt = Attempt { started_at: Some(now), ..attempt.clone() };
+        let job = self.job(id.job).cloned();
+        let segment = segment.map(|segment| self.placed(id, segment)).transpose()?.flatten();
+        self.put_attempt(attempt);
+        if let Some(mut job) = job {
+            job.state = JobState::Running;
+            job.started_at = job.started_at.or(Some(now));
+            self.update_job(job);
+        }
+        self.put_segments(segment);
+        Ok(Outcome::Done)
+    }
+
+    /// Its session never started the attempt and never will: the infrastructure's fault, and another worker's turn.
+    pub(super) fn job_declined(&mut self, id: AttemptRef, by: SessionRef, reason: &str) -> Result {
+        let Some(attempt) = self.owned_attempt(id, by, EndedBy::Declined)? else {
+            return Ok(Outcome::Unchanged);
+        };
+        if attempt.started_at.is_some() {
+            return Err(Refusal::OutOfDate { why: "the process was reported to run".to_string() });
+        }
+        let reason = Reason::WorkerLost { message: format!("declined: {}", shorten(reason, MAX_MESSAGE)) };
+        self.end_attempt(attempt.clone(), EndedBy::Declined, reason, None);
+        Ok(Outcome::Done)
+    }
+
+    /// The attempt ended. The first result stands; the same report again is no news.
+    pub(super) fn job_result(
+        &mut self,
+        id: AttemptRef,
+        by: SessionRef,
+        reason: &Reason,
+        log: LogEnd,
+        segment: Option<PlaceSegment>,
+    ) -> Result {
+        let Some(attempt) = self.owned_attempt(id, by, EndedBy::Result)? else {
+            return Ok(Outcome::Unchanged);
+        };
+        let attempt = attempt.clone();
+        let cancelled = self.job(id.job).is_some_and(|job| job.cancel.is_some());
+        let reason = as_reported(reason, cancelled)?;
+        let segment = segment.map(|segment| self.placed(id, segment)).transpose()?.flatten();
+        self.put_segments(segment);
+        self.end_attempt(attempt, EndedBy::Result, reason, Some(log));
+        Ok(Outcome::Done)
+    }
+
+    /// The live attempt that a session owns; `None` where it has ended in the way that the message itself reports, which
+    /// is then a repetition, whichever session of the worker repeats it. Everything else is refused: once freed, an
+    /// attempt is nobody's.
+    fn owned_attempt(
+        &self,
+        id: AttemptRef,
+        by: SessionRef,
+        ends: EndedBy,
+    ) -> std::result::Result<Option<&Attempt>, Refusal> {
+        let attempt = self.known_attempt(id)?;
+        match &attempt.end {
+            Some(end) if end.by == ends && attempt.worker == by.worker => Ok(None),
+            Some(_) => Err(Refusal::StaleFence { attempt: id }),
+            None if (attempt.worker, attempt.session) != (by.worker, by.session) => {
+                Err(Refusal::StaleSession { session: by.session })
+            }
+            None => Ok(Some(attempt)),
+        }
+    }
+
+    /// Where a further stretch of an attempt's log lies, whether or not it has ended.
+    pub(super) fn place_log(&mut self, id: AttemptRef, segment: PlaceSegment) -> Result {
+        self.known_attempt(id)?;
+        match self.placed(id, segment)? {
+            None => Ok(Outcome::Unchanged),
+            placed => {
+                self.put_segments(placed);
+                Ok(Outcome::Done)
+            }
+        }
+    }
+
+    fn put_segments(&mut self, segment: Option<Segment>) {
+        if let Some(segment) = segment {
+            self.put_segment(segment);
+        }
+    }
+
+    /// The segment row that records a placement: a further holder of a stretch that is known, or a new stretch. `None`
+    /// where it is recorded already.
+    fn placed(&self, id: AttemptRef, place: PlaceSegment) -> std::result::Result<Option<Segment>, Refusal> {
+        if self.member(place.holder).is_none() {
+            return Err(Refusal::UnknownNode { node: place.holder });
+        }
+        if let Some(known) =
+            self.segments(id.job, id.attempt).find(|known| known.first_sequence == place.first_sequence)
+        {
+            if known.holders.contains(&place.holder) {
+                return Ok(None);
+            }
+            check(known.holders.len() < 16, "segment.holder", "at most 16 holders")?;
+            let mut known = known.clone();
+            known.holders.push(place.holder);
+            return Ok(Some(known));
+        }
+        let newest = self.segments.range((id.job, id.attempt, 0)..=(id.job, id.attempt, u32::MAX)).next_back();
+        let number = newest.map_or(1, |(key, _)| key.2.saturating_add(1));
+        check(number <= MAX_SEGMENTS, "segment", "at most 10,000 of an attempt")?;
+        Ok(Some(Segment {
+            job: id.job,
+            attempt: id.attempt,
+            number,
+            first_sequence: place.first_sequence,
+            holders: vec![place.holder],
+        }))
+    }
+}
+
+/// The reason as it counts. An agent cannot say that a job was not provisioned, nor that it was cancelled where nobody
+/// asked for it: that is an agent which gave the job up.
+fn as_reported(reason: &Reason, cancel_requested: bool) -> std::result::Result<Reason, Refusal> {
+    Ok(match reason {
+        Reason::NotProvisioned { .. } => check(false, "reason", "how the attempt ended").map(|()| reason.clone())?,
+        Reason::Cancelled { .. } if !cancel_requested => {
+            Reason::WorkerLost { message: "given up by its worker".to_string() }
+        }
+        Reason::Cancelled { by, reason, exit_code, signal } => {
+            Reason::Cancelled { by: *by, reason: shorten(reason, 256), exit_code: *exit_code, signal: *signal }
+        }
+        Reason::WorkerLost { message } => Reason::WorkerLost { message: shorten(message, MAX_MESSAGE) },
+        Reason::CouldNotStart { cause, message } => {
+            Reason::CouldNotStart { cause: *cause, message: shorten(message, MAX_MESSAGE) }
+        }
+        Reason::Exited { .. } | Reason::Signaled { .. } | Reason::OutOfMemory | Reason::Timeout { .. } => {
+            reason.clone()
+        }
+    })
+}

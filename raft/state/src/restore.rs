@@ -1,0 +1,145 @@
+//! The state from its rows: after a restart, and from a snapshot.
+
+use crate::{
+    codec::{self, CodecError},
+    ids::WorkerId,
+    job::JobState,
+    registry::Capacity,
+    rows::RowKey,
+    state::State,
+    table::{Dirty, RowValue, Table},
+};
+
+/// A row that cannot be, or does not fit the others: what it came from must not be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("row {key:?}: {why}")]
+pub struct CorruptRow {
+    /// Which.
+    pub key: RowKey,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+impl State {
+    /// Rebuilds the state from all of its rows, in any order, with its indexes and its hash. No changes are left to
+    /// take.
+    ///
+    /// # Errors
+    /// Where a row does not decode or does not fit the others.
+    pub fn from_rows(rows: impl IntoIterator<Item = (RowKey, Vec<u8>)>) -> Result<Self, CorruptRow> {
+        let mut state = Self::new();
+        for (key, bytes) in rows {
+            state.load(key, &bytes)?;
+            // Encoded again only for the hash; nothing of it is a change.
+            state.dirty.clear();
+        }
+        state.rebuild()?;
+        Ok(state)
+    }
+
+    fn load(&mut self, key: RowKey, bytes: &[u8]) -> Result<(), CorruptRow> {
+        let dirty = &mut self.dirty;
+        match key {
+            RowKey::Meta => load(&mut self.meta, (), bytes, |_| true, dirty),
+            RowKey::Cluster => load(&mut self.cluster, (), bytes, |_| true, dirty),
+            RowKey::Member(id) => load(&mut self.members, id, bytes, |row| row.id == id, dirty),
+            RowKey::Identity(who) => load(&mut self.identities, who, bytes, |row| row.who == who, dirty),
+            RowKey::Token(id) => load(&mut self.tokens, id, bytes, |row| row.id == id, dirty),
+            RowKey::TokenUse(id, nonce) => {
+                load(&mut self.token_uses, (id, nonce), bytes, |row| row.nonce == nonce, dirty)
+            }
+            RowKey::Job(id) => load(&mut self.jobs, id, bytes, |row| row.id == id, dirty),
+            RowKey::Spec(id) => load(&mut self.specs, id, bytes, |_| true, dirty),
+            RowKey::Attempt(job, n) => {
+                load(&mut self.attempts, (job, n), bytes, |row| (row.id.job, row.id.attempt) == (job, n), dirty)
+            }
+            RowKey::Segment(job, n, number) => {
+                let fits = |row: &crate::job::Segment| (row.job, row.attempt, row.number) == (job, n, number);
+                load(&mut self.segments, (job, n, number), bytes, fits, dirty)
+            }
+            RowKey::Worker(id) => load(&mut self.workers, id, bytes, |row| row.id == id, dirty),
+            RowKey::Tombstone(id) => load(&mut self.tombstones, id, bytes, |_| true, dirty),
+        }
+    }
+
+    fn rebuild(&mut self) -> Result<(), CorruptRow> {
+        let stamp = self.stamp();
+        let indexes = &mut self.indexes;
+        if self.jobs.len() != self.specs.len() {
+            return Err(corrupt(RowKey::Meta, "there are not as many specs as jobs"));
+        }
+        for (id, job) in self.jobs.iter() {
+            let spec = self.specs.get(id).ok_or_else(|| corrupt(RowKey::Job(*id), "it has no spec"))?;
+            let placed = matches!(job.state, JobState::Scheduled | JobState::Running);
+            let newest = self.attempts.get(&(*id, job.attempt));
+            if newest.is_some_and(crate::job::Attempt::is_live) != placed || newest.is_none() != (job.attempt == 0) {
+                return Err(corrupt(RowKey::Job(*id), "its newest attempt does not fit its state"));
+            }
+            indexes.add_job(job, spec, stamp);
+        }
+        for (key, attempt) in self.attempts.iter() {
+            if self.jobs.get(&key.0).is_none_or(|job| key.1 > job.attempt || (attempt.is_live() && key.1 < job.attempt))
+            {
+                return Err(corrupt(RowKey::Attempt(key.0, key.1), "its job does not know it"));
+            }
+            indexes.set_attempt(attempt);
+        }
+        for (id, tombstone) in self.tombstones.iter() {
+            indexes.tombstones.insert((tombstone.until, *id));
+            if let Some(key) = &tombstone.idempotency_key {
+                indexes.keys.insert((tombstone.owner, key.as_str().into()), *id);
+            }
+        }
+        for (id, token) in self.tokens.iter() {
+            indexes.secrets.insert(token.secret, *id);
+        }
+        for (who, identity) in self.identities.iter() {
+            indexes.party_keys.insert((identity.key, *who));
+        }
+        for (_, worker) in self.workers.iter() {
+            indexes.set_worker(worker);
+        }
+        self.check_capacity()
+    }
+
+    fn check_capacity(&self) -> Result<(), CorruptRow> {
+        for (id, worker) in self.workers.iter() {
+            if worker.used != self.taken(*id) {
+                return Err(corrupt(RowKey::Worker(*id), "its live attempts take another capacity"));
+            }
+        }
+        match self.indexes.live.keys().find(|(worker, ..)| !self.workers.contains(worker)) {
+            Some(&(_, job, attempt)) => Err(corrupt(RowKey::Attempt(job, attempt), "its worker is not known")),
+            None => Ok(()),
+        }
+    }
+
+    /// What a worker's live attempts take.
+    pub(crate) fn taken(&self, worker: WorkerId) -> Capacity {
+        let specs = self.live_attempts(worker).filter_map(|attempt| self.specs.get(&attempt.id.job));
+        specs.fold(Capacity::default(), |taken, spec| taken.plus(&Capacity::needed(&spec.resources)))
+    }
+}
+
+fn load<V: RowValue>(
+    table: &mut Table<V>,
+    key: V::Key,
+    bytes: &[u8],
+    fits: impl Fn(&V) -> bool,
+    dirty: &mut Dirty,
+) -> Result<(), CorruptRow> {
+    let value: V =
+        codec::decode_row(bytes).map_err(|error: CodecError| corrupt(V::row_key(key), &error.to_string()))?;
+    if !fits(&value) {
+        return Err(corrupt(V::row_key(key), "its value belongs to another key"));
+    }
+    if table.contains(&key) {
+        return Err(corrupt(V::row_key(key), "it is there twice"));
+    }
+    table.put(key, value, dirty);
+    Ok(())
+}
+
+fn corrupt(key: RowKey, why: &str) -> CorruptRow {
+    CorruptRow { key, why: why.to_string() }
+}

@@ -1,0 +1,246 @@
+//! The whole state: tables, the indexes derived from them, and what readers ask of it.
+
+use crate::{
+    ids::{Caller, JobId, Millis, NodeId, TokenId, WorkerId},
+    index::{Counts, Indexes},
+    job::{Attempt, Job, Segment},
+    queue::Order,
+    registry::{Cluster, Identity, Member, Token, TokenUse, Tombstone, Worker},
+    rows::{Meta, RowKey},
+    spec::{Body, JobSpec},
+    table::{Dirty, Table},
+};
+
+/// The replicated state. A clone shares everything with the original and costs O(number of tables), provided that
+/// changes were taken before: those not yet taken are copied.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    pub(crate) meta: Table<Meta>,
+    pub(crate) cluster: Table<Cluster>,
+    pub(crate) members: Table<Member>,
+    pub(crate) identities: Table<Identity>,
+    pub(crate) tokens: Table<Token>,
+    pub(crate) token_uses: Table<TokenUse>,
+    pub(crate) jobs: Table<Job>,
+    pub(crate) specs: Table<JobSpec>,
+    pub(crate) attempts: Table<Attempt>,
+    pub(crate) segments: Table<Segment>,
+    pub(crate) workers: Table<Worker>,
+    pub(crate) tombstones: Table<Tombstone>,
+    pub(crate) indexes: Indexes,
+    pub(crate) dirty: Dirty,
+}
+
+/// What [`State::take_changes`] yields.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// In key order; the encoded row, `None` where it was removed.
+    pub rows: Vec<(RowKey, Option<Vec<u8>>)>,
+}
+
+impl State {
+    /// The state of a cluster that is not initialised.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Rows written since the last call, the newest value of each, in key order: what the write-behind stores and
+    /// what wakes subscribers.
+    pub fn take_changes(&mut self) -> Changes {
+        Changes { rows: std::mem::take(&mut self.dirty).into_iter().collect() }
+    }
+
+    /// All rows in key order, encoded: what a snapshot holds.
+    pub fn rows(&self) -> impl Iterator<Item = (RowKey, Vec<u8>)> + '_ {
+        (self.meta.encoded())
+            .chain(self.cluster.encoded())
+            .chain(self.members.encoded())
+            .chain(self.identities.encoded())
+            .chain(self.tokens.encoded())
+            .chain(self.token_uses.encoded())
+            .chain(self.jobs.encoded())
+            .chain(self.specs.encoded())
+            .chain(self.attempts.encoded())
+            .chain(self.segments.encoded())
+            .chain(self.workers.encoded())
+            .chain(self.tombstones.encoded())
+    }
+
+    /// The rolling hash: the wrapping sum over all rows of xxh3-128(key, value). Nodes that applied the same log at the
+    /// same feature level have the same.
+    #[must_use]
+    pub fn hash(&self) -> u128 {
+        let tables = [
+            self.meta.hash(),
+            self.cluster.hash(),
+            self.members.hash(),
+            self.identities.hash(),
+            self.tokens.hash(),
+            self.token_uses.hash(),
+            self.jobs.hash(),
+            self.specs.hash(),
+            self.attempts.hash(),
+            self.segments.hash(),
+            self.workers.hash(),
+            self.tombstones.hash(),
+        ];
+        tables.into_iter().fold(0, u128::wrapping_add)
+    }
+
+    /// The newest stamp applied: the only time that the state knows.
+    #[must_use]
+    pub fn stamp(&self) -> Millis {
+        self.meta.get(&()).map_or(Millis(0), |meta| meta.stamp)
+    }
+
+    /// The cluster, once it is initialised.
+    #[must_use]
+    pub fn cluster(&self) -> Option<&Cluster> {
+        self.cluster.get(&())
+    }
+
+    /// What every member can read; 0 before the cluster is initialised.
+    #[must_use]
+    pub fn feature_level(&self) -> u32 {
+        self.cluster().map_or(0, |cluster| cluster.feature_level)
+    }
+
+    /// A job.
+    #[must_use]
+    pub fn job(&self, job: JobId) -> Option<&Job> {
+        self.jobs.get(&job)
+    }
+
+    /// A job's spec.
+    #[must_use]
+    pub fn spec(&self, job: JobId) -> Option<&JobSpec> {
+        self.specs.get(&job)
+    }
+
+    /// One attempt of a job.
+    #[must_use]
+    pub fn attempt(&self, job: JobId, attempt: u32) -> Option<&Attempt> {
+        self.attempts.get(&(job, attempt))
+    }
+
+    /// The attempts of a job, oldest first.
+    pub fn attempts(&self, job: JobId) -> impl DoubleEndedIterator<Item = &Attempt> {
+        self.attempts.range((job, 0)..=(job, u32::MAX)).map(|(_, attempt)| attempt)
+    }
+
+    /// Jobs that were submitted before a position (log index and offset), newest first.
+    pub fn jobs_newest_first(&self, before: Option<(u64, u32)>) -> impl Iterator<Item = &Job> {
+        let before = before.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
+        let range = (std::ops::Bound::Unbounded, before);
+        self.indexes.submitted.range(range).rev().filter_map(|(_, id)| self.jobs.get(id))
+    }
+
+    /// Pending jobs in the queue's order: by priority, then age. Those in backoff come last, in order of its end.
+    pub fn pending(&self) -> impl Iterator<Item = &Job> {
+        let mut walk = self.indexes.queue.walk();
+        let queued = std::iter::from_fn(move || {
+            let item = walk.next()?;
+            walk.go_on(item);
+            Some(item.0)
+        });
+        let waiting = self.indexes.backoff.iter().filter_map(|&(_, position)| self.submitted_at_position(position));
+        queued.filter_map(|order| self.queued_job(order)).chain(waiting)
+    }
+
+    pub(crate) fn queued_job(&self, (_, index, offset): Order) -> Option<&Job> {
+        self.submitted_at_position((index, offset))
+    }
+
+    pub(crate) fn submitted_at_position(&self, position: (u64, u32)) -> Option<&Job> {
+        self.indexes.submitted.get(&position).and_then(|id| self.jobs.get(id))
+    }
+
+    /// The live attempts that a worker holds, whatever session owns them.
+    pub fn live_attempts(&self, worker: WorkerId) -> impl Iterator<Item = &Attempt> {
+        self.indexes
+            .live
+            .range((worker, JobId(0), 0)..=(worker, JobId(u128::MAX), u32::MAX))
+            .filter_map(|(&(_, job, attempt), _)| self.attempt(job, attempt))
+    }
+
+    /// Live attempts, by worker.
+    pub fn all_live_attempts(&self) -> impl Iterator<Item = &Attempt> {
+        self.indexes.live.keys().filter_map(|&(_, job, attempt)| self.attempt(job, attempt))
+    }
+
+    /// A worker.
+    #[must_use]
+    pub fn worker(&self, worker: WorkerId) -> Option<&Worker> {
+        self.workers.get(&worker)
+    }
+
+    /// All workers, those that are gone included.
+    pub fn workers(&self) -> impl Iterator<Item = &Worker> {
+        self.workers.iter().map(|(_, worker)| worker)
+    }
+
+    /// A token.
+    #[must_use]
+    pub fn token(&self, token: TokenId) -> Option<&Token> {
+        self.tokens.get(&token)
+    }
+
+    /// All tokens, those that are not valid any more included.
+    pub fn tokens(&self) -> impl Iterator<Item = &Token> {
+        self.tokens.iter().map(|(_, token)| token)
+    }
+
+    /// Whom a token has registered.
+    pub fn token_uses(&self, token: TokenId) -> impl Iterator<Item = &TokenUse> {
+        self.token_uses.range((token, [0; 16])..=(token, [0xff; 16])).map(|(_, used)| used)
+    }
+
+    /// A member, removed ones included.
+    #[must_use]
+    pub fn member(&self, node: NodeId) -> Option<&Member> {
+        self.members.get(&node)
+    }
+
+    /// All members, removed ones included.
+    pub fn members(&self) -> impl Iterator<Item = &Member> {
+        self.members.iter().map(|(_, member)| member)
+    }
+
+    /// Somebody to whom a certificate was issued.
+    #[must_use]
+    pub fn identity(&self, who: Caller) -> Option<&Identity> {
+        self.identities.get(&who)
+    }
+
+    /// Whether an identity must not be served: it is unknown, removed or revoked.
+    #[must_use]
+    pub fn is_revoked(&self, who: Caller) -> bool {
+        self.identity(who).is_none_or(|identity| identity.revoked_at.is_some())
+    }
+
+    /// Where an attempt's log lies, in the order of the segments' numbers.
+    pub fn segments(&self, job: JobId, attempt: u32) -> impl Iterator<Item = &Segment> {
+        self.segments.range((job, attempt, 0)..=(job, attempt, u32::MAX)).map(|(_, segment)| segment)
+    }
+
+    /// Numbers of jobs and attempts, in O(1).
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.indexes.counts
+    }
+
+    /// The earliest end of a backoff.
+    #[must_use]
+    pub fn next_backoff(&self) -> Option<Millis> {
+        self.indexes.backoff.get_min().map(|&(until, _)| until)
+    }
+}
+
+/// Digests of the payload files that specs refer to, each as often as it is referred to.
+pub fn payload_digests(state: &State) -> impl Iterator<Item = [u8; 32]> + '_ {
+    state.specs.iter().filter_map(|(_, spec)| match spec.body {
+        Body::Payload { digest, .. } => Some(digest),
+        Body::Inline(_) => None,
+    })
+}

@@ -1,0 +1,127 @@
+//! The only writes to the tables: each keeps the indexes in step. Private to the crate; `apply` is the way in.
+
+use crate::{
+    ids::{JobId, Millis},
+    job::{Attempt, Job, Segment},
+    registry::{Cluster, Identity, Member, Token, TokenUse, Tombstone, Worker},
+    rows::Meta,
+    spec::JobSpec,
+    state::State,
+};
+
+/// So many tombstones go per command at most: a burst of removals an hour ago must not stall one command now.
+const TOMBSTONES_PER_COMMAND: usize = 64;
+
+impl State {
+    /// Time moves on, never back. Jobs whose backoff has passed return to the queue; tombstones past their hour go.
+    pub(crate) fn advance(&mut self, at: Millis) {
+        if at > self.stamp() || self.meta.get(&()).is_none() {
+            let stamp = at.max(self.stamp());
+            self.meta.put((), Meta { stamp }, &mut self.dirty);
+        }
+        let stamp = self.stamp();
+        while let Some(&(until, position)) = self.indexes.backoff.get_min().filter(|(until, _)| *until <= stamp) {
+            let found = self.submitted_at_position(position).and_then(|job| Some((job, self.specs.get(&job.id)?)));
+            let (job, spec) = found.expect("what waits is a job with a spec");
+            let (job, spec) = (job.clone(), spec.clone());
+            self.indexes.release(until, &job, &spec);
+        }
+        for _ in 0..TOMBSTONES_PER_COMMAND {
+            match self.indexes.tombstones.get_min() {
+                Some(&(until, job)) if until <= stamp => self.remove_tombstone(job),
+                _ => break,
+            }
+        }
+    }
+
+    pub(crate) fn put_cluster(&mut self, cluster: Cluster) {
+        self.cluster.put((), cluster, &mut self.dirty);
+    }
+
+    pub(crate) fn put_member(&mut self, member: Member) {
+        self.members.put(member.id, member, &mut self.dirty);
+    }
+
+    pub(crate) fn put_identity(&mut self, identity: Identity) {
+        self.indexes.party_keys.insert((identity.key, identity.who));
+        self.identities.put(identity.who, identity, &mut self.dirty);
+    }
+
+    pub(crate) fn put_token(&mut self, token: Token) {
+        self.indexes.secrets.insert(token.secret, token.id);
+        self.tokens.put(token.id, token, &mut self.dirty);
+    }
+
+    pub(crate) fn put_token_use(&mut self, token: &Token, used: TokenUse) {
+        self.token_uses.put((token.id, used.nonce), used, &mut self.dirty);
+    }
+
+    pub(crate) fn put_worker(&mut self, worker: Worker) {
+        self.indexes.set_worker(&worker);
+        self.workers.put(worker.id, worker, &mut self.dirty);
+    }
+
+    pub(crate) fn put_attempt(&mut self, attempt: Attempt) {
+        self.indexes.set_attempt(&attempt);
+        self.attempts.put((attempt.id.job, attempt.id.attempt), attempt, &mut self.dirty);
+    }
+
+    pub(crate) fn put_segment(&mut self, segment: Segment) {
+        self.segments.put((segment.job, segment.attempt, segment.number), segment, &mut self.dirty);
+    }
+
+    /// A new job.
+    pub(crate) fn insert_job(&mut self, job: Job, spec: JobSpec) {
+        let stamp = self.stamp();
+        self.indexes.add_job(&job, &spec, stamp);
+        self.specs.put(job.id, spec, &mut self.dirty);
+        self.jobs.put(job.id, job, &mut self.dirty);
+    }
+
+    /// A changed job.
+    pub(crate) fn update_job(&mut self, job: Job) {
+        let stamp = self.stamp();
+        let (Some(old), Some(spec)) = (self.jobs.get(&job.id), self.specs.get(&job.id)) else {
+            debug_assert!(false, "job {} is updated before it is inserted", job.id);
+            return;
+        };
+        self.indexes.change_job(old, &job, spec, stamp);
+        self.jobs.put(job.id, job, &mut self.dirty);
+    }
+
+    /// Removes a job and all that belongs to it, but for its idempotency key, which goes over to its tombstone.
+    pub(crate) fn remove_job(&mut self, id: JobId) {
+        let stamp = self.stamp();
+        let (Some(job), Some(spec)) = (self.jobs.get(&id), self.specs.get(&id)) else {
+            return;
+        };
+        self.indexes.remove_job(job, spec, stamp);
+        let segments: Vec<_> =
+            self.segments.range((id, 0, 0)..=(id, u32::MAX, u32::MAX)).map(|(key, _)| *key).collect();
+        for key in segments {
+            self.segments.remove(&key, &mut self.dirty);
+        }
+        let attempts: Vec<_> = self.attempts.range((id, 0)..=(id, u32::MAX)).map(|(key, _)| *key).collect();
+        for key in attempts {
+            self.attempts.remove(&key, &mut self.dirty);
+        }
+        self.jobs.remove(&id, &mut self.dirty);
+        self.specs.remove(&id, &mut self.dirty);
+    }
+
+    pub(crate) fn put_tombstone(&mut self, job: JobId, tombstone: Tombstone) {
+        self.indexes.tombstones.insert((tombstone.until, job));
+        self.tombstones.put(job, tombstone, &mut self.dirty);
+    }
+
+    fn remove_tombstone(&mut self, job: JobId) {
+        let Some(tombstone) = self.tombstones.get(&job) else {
+            return;
+        };
+        self.indexes.tombstones.remove(&(tombstone.until, job));
+        if let Some(key) = &tombstone.idempotency_key {
+            self.indexes.keys.remove(&(tombstone.owner, key.as_str().into()));
+        }
+        self.tombstones.remove(&job, &mut self.dirty);
+    }
+}
