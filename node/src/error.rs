@@ -5,7 +5,7 @@
 //! transport on the way; whether such a request had an effect is unknown.
 
 use hodei_proto::v1::ErrorDetail;
-use hodei_state::outcome::Refusal;
+use hodei_state::{ids::Caller, outcome::Refusal};
 use prost::Message as _;
 use tonic::{
     Code, Status,
@@ -27,6 +27,8 @@ pub mod code {
     pub const NOT_ALLOWED: &str = "not_allowed";
     /// No valid identity was shown.
     pub const UNAUTHENTICATED: &str = "unauthenticated";
+    /// The caller's identity was revoked or removed, or never existed.
+    pub const REVOKED: &str = "revoked";
     /// No such job.
     pub const UNKNOWN_JOB: &str = "unknown_job";
     /// No such worker.
@@ -104,6 +106,13 @@ pub fn unauthenticated(message: impl Into<String>) -> Status {
     refused(Code::Unauthenticated, code::UNAUTHENTICATED, message)
 }
 
+/// The caller's identity is void: revoked, removed, or none of this cluster's.
+#[must_use]
+pub fn revoked(caller: Caller) -> Status {
+    let message = format!("{caller} is not, or no longer, a party of this cluster");
+    refused(Code::Unauthenticated, code::REVOKED, message)
+}
+
 /// The state does not permit it, and repeating it will not help by itself.
 #[must_use]
 pub fn failed_precondition(message: impl Into<String>) -> Status {
@@ -144,7 +153,7 @@ pub fn refusal(refusal: &Refusal) -> Status {
     let message = refusal.to_string();
     match refusal {
         R::Invalid { field, expected } => invalid(field.clone(), expected.clone()),
-        R::CallerRevoked { .. } => refused(Code::Unauthenticated, code::UNAUTHENTICATED, message),
+        R::CallerRevoked { caller } => revoked(*caller),
         R::NotAllowed { .. } => not_allowed(message),
         R::UnknownJob { .. } => not_found(code::UNKNOWN_JOB, message),
         R::UnknownWorker { .. } => not_found(code::UNKNOWN_WORKER, message),

@@ -1,9 +1,30 @@
-//! Who speaks.
+//! Decides for each request whether its caller may make it, by the one [`table`](super::table).
+//!
+//! A connection outlives a revocation and even a certificate, so nothing is decided once per connection but who speaks.
+//! Who passes is put into the request's extensions as [`Peer`]; handlers and `apply` go by that.
 
-use hodei_state::ids::Caller;
-use tonic::Status;
+use std::{
+    convert::Infallible,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
-use crate::error;
+use hodei_state::ids::{Caller, ClusterId};
+use tokio::time::Instant;
+use tonic::{Status, body::Body};
+use tower::{Layer, Service};
+
+use super::{
+    listener::ConnInfo,
+    table::{self, Access},
+};
+use crate::{error, pki::subject::Certified};
+
+/// How long a caller that this node has not heard of may wait until the node is up to date.
+const CATCH_UP: Duration = Duration::from_secs(5);
 
 /// The authenticated caller, put into the request's extensions by the auth layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,3 +41,147 @@ pub fn caller<T>(request: &tonic::Request<T>) -> Result<Caller, Status> {
     let peer = request.extensions().get::<Peer>();
     peer.map(|peer| peer.caller).ok_or_else(|| error::unauthenticated("a client certificate is required"))
 }
+
+/// What the state says of a caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// A party of the cluster.
+    Good,
+    /// Not, or not yet, heard of here.
+    Unknown,
+    /// Revoked or removed: for good.
+    Revoked,
+}
+
+/// The state, as far as the auth layer looks at it.
+pub trait Registry: Send + Sync + 'static {
+    /// This node's cluster.
+    fn cluster(&self) -> ClusterId;
+    /// What is known here of a caller.
+    fn standing(&self, caller: Caller) -> Standing;
+    /// Brings what is known here up to date, or says why it cannot.
+    fn refresh(&self, deadline: Instant) -> impl Future<Output = Result<(), Status>> + Send;
+}
+
+/// Wraps a service so that it sees allowed requests only.
+pub struct AuthLayer<R> {
+    registry: Arc<R>,
+}
+
+impl<R> AuthLayer<R> {
+    /// Decides by what `registry` knows.
+    #[must_use]
+    pub fn new(registry: Arc<R>) -> Self {
+        Self { registry }
+    }
+}
+
+impl<R> Clone for AuthLayer<R> {
+    fn clone(&self) -> Self {
+        Self { registry: self.registry.clone() }
+    }
+}
+
+impl<S, R> Layer<S> for AuthLayer<R> {
+    type Service = Auth<S, R>;
+
+    fn layer(&self, inner: S) -> Auth<S, R> {
+        Auth { inner, registry: self.registry.clone() }
+    }
+}
+
+/// See [`AuthLayer`].
+pub struct Auth<S, R> {
+    inner: S,
+    registry: Arc<R>,
+}
+
+impl<S: Clone, R> Clone for Auth<S, R> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), registry: self.registry.clone() }
+    }
+}
+
+type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+impl<S, R> Service<http::Request<Body>> for Auth<S, R>
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+    R: Registry,
+{
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
+        // The clone has not been polled ready; the original has. Take the one that is ready.
+        let fresh = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, fresh);
+        let registry = self.registry.clone();
+        Box::pin(async move {
+            // Nobody but this layer says who the caller is.
+            request.extensions_mut().remove::<Peer>();
+            let certified = request.extensions().get::<ConnInfo>().and_then(|info| info.certified);
+            match decide(&*registry, request.uri().path(), certified).await {
+                Ok(peer) => {
+                    if let Some(peer) = peer {
+                        request.extensions_mut().insert(peer);
+                    }
+                    inner.call(request).await
+                }
+                Err(status) => {
+                    tracing::debug!(path = request.uri().path(), who = ?certified.map(|c| c.subject.to_string()), reason = status.message(), "request refused");
+                    Ok(status.into_http())
+                }
+            }
+        })
+    }
+}
+
+/// Whether a request may pass, and as whose.
+async fn decide<R: Registry>(registry: &R, path: &str, shown: Option<Certified>) -> Result<Option<Peer>, Status> {
+    let access = table::access(path).ok_or_else(|| Status::unimplemented("there is no such call"))?;
+    if access == Access::Anyone {
+        return Ok(None);
+    }
+    let certified = shown.ok_or_else(|| error::unauthenticated("a client certificate is required"))?;
+    let caller = certified.subject.caller;
+    if certified.subject.cluster != registry.cluster() {
+        return Err(error::unauthenticated("the certificate is of another cluster"));
+    }
+    if certified.not_after <= unix_now() {
+        return Err(error::unauthenticated("the certificate has expired"));
+    }
+    let role = table::role(caller);
+    let allowed = match access {
+        Access::Anyone => true,
+        Access::Roles(roles) => roles.contains(&role),
+        Access::Peers => matches!(caller, Caller::Node(_)),
+    };
+    if !allowed {
+        return Err(error::not_allowed(format!("{role} certificates may not call {path}")));
+    }
+    let mut standing = registry.standing(caller);
+    if standing == Standing::Unknown && access != Access::Peers {
+        registry.refresh(Instant::now() + CATCH_UP).await?;
+        standing = registry.standing(caller);
+    }
+    match standing {
+        Standing::Revoked => Err(error::revoked(caller)),
+        Standing::Unknown if access != Access::Peers => Err(error::revoked(caller)),
+        Standing::Good | Standing::Unknown => Ok(Some(Peer { caller })),
+    }
+}
+
+fn unix_now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

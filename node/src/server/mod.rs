@@ -1,4 +1,8 @@
-//! What this node serves: the TLS listener, who may call what, and deadlines.
+//! What this node serves: the TLS listener ([`listener`]), who may call what ([`table`], enforced per request by
+//! [`auth`]), how long a handler may take ([`deadline`]), and plain HTTP for probes ([`http`]).
 
 pub mod auth;
 pub mod deadline;
+pub mod http;
+pub mod listener;
+pub mod table;

@@ -1,0 +1,78 @@
+//! The one table of who may call what. What does not stand here, nobody may call.
+
+use hodei_state::ids::{Caller, Role};
+
+/// Who may call an RPC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Everybody, with or without a certificate.
+    Anyone,
+    /// Parties of the cluster in one of these roles, known to the state and not revoked.
+    Roles(&'static [Role]),
+    /// Nodes by their certificate alone, unless they are known to be removed: a lagging node has to accept a leader
+    /// that it has not heard of yet.
+    Peers,
+}
+
+use Access::{Anyone, Peers, Roles};
+
+const ALL: Access = Roles(&[Role::Node, Role::Agent, Role::User, Role::Admin]);
+const AGENTS: Access = Roles(&[Role::Agent]);
+const USERS: Access = Roles(&[Role::User, Role::Admin]);
+const ADMINS: Access = Roles(&[Role::Admin]);
+
+/// Path of each RPC, and who may call it.
+pub const TABLE: &[(&str, Access)] = &[
+    ("/hodei.v1.ClusterService/Enroll", Anyone),
+    ("/hodei.v1.ClusterService/Status", USERS),
+    ("/hodei.v1.ClusterService/Members", USERS),
+    ("/hodei.v1.ClusterService/Remove", ADMINS),
+    ("/hodei.v1.ClusterService/TransferLeader", ADMINS),
+    ("/hodei.v1.ClusterService/CreateToken", ADMINS),
+    ("/hodei.v1.ClusterService/ListTokens", ADMINS),
+    ("/hodei.v1.ClusterService/RevokeToken", ADMINS),
+    ("/hodei.v1.SchedulerService/GetQueueStatus", USERS),
+    ("/hodei.v1.SchedulerService/GetAvailableWorkers", USERS),
+    ("/hodei.v1.JobExecutionService/QueueJob", USERS),
+    ("/hodei.v1.JobExecutionService/GetJob", USERS),
+    ("/hodei.v1.JobExecutionService/ListJobs", USERS),
+    ("/hodei.v1.JobExecutionService/CancelJob", USERS),
+    ("/hodei.v1.JobExecutionService/WatchJobs", USERS),
+    ("/hodei.v1.LogStreamService/SubscribeLogs", USERS),
+    ("/hodei.v1.WorkerAgentService/Register", AGENTS),
+    ("/hodei.v1.WorkerAgentService/WorkerStream", AGENTS),
+    ("/hodei.v1.WorkerAgentService/UnregisterWorker", AGENTS),
+    ("/hodei.v1.RaftService/Append", Peers),
+    ("/hodei.v1.RaftService/Vote", Peers),
+    ("/hodei.v1.RaftService/PreVote", Peers),
+    ("/hodei.v1.RaftService/TransferLeader", Peers),
+    ("/hodei.v1.RaftService/Snapshot", Peers),
+    ("/hodei.v1.RaftService/SnapshotOffset", Peers),
+    ("/hodei.v1.RaftService/Forward", Peers),
+    ("/hodei.v1.RaftService/ReadIndex", Peers),
+    ("/hodei.v1.RaftService/Probe", Peers),
+    ("/hodei.v1.PeerService/Hello", Peers),
+    ("/hodei.v1.PeerService/Liveness", Peers),
+    ("/hodei.v1.PeerService/PullLog", Peers),
+    ("/grpc.health.v1.Health/Check", ALL),
+    ("/grpc.health.v1.Health/Watch", ALL),
+    ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", USERS),
+    ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", USERS),
+];
+
+/// Who may call the RPC with this path; `None`: there is no such RPC.
+#[must_use]
+pub fn access(path: &str) -> Option<Access> {
+    TABLE.iter().find(|(known, _)| *known == path).map(|(_, access)| *access)
+}
+
+/// The role that a caller's certificate gives it.
+#[must_use]
+pub fn role(caller: Caller) -> Role {
+    match caller {
+        Caller::Node(_) => Role::Node,
+        Caller::Agent(_) => Role::Agent,
+        Caller::User(_) => Role::User,
+        Caller::Admin(_) => Role::Admin,
+    }
+}
