@@ -1,0 +1,83 @@
+//! The report, as Markdown.
+
+use std::{fmt::Write as _, time::Duration};
+
+use super::{load::Figures, median, started::Started, submit::Row};
+
+/// Rows of cells under a header, columns aligned.
+#[must_use]
+pub fn render(header: &[&str], rows: &[Vec<String>]) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column)).map(String::len);
+        cells.chain([header[column].len()]).max().unwrap_or(0)
+    };
+    let widths: Vec<_> = (0..header.len()).map(width).collect();
+    let line = |cells: Vec<&str>| {
+        let padded = cells.iter().zip(&widths).map(|(cell, &width)| format!("{cell:>width$}"));
+        format!("| {} |\n", padded.collect::<Vec<_>>().join(" | "))
+    };
+    let mut text = line(header.to_vec());
+    let rule = widths.iter().map(|&width| "-".repeat(width - 1) + ":").collect::<Vec<_>>();
+    text.push_str(&line(rule.iter().map(String::as_str).collect()));
+    for row in rows {
+        text.push_str(&line(row.iter().map(String::as_str).collect()));
+    }
+    text
+}
+
+/// Writes per second.
+#[must_use]
+pub fn submissions(rows: &[Row]) -> String {
+    let of = |figures: &[Figures], get: fn(&Figures) -> f64| median(&figures.iter().map(get).collect::<Vec<_>>());
+    let latency = |figures: &[Figures]| format!("{:.2} / {:.2}", of(figures, |f| f.p50_ms), of(figures, |f| f.p99_ms));
+    let cells = rows.iter().map(|row| {
+        let (hodei, etcd) = (of(&row.hodei, |f| f.per_second), of(&row.etcd, |f| f.per_second));
+        let errors: u64 = row.hodei.iter().chain(&row.etcd).map(|f| f.errors).sum();
+        vec![
+            row.clients.to_string(),
+            format!("{hodei:.0}"),
+            format!("{etcd:.0}"),
+            if etcd > 0.0 { format!("{:.2}", hodei / etcd) } else { "-".to_owned() },
+            latency(&row.hodei),
+            latency(&row.etcd),
+            errors.to_string(),
+        ]
+    });
+    let header = ["clients", "hodei/s", "etcd/s", "ratio", "hodei p50 / p99 ms", "etcd p50 / p99 ms", "errors"];
+    render(&header, &cells.collect::<Vec<_>>())
+}
+
+/// Submission to process.
+#[must_use]
+pub fn started(figures: &Started) -> String {
+    let Started { samples, p50_ms, p99_ms, max_ms } = figures;
+    let row = vec![samples.to_string(), format!("{p50_ms:.2}"), format!("{p99_ms:.2}"), format!("{max_ms:.2}")];
+    render(&["jobs", "median ms", "p99 ms", "max ms"], &[row])
+}
+
+/// Kill to write.
+#[must_use]
+pub fn failover(outages: &[Duration]) -> String {
+    let ms: Vec<_> = outages.iter().map(|outage| outage.as_secs_f64() * 1000.0).collect();
+    let worst = ms.iter().copied().fold(0.0, f64::max);
+    let each = ms.iter().fold(String::new(), |mut text, ms| {
+        write!(text, "{}{ms:.0}", if text.is_empty() { "" } else { " " }).expect("a String takes everything");
+        text
+    });
+    let row = vec![ms.len().to_string(), format!("{:.0}", median(&ms)), format!("{worst:.0}"), each];
+    render(&["kills", "median ms", "max ms", "each"], &[row])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::render;
+
+    #[test]
+    fn columns_are_aligned() {
+        let rows = [vec!["1".to_owned(), "12345".to_owned()], vec!["256".to_owned(), "9".to_owned()]];
+        assert_eq!(
+            render(&["n", "per s"], &rows),
+            "|   n | per s |\n| --: | ----: |\n|   1 | 12345 |\n| 256 |     9 |\n"
+        );
+    }
+}
