@@ -91,29 +91,32 @@ ready() {
   grep -qx ready "$work/$1.out"
 }
 
-# Objects of a JSON array, one per line, without spaces: enough for values that hold no braces or spaces themselves.
-flat() { tr -d ' \n'; }
+# A little JSON, so that no other program is needed; our names and values hold no braces, brackets or spaces.
+# rows: the objects of the innermost array (or the one object there is), one per line, objects within them left out.
+rows() { tr -d ' \n' | sed -E ':again; s/"[a-z_]+":\{[^{}]*\}/"_":0/; t again' | grep -o '{[^{}]*}'; }
 # field NAME: the value of the first such field on standard input, without quotes.
 field() { grep -o "\"$1\":[^,}]*" | head -n 1 | cut -d : -f 2- | tr -d '"' || true; }
-# The Raft id of the node number $1, by its address; ids and addresses stand next to each other in `cluster status`.
-node_id() { hodei "$alive" cluster status --output json | flat | grep -o '{[^{}]*}' | grep -F "\"127.0.0.$1:$port\"" | field id; }
-# The number of the node with the Raft id $1.
-node_number() { hodei "$alive" cluster status --output json | flat | grep -o '{[^{}]*}' | grep -E "\"id\":$1[,}]" | field address | cut -d . -f 4 | cut -d : -f 1; }
+
+status() { hodei "$1" --request-timeout 1s cluster status --output json 2> /dev/null; }
+# The Raft id of the node number $1, and the number of the node with the Raft id $1.
+node_id() { status "$alive" | rows | grep -F "\"127.0.0.$1:$port\"" | field id; }
+node_number() { status "$alive" | rows | grep -E "\"id\":$1[,}]" | field address | cut -d . -f 4 | cut -d : -f 1; }
 # The number of the leader as node $1 knows it; nothing if it knows none.
 leader_at() {
   local id
-  id=$(hodei "$1" --request-timeout 1s cluster status --output json 2> /dev/null | flat | field leader)
+  id=$(status "$1" | tr -d ' \n' | field leader)
   [[ -z $id || $id == null ]] || node_number "$id"
 }
-job_field() { hodei "$alive" job get "$job" --output json | flat | field "$1"; }
+job_field() { hodei "$alive" job get "$job" --output json | sed -E 's/\[[^]]*\]//g' | rows | field "$1"; }
 # The number of the node that holds the stream of worker $1.
 gateway_of() {
   local id
-  id=$(hodei "$alive" worker list --output json | flat | sed 's/},{"id"/}\n{"id"/g' | grep -F "\"$1\"" | field gateway)
+  id=$(hodei "$alive" worker list --output json | rows | grep -F "\"$1\"" | field gateway)
   [[ -z $id || $id == null ]] || node_number "$id"
 }
-voters_are() { [[ $(hodei "$alive" cluster status --output json | flat | grep -o '"role":"voter"' | wc -l) == "$1" ]]; }
-workers_are() { [[ $(hodei "$alive" worker list --output json | flat | grep -o '"state":"Ready"' | wc -l) == "$1" ]]; }
+count() { grep -c "$1" || true; }
+voters_are() { [[ $(status "$alive" | rows | count '"role":"voter"') == "$1" ]]; }
+workers_are() { [[ $(hodei "$alive" worker list --output json | rows | count '"state":"Ready"') == "$1" ]]; }
 running() { [[ $(job_field state) == Running ]]; }
 leads() { [[ $(leader_at "$1") == "$1" ]]; }
 lines_reach() { kill -0 "${pid[follow]}" 2> /dev/null && (($(wc -l < "$work/follow.out") >= $1)); }
@@ -184,7 +187,7 @@ within 30 "both agents are ready" workers_are 2
 ! leads 3 || hodei 1,2,3 cluster transfer-leader "$(node_id 1)" > /dev/null
 within 10 "node 3 follows" eval '[[ -n $(leader_at 3) && $(leader_at 3) != 3 ]]'
 job=$(hodei 3 job submit --name compress-and-checksum --env "ROOT=$root" --env "FILES=$work/files" --env "PACE=$pace" \
-  --output quiet -- bash -c "$(cat "$work/job.sh")")
+  --output quiet -- bash "$work/job.sh")
 within 10 "the job runs" running
 worker=$(job_field worker_id)
 gateway=$(gateway_of "$worker")
