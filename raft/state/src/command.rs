@@ -258,3 +258,11 @@ impl From<WorkerId> for Caller {
         Self::Agent(worker)
     }
 }
+
+impl Command {
+    /// The feature level from which on it may be proposed: every member can read it then.
+    #[must_use]
+    pub fn feature_level(&self) -> u32 {
+        1
+    }
+}

@@ -47,10 +47,9 @@ impl Queue {
     }
 
     pub(crate) fn remove(&mut self, class: Class, order: Order) {
-        if self.by_class.remove(&(class, order)).is_some() && self.heads.remove(&(order, class)).is_some() {
-            if let Some(next) = self.head(class) {
-                self.heads.insert((next, class));
-            }
+        let was_head = self.by_class.remove(&(class, order)).is_some() && self.heads.remove(&(order, class)).is_some();
+        if let Some(next) = self.head(class).filter(|_| was_head) {
+            self.heads.insert((next, class));
         }
     }
 

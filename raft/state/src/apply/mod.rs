@@ -19,6 +19,8 @@ use crate::{
     state::State,
 };
 
+pub(crate) use jobs::MAX_REMOVALS;
+
 type Result = std::result::Result<Outcome, Refusal>;
 
 /// Where in the log a command stands, and who asks for it.

@@ -1,0 +1,149 @@
+//! What must hold of every state, checked as a whole in tests after each command. What `apply` relies on is also checked
+//! when a state is rebuilt from its rows, at less cost.
+
+use std::fmt;
+
+use crate::{
+    codec,
+    ids::Caller,
+    job::{Attempt, Job, JobState},
+    registry::WorkerState,
+    state::State,
+};
+
+/// Something that must never be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation(pub String);
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Everything that is wrong with the state; nothing, in any state that `apply` can make.
+#[must_use]
+pub fn check(state: &State) -> Vec<Violation> {
+    let mut found = Findings(Vec::new());
+    check_rows(state, &mut found);
+    for (_, job) in state.jobs.iter() {
+        check_job(state, job, &mut found);
+    }
+    for (_, attempt) in state.attempts.iter() {
+        check_attempt(state, attempt, &mut found);
+    }
+    for (_, segment) in state.segments.iter() {
+        let known = state.attempt(segment.job, segment.attempt).is_some();
+        found.check(known, || format!("segment {} of {} has no attempt", segment.number, segment.job));
+    }
+    check_workers(state, &mut found);
+    check_parties(state, &mut found);
+    found.0
+}
+
+struct Findings(Vec<Violation>);
+
+impl Findings {
+    fn check(&mut self, holds: bool, what: impl FnOnce() -> String) {
+        if !holds {
+            self.0.push(Violation(what()));
+        }
+    }
+}
+
+/// Rows are small, and say all: hash and indexes follow from them.
+fn check_rows(state: &State, found: &mut Findings) {
+    let rows: Vec<_> = state.rows().collect();
+    found.check(rows.is_sorted_by(|a, b| a.0 < b.0), || "rows are not in key order".to_string());
+    for (key, bytes) in &rows {
+        found.check(bytes.len() <= codec::MAX_ROW, || format!("row {key:?} has {} bytes", bytes.len()));
+    }
+    match State::from_rows(rows) {
+        Err(corrupt) => found.check(false, || format!("not rebuilt: {corrupt}")),
+        Ok(rebuilt) => {
+            found.check(rebuilt.hash() == state.hash(), || "the rolling hash is not that of the rows".to_string());
+            found.check(rebuilt.indexes == state.indexes, || "the indexes do not follow from the rows".to_string());
+        }
+    }
+}
+
+fn check_job(state: &State, job: &Job, found: &mut Findings) {
+    let id = job.id;
+    let terminal = job.state.is_terminal();
+    found.check(job.reason.is_some() == terminal, || format!("job {id} is {:?}, reason {:?}", job.state, job.reason));
+    found.check(job.finished_at.is_some() == terminal, || format!("job {id}: finished_at does not fit"));
+    let attempts: Vec<_> = state.attempts(id).collect();
+    let numbers = attempts.iter().map(|attempt| attempt.id.attempt).eq(1..=job.attempt);
+    found.check(numbers, || format!("job {id} has not exactly the attempts 1 to {}", job.attempt));
+    // Fences grow: an external system that keeps the highest turns every older attempt away.
+    let fences = attempts.is_sorted_by(|a, b| a.id.fence <= b.id.fence);
+    found.check(fences, || format!("fences of job {id} do not grow"));
+    let live: Vec<_> = attempts.iter().filter(|attempt| attempt.is_live()).collect();
+    let placed = matches!(job.state, JobState::Scheduled | JobState::Running);
+    let expected = usize::from(placed);
+    found.check(live.len() == expected, || format!("job {id} is {:?} with {} live attempts", job.state, live.len()));
+    let newest = live.iter().all(|attempt| attempt.id.attempt == job.attempt);
+    found.check(newest, || format!("an old attempt of job {id} is live"));
+    if let (JobState::Running | JobState::Scheduled, Some(attempt)) = (job.state, live.first()) {
+        let running = job.state == JobState::Running;
+        found.check(attempt.started_at.is_some() == running, || {
+            format!("job {id} is {:?} unlike its attempt", job.state)
+        });
+    }
+    let cancelled = job.cancel.is_none() || job.state != JobState::Pending;
+    found.check(cancelled, || format!("job {id} is pending although it was cancelled"));
+    if let Some(spec) = state.spec(id) {
+        let used = [
+            (job.retries.infrastructure, spec.retry.infrastructure),
+            (job.retries.failure, spec.retry.failure),
+            (job.retries.timeout, spec.retry.timeout),
+        ];
+        found.check(used.iter().all(|(used, budget)| used <= budget), || format!("job {id} overdrew a retry budget"));
+    }
+}
+
+fn check_attempt(state: &State, attempt: &Attempt, found: &mut Findings) {
+    let id = attempt.id;
+    found.check(state.worker(attempt.worker).is_some(), || format!("attempt {id:?} is on no worker"));
+    if let Some(end) = &attempt.end {
+        found.check(end.at >= attempt.assigned_at, || format!("attempt {id:?} ended before it was assigned"));
+    }
+}
+
+fn check_workers(state: &State, found: &mut Findings) {
+    for worker in state.workers() {
+        let id = worker.id;
+        let live = state.live_attempts(id).count();
+        found.check(worker.used == state.taken(id), || format!("worker {id}: what is used is not what is taken"));
+        let fits = match worker.state {
+            WorkerState::Ready | WorkerState::Terminated => live == 0,
+            WorkerState::Busy | WorkerState::Terminating => live > 0,
+            _ => true,
+        };
+        found.check(fits, || format!("worker {id} is {:?} with {live} live attempts", worker.state));
+        found.check(!worker.takes_jobs() || worker.gateway.is_some(), || format!("worker {id} is ready at no gateway"));
+        found.check(!worker.past_sessions.contains(&worker.session), || format!("worker {id}: its session is over"));
+    }
+}
+
+fn check_parties(state: &State, found: &mut Findings) {
+    let Some(cluster) = state.cluster() else {
+        return;
+    };
+    for member in state.members() {
+        let id = member.id;
+        found.check(id < cluster.next_node_id, || format!("node {id} was not handed out"));
+        let revoked = state.is_revoked(Caller::Node(id));
+        found.check(revoked == member.removed_at.is_some(), || format!("node {id}: revoked unlike removed"));
+        let speaks = member.removed_at.is_some() || member.feature_level >= cluster.feature_level;
+        found.check(speaks, || format!("node {id} cannot read what the cluster writes"));
+    }
+    let served = state.members().any(|member| member.removed_at.is_none());
+    found.check(served, || "the cluster has no member".to_string());
+    for token in state.tokens() {
+        let used = state.token_uses(token.id).count();
+        found.check(used == token.used as usize && token.used <= token.uses, || {
+            format!("token {} is overused", token.id)
+        });
+    }
+}

@@ -1,0 +1,303 @@
+//! Leases: which attempts may go on, and which are lost. The leader's table, which belongs to one term and is never
+//! stored; time comes in as the leader's monotonic clock.
+//!
+//! An attempt may run on its agent until `send time of the newest heartbeat granted to it + lost_after`, by the agent's
+//! clock. Here it is lost at `last extension + lost_after + margin`, where the last extension is the time at which such
+//! a heartbeat was received: never before it was sent, so that the agent always gives up first. What makes that sound:
+//!
+//! - **Confirmed only.** [`Liveness::confirm`] is called for a heartbeat only after a read index that was begun after
+//!   its receipt has been applied. A leader or gateway cut off from the majority extends nothing.
+//! - **Closing is final.** An attempt past its deadline is marked before its loss is proposed, and the mark refuses
+//!   every extension for the rest of the term. The next term starts afresh, with `last extension = now` for every live
+//!   attempt, which is later than anything that this term granted.
+//! - **By name.** A grant names attempt and fence, and the session must own both the worker and the attempt.
+//!
+//! What is not here: no heartbeat is ever written to the state, and nothing here frees an attempt; `AttemptLost` does.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use imbl::{OrdMap, ordmap::DiffItem};
+
+use crate::{
+    command::Command,
+    ids::{AttemptRef, Caller, JobId, Millis, Mono, SessionId, WorkerId},
+    index::{Live, LiveKey},
+    registry::SessionRef,
+    spec::JobSpec,
+    state::State,
+};
+
+/// The margin is a tenth of the lease, but at least this: what clocks may drift apart, and a process takes to die.
+const MIN_MARGIN_MS: u64 = 2_000;
+/// The leader steps in for an agent that lets a time-out pass: so much after the time-out and the grace period.
+const BACKSTOP_MS: u64 = 30_000;
+/// A verdict whose proposal came to nothing is repeated after this long.
+const REPEAT_MS: u64 = 1_000;
+/// Verdicts per call.
+const MAX_VERDICTS: usize = 1_024;
+
+/// What a heartbeat came to; travels back to the agent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Grants {
+    /// Of the heartbeat.
+    pub sequence: u64,
+    /// These may go on until the heartbeat's send time + `lost_after`.
+    pub extended: Vec<AttemptRef>,
+    /// These get no more time: freed, closing, cancelled and out of grace, or none of this session's.
+    pub refused: Vec<AttemptRef>,
+}
+
+/// The newest confirmed heartbeat of a worker's session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Heard {
+    session: SessionId,
+    sequence: u64,
+    received: Mono,
+}
+
+#[derive(Clone, Debug)]
+struct Lease {
+    id: AttemptRef,
+    lost_after_ms: u64,
+    last_extension: Mono,
+    /// When to speak of it next: one of `due`.
+    wake: Mono,
+    /// When the leader steps in for a time-out; absent where there is none, or where it has.
+    backstop: Option<Mono>,
+    /// When the request to cancel was first seen.
+    cancel_seen: Option<Mono>,
+    /// Past its deadline in this term: never extended again.
+    closing: bool,
+    /// The leader has stepped in: not extended any more.
+    overdue: bool,
+}
+
+/// See the module's text.
+#[derive(Clone, Debug)]
+pub struct Liveness {
+    term: u64,
+    elected_at: Mono,
+    /// The live attempts at the last look, to find what changed.
+    known: OrdMap<LiveKey, Live>,
+    looked_at: Mono,
+    leases: BTreeMap<(JobId, u32), Lease>,
+    due: BTreeSet<(Mono, JobId, u32)>,
+    heard: BTreeMap<WorkerId, Heard>,
+}
+
+impl Liveness {
+    /// The table of a new term: every live attempt counts as extended now.
+    #[must_use]
+    pub fn elected(term: u64, state: &State, now: Mono) -> Self {
+        let mut liveness = Self {
+            term,
+            elected_at: now,
+            known: OrdMap::new(),
+            looked_at: now,
+            leases: BTreeMap::new(),
+            due: BTreeSet::new(),
+            heard: BTreeMap::new(),
+        };
+        liveness.look(state, now);
+        liveness
+    }
+
+    /// The term that it belongs to.
+    #[must_use]
+    pub fn term(&self) -> u64 {
+        self.term
+    }
+
+    /// A heartbeat, confirmed by a read index that was begun after `received` and whose state this is. Extends or
+    /// refuses each attempt that it names.
+    pub fn confirm(
+        &mut self,
+        state: &State,
+        on: SessionRef,
+        sequence: u64,
+        attempts: &[AttemptRef],
+        received: Mono,
+        now: Mono,
+    ) -> Grants {
+        self.look(state, now);
+        let speaks = state.worker(on.worker).is_some_and(|worker| worker.session == on.session)
+            && !state.is_revoked(Caller::Agent(on.worker));
+        if speaks {
+            self.hear(on, sequence, received);
+        }
+        let mut grants = Grants { sequence, ..Grants::default() };
+        for attempt in attempts {
+            if speaks && self.extend(state, on, *attempt, received, now) {
+                grants.extended.push(*attempt);
+            } else {
+                grants.refused.push(*attempt);
+            }
+        }
+        grants
+    }
+
+    /// A heartbeat that arrives after a newer one of its session says nothing new.
+    fn hear(&mut self, on: SessionRef, sequence: u64, received: Mono) {
+        let newest = self.heard.get(&on.worker).filter(|heard| heard.session == on.session);
+        if newest.is_none_or(|heard| sequence > heard.sequence) {
+            self.heard.insert(on.worker, Heard { session: on.session, sequence, received });
+        }
+    }
+
+    fn extend(&mut self, state: &State, on: SessionRef, id: AttemptRef, received: Mono, now: Mono) -> bool {
+        let owned = state.attempt(id.job, id.attempt).is_some_and(|attempt| {
+            attempt.is_live()
+                && attempt.id.fence == id.fence
+                && (attempt.worker, attempt.session) == (on.worker, on.session)
+        });
+        let (Some(job), Some(spec)) = (state.job(id.job), state.spec(id.job)) else {
+            return false;
+        };
+        let Some(lease) = self.leases.get_mut(&(id.job, id.attempt)).filter(|_| owned) else {
+            return false;
+        };
+        if job.cancel.is_some() {
+            let seen = *lease.cancel_seen.get_or_insert(now);
+            if now >= seen.plus(spec.grace_period_ms) {
+                return false;
+            }
+        }
+        if lease.closing || lease.overdue || now >= lease.lost_at() {
+            return false;
+        }
+        lease.last_extension = lease.last_extension.max(received);
+        self.reschedule((id.job, id.attempt));
+        true
+    }
+
+    /// What has become due: attempts whose lease ran out, marked as closing before anybody hears of it, and attempts
+    /// whose time-out passed long ago. Each is repeated until the state shows it.
+    pub fn expire(&mut self, state: &State, now: Mono) -> Vec<Command> {
+        self.look(state, now);
+        let mut verdicts = Vec::new();
+        while let Some(&(wake, job, attempt)) = self.due.first().filter(|(wake, ..)| *wake <= now) {
+            if verdicts.len() == MAX_VERDICTS {
+                break;
+            }
+            let Some(lease) = self.leases.get_mut(&(job, attempt)) else {
+                self.due.remove(&(wake, job, attempt));
+                continue;
+            };
+            if lease.closing || now >= lease.lost_at() {
+                lease.closing = true;
+                verdicts.push(Command::AttemptLost { attempt: lease.id });
+            } else if lease.backstop.is_some_and(|at| now >= at) {
+                lease.backstop = Some(now.plus(REPEAT_MS));
+                verdicts.push(Command::AttemptOverdue { attempt: lease.id });
+            }
+            let repeat = lease.closing.then(|| now.plus(REPEAT_MS));
+            self.reschedule_at((job, attempt), repeat);
+        }
+        verdicts
+    }
+
+    /// When [`Liveness::expire`] is to be called next. Attempts that this table has not seen yet are looked at within
+    /// a second.
+    #[must_use]
+    pub fn next_deadline(&self, state: &State) -> Option<Mono> {
+        let due = self.due.first().map(|&(wake, ..)| wake);
+        let look = (!self.known.ptr_eq(&state.indexes.live)).then(|| self.looked_at.plus(1_000));
+        match (due, look) {
+            (Some(due), Some(look)) => Some(due.min(look)),
+            (due, look) => due.or(look),
+        }
+    }
+
+    /// Sequence and age of the newest confirmed heartbeat of a session, on which an Assign may stand.
+    #[must_use]
+    pub fn heartbeat(&self, on: SessionRef, now: Mono) -> Option<(u64, u64)> {
+        let heard = self.heard.get(&on.worker).filter(|heard| heard.session == on.session)?;
+        Some((heard.sequence, now.0.saturating_sub(heard.received.0)))
+    }
+
+    /// For how long nothing confirmed has been heard of a session, at most since the election.
+    pub(crate) fn silence(&self, on: SessionRef, now: Mono) -> u64 {
+        self.heartbeat(on, now).map_or(now.0.saturating_sub(self.elected_at.0), |(_, age)| age)
+    }
+
+    /// Takes up what changed among the live attempts since the last look.
+    fn look(&mut self, state: &State, now: Mono) {
+        self.looked_at = now;
+        let live = state.indexes.live.clone();
+        let known = std::mem::replace(&mut self.known, live.clone());
+        for change in known.diff(&live) {
+            match change {
+                DiffItem::Add(&(_, job, attempt), live) => self.begin(state, (job, attempt), *live, now),
+                DiffItem::Update { new: (&(_, job, attempt), live), .. } => {
+                    self.change(state, (job, attempt), *live, now);
+                }
+                DiffItem::Remove(&(_, job, attempt), _) => self.end((job, attempt)),
+            }
+        }
+    }
+
+    /// A new attempt counts as extended when it is first seen: later than the heartbeat that its Assign stands on, hence
+    /// never too early.
+    fn begin(&mut self, state: &State, key: (JobId, u32), live: Live, now: Mono) {
+        let Some(spec) = state.spec(key.0) else {
+            return;
+        };
+        self.leases.insert(
+            key,
+            Lease {
+                id: AttemptRef { job: key.0, attempt: key.1, fence: live.fence },
+                lost_after_ms: spec.lost_after_ms,
+                last_extension: now,
+                wake: now,
+                backstop: None,
+                cancel_seen: None,
+                closing: false,
+                overdue: false,
+            },
+        );
+        self.change(state, key, live, now);
+    }
+
+    fn change(&mut self, state: &State, key: (JobId, u32), live: Live, now: Mono) {
+        if let (Some(lease), Some(spec)) = (self.leases.get_mut(&key), state.spec(key.0)) {
+            lease.overdue = live.overdue;
+            lease.backstop = backstop(spec, live, state.stamp(), now);
+            self.reschedule(key);
+        }
+    }
+
+    fn end(&mut self, key: (JobId, u32)) {
+        if let Some(lease) = self.leases.remove(&key) {
+            self.due.remove(&(lease.wake, key.0, key.1));
+        }
+    }
+
+    fn reschedule(&mut self, key: (JobId, u32)) {
+        self.reschedule_at(key, None);
+    }
+
+    fn reschedule_at(&mut self, key: (JobId, u32), wake: Option<Mono>) {
+        if let Some(lease) = self.leases.get_mut(&key) {
+            self.due.remove(&(lease.wake, key.0, key.1));
+            let next = lease.backstop.map_or(lease.lost_at(), |backstop| backstop.min(lease.lost_at()));
+            lease.wake = wake.unwrap_or(next);
+            self.due.insert((lease.wake, key.0, key.1));
+        }
+    }
+}
+
+impl Lease {
+    fn lost_at(&self) -> Mono {
+        let margin = (self.lost_after_ms / 10).max(MIN_MARGIN_MS);
+        self.last_extension.plus(self.lost_after_ms).plus(margin)
+    }
+}
+
+/// When the leader steps in for a running attempt's time-out. What had passed of it before this term is known from the
+/// stamps, of which the newest is now, or a little earlier.
+fn backstop(spec: &JobSpec, live: Live, stamp: Millis, now: Mono) -> Option<Mono> {
+    let started_at = live.started_at.filter(|_| !live.overdue)?;
+    let allowed = spec.timeout_ms?.saturating_add(spec.grace_period_ms).saturating_add(BACKSTOP_MS);
+    let passed = stamp.0.saturating_sub(started_at.0);
+    Some(now.plus(allowed.saturating_sub(passed)))
+}
