@@ -1,3 +1,6 @@
 //! Replicates the state.
 
+pub mod log_store;
+pub mod seam;
 pub mod types;
+pub mod wal;
