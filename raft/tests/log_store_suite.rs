@@ -1,6 +1,8 @@
 //! openraft's own storage suite over the log store, once with everything cached and once with nothing; and what the
 //! suite does not ask: reopening, old entries from disk, waiting for durability.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers may panic")]
+
 use std::{io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
