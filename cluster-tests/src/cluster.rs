@@ -47,6 +47,8 @@ pub struct Node {
     pub address: SocketAddr,
     /// Its data directory.
     pub data: PathBuf,
+    /// Where its output goes.
+    dir: PathBuf,
     name: String,
     starts: u32,
     process: Option<Proc>,
@@ -76,6 +78,28 @@ impl Cluster {
         cluster
     }
 
+    /// Like [`Cluster::start`], with one node in each of these data directories.
+    pub async fn start_on(data: Vec<PathBuf>) -> Self {
+        let mut cluster = Self::empty();
+        let nodes = data.len();
+        for data in data {
+            let (token, seeds) = match cluster.nodes.first() {
+                Some(_) => (cluster.token("node").await, cluster.addresses().join(",")),
+                None => Default::default(),
+            };
+            let index = cluster.prepare();
+            let node = &mut cluster.nodes[index];
+            node.data = data;
+            if index == 0 {
+                node.start(&["init"]).await;
+            } else {
+                node.start(&["join", &seeds, "--token", &token]).await;
+            }
+        }
+        cluster.wait_healthy(nodes).await;
+        cluster
+    }
+
     /// The first node, made by `init`.
     pub async fn one() -> Self {
         let mut cluster = Self::empty();
@@ -99,7 +123,8 @@ impl Cluster {
     pub fn prepare(&mut self) -> usize {
         let name = format!("node{}", self.nodes.len() + 1);
         let data = self.dir.path().join(&name);
-        self.nodes.push(Node { address: net::fresh(), data, name, starts: 0, process: None });
+        let dir = self.dir.path().to_owned();
+        self.nodes.push(Node { address: net::fresh(), data, dir, name, starts: 0, process: None });
         self.nodes.len() - 1
     }
 
@@ -296,7 +321,9 @@ impl Cluster {
             .collect()
     }
 
-    fn running(&self) -> Vec<usize> {
+    /// Indexes of the nodes whose process was started and not killed.
+    #[must_use]
+    pub fn running(&self) -> Vec<usize> {
         (0..self.nodes.len()).filter(|&index| self.nodes[index].process.is_some()).collect()
     }
 }
@@ -336,18 +363,13 @@ impl Node {
         assert!(self.process.is_none(), "{} runs already", self.name);
         self.starts += 1;
         let mut command = self.command(verb);
-        let dir = self.data.parent().expect("the data directory lies in the cluster's");
-        self.process = Some(Proc::spawn(&format!("{}.{}", self.name, self.starts), &mut command, dir));
+        self.process = Some(Proc::spawn(&format!("{}.{}", self.name, self.starts), &mut command, &self.dir));
     }
 
     /// The command line for `hodei-node VERB…` on this node's directory and address.
-    ///
-    /// # Panics
-    /// Never: the data directory lies in the cluster's.
     #[must_use]
     pub fn command(&self, verb: &[&str]) -> Command {
-        let dir = self.data.parent().expect("the data directory lies in the cluster's");
-        let mut command = cli::clean("hodei-node", dir);
+        let mut command = cli::clean("hodei-node", &self.dir);
         command.args(verb).arg("--data-dir").arg(&self.data);
         command.args(["--listen", &self.address.to_string(), "--http", "off"]);
         command

@@ -17,10 +17,12 @@ pub mod binaries;
 pub mod cli;
 pub mod client;
 pub mod cluster;
+pub mod disk;
 pub mod history;
 pub mod net;
 pub mod proc;
 pub mod wait;
+pub mod workload;
 
 pub use cli::{Cli, Output};
 pub use client::Client;

@@ -1,23 +1,14 @@
 //! What a dying node takes with it: nothing.
 
-use std::{
-    collections::BTreeSet,
-    fmt::Write as _,
-    fs::File,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{fmt::Write as _, time::Duration};
 
 use cluster_tests::{
-    Client, Cluster,
-    client::{STDOUT, shell},
-    history::{History, Kind, SetVerdict},
+    Cluster,
+    client::STDOUT,
+    history::Kind,
     wait,
+    workload::{Submitters, check_submissions},
 };
-use uuid::Uuid;
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -70,54 +61,20 @@ async fn the_leader_dies_while_it_is_the_jobs_gateway() {
     assert_eq!(cluster.cli_at(gateway).run(&["job", "logs", &job]).await.expect(0).stdout, counted(500).into_bytes());
 }
 
-/// Submits one job after the other to its node until told to stop.
-async fn write(proc: u32, client: Client, history: Arc<History>, stop: Arc<AtomicBool>) {
-    while !stop.load(Ordering::Relaxed) {
-        let id = Uuid::now_v7().to_string();
-        history.add(proc, Kind::Invoke, "submit", &id, "");
-        let answer = client.submit_as(&id, shell("true", &[]), Duration::from_secs(3)).await;
-        history.answer(proc, "submit", &id, &answer);
-        // A node that is down refuses at once; do not spin on it.
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
 #[tokio::test]
 async fn acknowledged_jobs_outlive_three_leaders() {
     let mut cluster = Cluster::start(3).await;
-    let history = Arc::new(History::default());
-    let stop = Arc::new(AtomicBool::new(false));
-    let writers: Vec<_> =
-        (0..6).map(|i| tokio::spawn(write(i, cluster.client(i as usize % 3), history.clone(), stop.clone()))).collect();
-
+    let submitters = Submitters::start(&cluster, 6);
     for _ in 0..3 {
-        let acknowledged = history.keys("submit", Kind::Ok).len();
-        wait::until_true("writes are accepted", SOON, || async {
-            history.keys("submit", Kind::Ok).len() > acknowledged + 50
-        })
-        .await;
+        submitters.wait_for(50).await;
         let leader = cluster.leader().await;
         cluster.nodes[leader].kill();
         cluster.leader_other_than(Some(leader)).await;
         cluster.nodes[leader].restart().await;
         cluster.wait_healthy(3).await;
     }
-    stop.store(true, Ordering::Relaxed);
-    for writer in writers {
-        writer.await.unwrap();
-    }
-
-    for node in 0..3 {
-        let jobs = cluster.cli_at(node).json(&["job", "list", "--limit", "1000000"]).await;
-        let ids: Vec<_> = jobs.as_array().unwrap().iter().map(|job| job["id"].as_str().unwrap().to_owned()).collect();
-        let held: BTreeSet<_> = ids.iter().cloned().collect();
-        assert_eq!(held.len(), ids.len(), "node {node} lists a job twice");
-        let verdict = SetVerdict::of(&history, "submit", &held);
-        if !verdict.is_valid() {
-            history.write(File::create(cluster.dir().join("history.jsonl")).unwrap()).unwrap();
-        }
-        assert!(verdict.is_valid(), "node {node}: {verdict:?}");
-    }
+    let history = submitters.stop().await;
+    check_submissions(&cluster, &history).await;
 }
 
 #[tokio::test]
@@ -154,15 +111,10 @@ async fn leadership_is_handed_over_without_an_outage() {
     let cluster = Cluster::start(3).await;
     let old = cluster.leader().await;
     let new = (old + 1) % 3;
-    let history = Arc::new(History::default());
-    let stop = Arc::new(AtomicBool::new(false));
-    let writer = tokio::spawn(write(0, cluster.client(old), history.clone(), stop.clone()));
-    wait::until_true("writes are accepted", SOON, || async { !history.keys("submit", Kind::Ok).is_empty() }).await;
+    let submitters = Submitters::start(&cluster, 3);
+    submitters.wait_for(20).await;
     cluster.lead(new).await;
-    let acknowledged = history.keys("submit", Kind::Ok).len();
-    wait::until_true("writes go on", SOON, || async { history.keys("submit", Kind::Ok).len() > acknowledged + 20 })
-        .await;
-    stop.store(true, Ordering::Relaxed);
-    writer.await.unwrap();
+    submitters.wait_for(20).await;
+    let history = submitters.stop().await;
     assert!(history.keys("submit", Kind::Fail).is_empty() && history.keys("submit", Kind::Info).is_empty());
 }
