@@ -2,6 +2,7 @@
 
 mod cli;
 mod config;
+mod convert;
 mod data_dir;
 mod durable;
 mod error;
@@ -10,6 +11,8 @@ mod logs;
 mod net;
 mod pki;
 mod server;
+#[cfg(test)]
+mod testing;
 
 use std::process::ExitCode;
 

@@ -1,0 +1,272 @@
+//! From the core to the wire. Nothing here can fail.
+
+use hodei_proto::v1;
+use hodei_state::{
+    ids::{AttemptRef, Caller, Millis},
+    job::{Attempt, Deadline, Job, JobState, LogEnd, Reason, StartFailure},
+    registry::{Capacity, Worker, WorkerState},
+    spec::{Action, Constraint, Execution, JobSpec, OutputPolicy, Resources, Retry},
+};
+
+/// Which state an answer was read from.
+#[must_use]
+pub fn position(term: u64, index: u64) -> v1::Position {
+    v1::Position { term, index }
+}
+
+/// An attempt and its fence.
+#[must_use]
+pub fn attempt_ref(attempt: &AttemptRef) -> v1::AttemptRef {
+    v1::AttemptRef { job_id: attempt.job.to_string(), attempt: attempt.attempt, fence: attempt.fence }
+}
+
+/// A party.
+#[must_use]
+pub fn identity(caller: &Caller) -> v1::Identity {
+    let (role, id) = match caller {
+        Caller::Node(id) => (v1::Role::Node, id.to_string()),
+        Caller::Agent(id) => (v1::Role::Agent, id.to_string()),
+        Caller::User(id) => (v1::Role::User, id.to_string()),
+        Caller::Admin(id) => (v1::Role::Admin, id.to_string()),
+    };
+    v1::Identity { role: role.into(), id }
+}
+
+/// A job with its attempts, and its spec where it could be read.
+#[must_use]
+pub fn job<'a>(
+    job: &Job,
+    attempts: impl Iterator<Item = &'a Attempt>,
+    spec: Option<(&JobSpec, Option<&Execution>)>,
+) -> v1::Job {
+    let attempts: Vec<v1::Attempt> = attempts.map(attempt).collect();
+    let newest = attempts.last();
+    let log = newest.and_then(|attempt| attempt.log).unwrap_or_default();
+    v1::Job {
+        id: job.id.to_string(),
+        name: spec.and_then(|(spec, _)| spec.name.clone()).unwrap_or_default(),
+        state: state(job.state).into(),
+        reason: job.reason.as_deref().map(reason),
+        attempt: job.attempt,
+        exit_code: job.reason.as_deref().and_then(Reason::exit_code),
+        worker_id: newest.map(|attempt| attempt.worker_id.clone()).unwrap_or_default(),
+        submitted_at_ms: ms(job.submitted_at),
+        started_at_ms: optional_ms(job.started_at),
+        finished_at_ms: optional_ms(job.finished_at),
+        log_lines: log.lines,
+        log_dropped: log.dropped,
+        spec: spec.map(|(spec, execution)| self::spec(spec, execution)),
+        submitted_by: Some(identity(&job.owner)),
+        attempts,
+        cancel_requested: job.cancel.is_some(),
+    }
+}
+
+/// A job's state.
+#[must_use]
+pub fn state(state: JobState) -> v1::JobState {
+    match state {
+        JobState::Pending => v1::JobState::Pending,
+        JobState::Scheduled => v1::JobState::Scheduled,
+        JobState::Running => v1::JobState::Running,
+        JobState::Succeeded => v1::JobState::Succeeded,
+        JobState::Failed => v1::JobState::Failed,
+        JobState::Cancelled => v1::JobState::Cancelled,
+        JobState::Timeout => v1::JobState::Timeout,
+    }
+}
+
+/// One attempt.
+#[must_use]
+pub fn attempt(attempt: &Attempt) -> v1::Attempt {
+    let end = attempt.end.as_ref();
+    v1::Attempt {
+        number: attempt.id.attempt,
+        worker_id: attempt.worker.to_string(),
+        fence: attempt.id.fence,
+        session_id: attempt.session.to_string(),
+        assigned_at_ms: ms(attempt.assigned_at),
+        started_at_ms: optional_ms(attempt.started_at),
+        finished_at_ms: optional_ms(end.map(|end| end.at)),
+        reason: end.map(|end| reason(&end.reason)),
+        log: end.and_then(|end| end.log.as_ref()).map(log_end),
+    }
+}
+
+/// Why something ended.
+#[must_use]
+pub fn reason(reason: &Reason) -> v1::Reason {
+    let kind = |kind: &str| v1::Reason { kind: kind.into(), ..v1::Reason::default() };
+    match reason {
+        Reason::Exited { code } => v1::Reason { exit_code: Some(*code), ..kind("exited") },
+        Reason::Signaled { signal } => v1::Reason { signal: Some(*signal), ..kind("signaled") },
+        Reason::OutOfMemory => kind("out_of_memory"),
+        Reason::WorkerLost { message } => v1::Reason { message: message.clone(), ..kind("worker_lost") },
+        Reason::NotProvisioned { message } => v1::Reason { message: message.clone(), ..kind("not_provisioned") },
+        Reason::Cancelled { by, reason, exit_code, signal } => v1::Reason {
+            by: by.to_string(),
+            message: reason.clone(),
+            exit_code: *exit_code,
+            signal: *signal,
+            ..kind("cancelled")
+        },
+        Reason::Timeout { deadline } => {
+            let deadline = match deadline {
+                Deadline::Run => "timeout",
+                Deadline::Backstop => "backstop",
+            };
+            v1::Reason { deadline: deadline.into(), ..kind("timeout") }
+        }
+        Reason::CouldNotStart { cause, message } => {
+            let cause = match cause {
+                StartFailure::NotFound => "not_found",
+                StartFailure::NotPermitted => "not_permitted",
+                StartFailure::Other => "other",
+            };
+            v1::Reason { cause: cause.into(), message: message.clone(), ..kind("could_not_start") }
+        }
+    }
+}
+
+/// The figures of a log.
+#[must_use]
+pub fn log_end(end: &LogEnd) -> v1::LogEnd {
+    v1::LogEnd {
+        last_sequence: end.last_sequence,
+        lines: end.lines,
+        dropped: end.dropped,
+        bytes: end.bytes,
+        checksum: end.checksum,
+    }
+}
+
+/// A spec, defaults filled in. Without its execution (a payload that is not here) the command is absent.
+#[must_use]
+pub fn spec(spec: &JobSpec, execution: Option<&Execution>) -> v1::JobSpec {
+    let extras = spec.extras.as_deref().cloned().unwrap_or_default();
+    v1::JobSpec {
+        name: spec.name.clone().unwrap_or_default(),
+        command: execution.map(|execution| command(&execution.action)),
+        env: execution.map(|execution| execution.env.clone()).unwrap_or_default(),
+        resources: Some(resources(&spec.resources)),
+        timeout_ms: spec.timeout_ms.unwrap_or_default(),
+        priority: spec.priority,
+        labels: spec.labels.clone(),
+        lost_after_ms: spec.lost_after_ms,
+        retry: Some(retry(&spec.retry)),
+        grace_period_ms: spec.grace_period_ms,
+        output_policy: match spec.output_policy {
+            OutputPolicy::Block => v1::OutputPolicy::Block.into(),
+            OutputPolicy::Drop => v1::OutputPolicy::Drop.into(),
+        },
+        constraints: extras.constraints.iter().map(constraint).collect(),
+        preferences: (extras.preferences.iter())
+            .map(|p| v1::Preference { constraint: Some(constraint(&p.constraint)), weight: p.weight })
+            .collect(),
+        depends_on: extras.depends_on.iter().map(ToString::to_string).collect(),
+        array: extras.array.map(|array| v1::Array { count: array.count, max_parallel: array.max_parallel }),
+        image: extras.image.unwrap_or_default(),
+        secrets: (extras.secrets.into_iter())
+            .map(|secret| v1::SecretRef { name: secret.name, env: secret.env.unwrap_or_default() })
+            .collect(),
+        user: extras.user.unwrap_or_default(),
+        working_directory: execution.and_then(|execution| execution.working_directory.clone()).unwrap_or_default(),
+        preemptible: spec.preemptible,
+    }
+}
+
+fn command(action: &Action) -> v1::Command {
+    let kind = match action {
+        Action::Exec { cmd, args } => v1::command::Kind::Shell(v1::Shell { cmd: cmd.clone(), args: args.clone() }),
+        Action::Script { interpreter, content } => v1::command::Kind::Script(v1::Script {
+            interpreter: interpreter.clone().unwrap_or_default(),
+            content: content.clone(),
+        }),
+    };
+    v1::Command { kind: Some(kind) }
+}
+
+fn resources(resources: &Resources) -> v1::Resources {
+    v1::Resources {
+        cpu_millis: resources.cpu_millis,
+        memory_mb: resources.memory_mb,
+        storage_mb: resources.storage_mb,
+        gpu: resources.gpu,
+        architecture: resources.architecture.clone().unwrap_or_default(),
+    }
+}
+
+fn retry(retry: &Retry) -> v1::Retry {
+    v1::Retry {
+        infrastructure: Some(retry.infrastructure),
+        failure: Some(retry.failure),
+        exit_codes: retry.exit_codes.clone(),
+        timeout: Some(retry.timeout),
+        backoff_initial_ms: retry.backoff_initial_ms,
+        backoff_max_ms: retry.backoff_max_ms,
+        max_attempts: retry.max_attempts,
+    }
+}
+
+fn constraint(constraint: &Constraint) -> v1::Constraint {
+    v1::Constraint {
+        attribute: constraint.attribute.clone(),
+        operator: constraint.operator.clone(),
+        value: constraint.value.clone(),
+    }
+}
+
+/// A worker.
+#[must_use]
+pub fn worker(worker: &Worker) -> v1::Worker {
+    let (all, used) = (&worker.capacity, &worker.used);
+    v1::Worker {
+        id: worker.id.to_string(),
+        state: worker_state(worker.state).into(),
+        capacity: Some(capacity(all)),
+        free: Some(v1::Capacity {
+            slots: all.slots.saturating_sub(used.slots),
+            cpu_millis: all.cpu_millis.saturating_sub(used.cpu_millis),
+            memory_mb: all.memory_mb.saturating_sub(used.memory_mb),
+            storage_mb: all.storage_mb.saturating_sub(used.storage_mb),
+            gpu: all.gpu.saturating_sub(used.gpu),
+        }),
+        labels: worker.labels.clone(),
+        gateway: worker.gateway,
+        provider: worker.provider.clone().unwrap_or_default(),
+        version: worker.version.clone(),
+        hostname: worker.hostname.clone(),
+    }
+}
+
+fn worker_state(state: WorkerState) -> &'static str {
+    match state {
+        WorkerState::Creating => "Creating",
+        WorkerState::Connecting => "Connecting",
+        WorkerState::Ready => "Ready",
+        WorkerState::Busy => "Busy",
+        WorkerState::Disconnected => "Disconnected",
+        WorkerState::Draining => "Draining",
+        WorkerState::Terminating => "Terminating",
+        WorkerState::Terminated => "Terminated",
+    }
+}
+
+fn capacity(capacity: &Capacity) -> v1::Capacity {
+    v1::Capacity {
+        slots: capacity.slots,
+        cpu_millis: capacity.cpu_millis,
+        memory_mb: capacity.memory_mb,
+        storage_mb: capacity.storage_mb,
+        gpu: capacity.gpu,
+    }
+}
+
+/// Unix milliseconds as the wire has them.
+fn ms(at: Millis) -> i64 {
+    i64::try_from(at.0).unwrap_or(i64::MAX)
+}
+
+fn optional_ms(at: Option<Millis>) -> i64 {
+    at.map_or(0, ms)
+}

@@ -1,0 +1,323 @@
+//! Where one log is read from on this node: its own copy, or a cache filled from another holder.
+//!
+//! The worker's gateway is asked first, because that is where the agent delivers now, then the other holders, newest
+//! first. When one fails, the next is asked from the sequence reached so far; when the worker moves, the source moves
+//! with it. A copy of this node's own that is complete is used whatever else there is.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::StreamExt as _;
+use hodei_proto::v1::{self, pull_log_response::Kind};
+use hodei_state::{
+    State,
+    ids::{NodeId, WorkerId},
+};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::{
+    entries,
+    file::{LogFile, Progress},
+    frame::LogKey,
+    hub::{Hub, Open},
+};
+use crate::convert::to_proto;
+
+/// For a holder to begin to answer.
+const PULL_TIMEOUT: Duration = Duration::from_secs(2);
+/// Between rounds over holders of which none answers.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// What a source offers.
+#[derive(Clone, Default)]
+pub struct Feed {
+    /// What is to be read; it may be replaced by another that holds more.
+    pub file: Option<Arc<LogFile>>,
+    /// Everything that the holders had when they were asked last is in the file.
+    pub settled: bool,
+    /// Holders that do not answer, while something of theirs may be lacking.
+    pub missing: Vec<NodeId>,
+}
+
+/// See the module.
+pub struct Source {
+    feed: watch::Receiver<Feed>,
+    _stop: DropGuard,
+}
+
+impl Source {
+    /// What it offers, to read and to wait for.
+    #[must_use]
+    pub fn feed(&self) -> watch::Receiver<Feed> {
+        self.feed.clone()
+    }
+}
+
+pub(super) fn start(hub: &Hub, key: LogKey) -> Arc<Source> {
+    let stop = hub.stop().child_token();
+    let (sender, feed) = watch::channel(Feed::default());
+    let task = Task { hub: hub.clone(), key, feed: sender, cache: None, failed: Vec::new() };
+    hub.spawn(task.run(stop.clone()));
+    Arc::new(Source { feed, _stop: stop.drop_guard() })
+}
+
+struct Task {
+    hub: Hub,
+    key: LogKey,
+    feed: watch::Sender<Feed>,
+    cache: Option<Arc<LogFile>>,
+    failed: Vec<NodeId>,
+}
+
+/// What the state says of a log: a change of it may mean another place to read from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Place {
+    /// Who holds something, in the order in which to ask.
+    holders: Vec<NodeId>,
+    /// Whose attempt it is.
+    worker: Option<WorkerId>,
+    /// The figures that it ended with.
+    figures: Option<v1::LogEnd>,
+}
+
+/// How reading from one holder ended.
+enum Turn {
+    /// The holder does not answer, or does not have it.
+    Failed,
+    /// The attempt has ended, and the holder lacks something of its log.
+    Short,
+    /// The state says something else now.
+    Moved,
+    /// All there will ever be is here.
+    Complete,
+}
+
+impl Task {
+    async fn run(mut self, stop: CancellationToken) {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.follow() => {}
+        }
+    }
+
+    async fn follow(&mut self) {
+        let mut wakes = Wakes::new(&self.hub, self.key);
+        loop {
+            let place = wakes.look(&self.hub, self.key);
+            self.failed.clear();
+            match self.round(&place, &mut wakes).await {
+                Turn::Moved => {}
+                Turn::Complete => wakes.changed().await,
+                Turn::Failed | Turn::Short => {
+                    let missing = self.failed.clone();
+                    self.feed.send_modify(|feed| (feed.settled, feed.missing) = (missing.is_empty(), missing));
+                    tokio::select! {
+                        () = wakes.changed() => {}
+                        () = sleep(RETRY) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tries every holder in turn.
+    async fn round(&mut self, place: &Place, wakes: &mut Wakes) -> Turn {
+        let own = self.own_copy().await;
+        if let Some(own) = own.clone().filter(|own| place.is_reached(own)) {
+            self.publish(own, true);
+            return Turn::Complete;
+        }
+        if place.holders.is_empty() {
+            // Nothing is placed yet. What this node's own gateway has begun may be read already.
+            self.feed.send_modify(|feed| (feed.file, feed.settled) = (own.or(feed.file.take()), true));
+            return self.until_moved(place, wakes).await;
+        }
+        for &holder in &place.holders {
+            let turn = match (holder == self.hub.node(), &own) {
+                (true, Some(own)) => {
+                    self.publish(own.clone(), true);
+                    if place.figures.is_some() { Turn::Short } else { self.until_moved(place, wakes).await }
+                }
+                (true, None) => Turn::Failed,
+                (false, _) => self.pull(holder, place, wakes).await,
+            };
+            match turn {
+                Turn::Failed => self.failed.push(holder),
+                Turn::Short => {}
+                turn => return turn,
+            }
+        }
+        Turn::Failed
+    }
+
+    async fn own_copy(&self) -> Option<Arc<LogFile>> {
+        self.hub.copy(self.key, Open::Existing).await.unwrap_or_else(|error| {
+            tracing::warn!(job = %self.key.job, attempt = self.key.attempt, %error, "cannot open this node's copy of a log");
+            None
+        })
+    }
+
+    /// Waits until the state says something else of the log.
+    async fn until_moved(&self, place: &Place, wakes: &mut Wakes) -> Turn {
+        loop {
+            wakes.changed().await;
+            if wakes.look(&self.hub, self.key) != *place {
+                return Turn::Moved;
+            }
+        }
+    }
+
+    async fn pull(&mut self, holder: NodeId, place: &Place, wakes: &mut Wakes) -> Turn {
+        let Some(cache) = self.open_cache().await else { return Turn::Failed };
+        let request = v1::PullLogRequest {
+            job_id: self.key.job.to_string(),
+            attempt: self.key.attempt,
+            from_sequence: cache.progress().tally.next(),
+            follow: true,
+        };
+        self.publish(cache.clone(), false);
+        let mut pulled = match timeout(PULL_TIMEOUT, self.hub.upstream().pull(holder, request)).await {
+            Ok(Ok(pulled)) => pulled,
+            Ok(Err(error)) => {
+                tracing::debug!(holder, error = error.message(), "cannot pull a log");
+                return Turn::Failed;
+            }
+            Err(_) => return Turn::Failed,
+        };
+        loop {
+            tokio::select! {
+                () = wakes.changed() => {
+                    // The end alone is no reason to leave a holder that is still sending.
+                    if wakes.look(&self.hub, self.key).holders != place.holders {
+                        return Turn::Moved;
+                    }
+                }
+                message = pulled.next() => match message {
+                    Some(Ok(v1::PullLogResponse { kind: Some(kind) })) => match self.take(&cache, kind).await {
+                        Some(turn) => return turn,
+                        None => continue,
+                    },
+                    _ => return Turn::Failed,
+                },
+            }
+        }
+    }
+
+    /// Takes one answer of a holder; `Some` ends the pull.
+    async fn take(&self, cache: &Arc<LogFile>, kind: Kind) -> Option<Turn> {
+        let mark = match kind {
+            Kind::Batch(batch) if entries::check(&batch).is_ok() => {
+                return self.hub.append(cache, batch, 0).await.err().map(|_| Turn::Failed);
+            }
+            Kind::Mark(mark) if !mark.unknown => mark,
+            Kind::Batch(_) | Kind::Mark(_) => return Some(Turn::Failed),
+        };
+        let mut progress = cache.watch();
+        let written = |p: &Progress| p.failed || p.tally.last_sequence >= mark.last_sequence;
+        let waited = timeout(PULL_TIMEOUT, progress.wait_for(written)).await.map(|progress| progress.map(|p| p.failed));
+        if !matches!(waited, Ok(Ok(false))) {
+            return Some(Turn::Failed);
+        }
+        self.publish(cache.clone(), true);
+        let place = Place::of(&self.hub.ledger().state(), self.key);
+        match place.figures {
+            _ if mark.closed || place.is_reached(cache) => Some(Turn::Complete),
+            Some(_) => Some(Turn::Short),
+            None => None,
+        }
+    }
+
+    async fn open_cache(&mut self) -> Option<Arc<LogFile>> {
+        if let Some(cache) = self.cache.as_ref().filter(|cache| !cache.progress().failed) {
+            return Some(cache.clone());
+        }
+        match self.hub.cache(self.key).await {
+            Ok(cache) => {
+                self.cache = Some(cache.clone());
+                Some(cache)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot make a cache file for a log");
+                None
+            }
+        }
+    }
+
+    fn publish(&self, file: Arc<LogFile>, settled: bool) {
+        self.feed.send_replace(Feed { file: Some(file), settled, missing: self.failed.clone() });
+    }
+}
+
+impl Place {
+    fn of(state: &State, key: LogKey) -> Self {
+        let attempt = state.attempt(key.job, key.attempt);
+        let worker = attempt.map(|attempt| attempt.worker);
+        let gateway = worker.and_then(|worker| state.worker(worker)).and_then(|worker| worker.gateway);
+        let figures = attempt.and_then(|attempt| attempt.end.as_ref()).and_then(|end| end.log.as_ref());
+        let mut segments: Vec<_> = state.segments(key.job, key.attempt).collect();
+        segments.reverse();
+        let newest_first = segments.iter().flat_map(|segment| segment.holders.iter().rev().copied());
+        let mut holders: Vec<NodeId> = Vec::new();
+        for node in newest_first {
+            if !holders.contains(&node) {
+                holders.push(node);
+            }
+        }
+        // Stable: the gateway first, the others as they were.
+        holders.sort_by_key(|node| Some(*node) != gateway);
+        Self { holders, worker, figures: figures.map(to_proto::log_end) }
+    }
+
+    /// Whether a file holds everything up to the last entry.
+    fn is_reached(&self, file: &LogFile) -> bool {
+        self.figures.as_ref().is_some_and(|end| file.progress().tally.last_sequence >= end.last_sequence)
+    }
+}
+
+/// What wakes a source: the job and, once the attempt exists, its worker.
+struct Wakes {
+    job: watch::Receiver<u64>,
+    worker: Option<watch::Receiver<u64>>,
+}
+
+impl Wakes {
+    fn new(hub: &Hub, key: LogKey) -> Self {
+        Self { job: hub.ledger().watch_job(key.job), worker: None }
+    }
+
+    /// What the state says now; whatever comes after it counts as a change.
+    fn look(&mut self, hub: &Hub, key: LogKey) -> Place {
+        self.job.borrow_and_update();
+        if let Some(worker) = &mut self.worker {
+            worker.borrow_and_update();
+        }
+        let place = Place::of(&hub.ledger().state(), key);
+        match (place.worker, &self.worker) {
+            (Some(worker), None) => {
+                self.worker = Some(hub.ledger().watch_worker(worker));
+                Place::of(&hub.ledger().state(), key)
+            }
+            _ => place,
+        }
+    }
+
+    async fn changed(&mut self) {
+        let worker = async {
+            match &mut self.worker {
+                Some(worker) => worker.changed().await.is_ok(),
+                None => std::future::pending().await,
+            }
+        };
+        let open = tokio::select! {
+            changed = self.job.changed() => changed.is_ok(),
+            open = worker => open,
+        };
+        if !open {
+            // The replica is gone: the node stops, and this task with it.
+            std::future::pending::<()>().await;
+        }
+    }
+}

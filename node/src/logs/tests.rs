@@ -1,0 +1,344 @@
+//! The log plane as its clients see it, over a scripted state and other nodes' copies that are kept in memory.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture};
+use hodei_proto::v1::{self, LogBatch, log_event::Kind};
+use hodei_state::{
+    State,
+    command::{Command, PlaceSegment},
+    ids::{AttemptRef, Caller, JobId, NodeId, WorkerId},
+    job::LogEnd,
+};
+use parking_lot::Mutex;
+use tokio::{
+    sync::{mpsc, watch},
+    time::timeout,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use super::{
+    entries::{self, tests::lines},
+    frame::LogKey,
+    hub::{Hub, Ledger, Open, Pulled, Upstream},
+    pull, subscribe,
+    tally::Tally,
+};
+use crate::{
+    convert::{from_proto, to_proto},
+    testing::{JOB, Replica},
+};
+
+impl Ledger for Replica {
+    fn state(&self) -> State {
+        Replica::state(self)
+    }
+
+    fn watch_job(&self, _: JobId) -> watch::Receiver<u64> {
+        self.watch()
+    }
+
+    fn watch_worker(&self, _: WorkerId) -> watch::Receiver<u64> {
+        self.watch()
+    }
+
+    fn describe(&self, job: JobId) -> BoxFuture<'_, Option<v1::JobEnd>> {
+        let state = Replica::state(self);
+        let job = state.job(job).map(|row| to_proto::job(row, state.attempts(job), None));
+        async move { Some(v1::JobEnd { job, position: None }) }.boxed()
+    }
+}
+
+/// The other nodes: each has a log plane of its own over the same state. A dead one refuses and breaks its streams.
+#[derive(Clone, Default)]
+struct Others {
+    nodes: Arc<Mutex<HashMap<NodeId, (Hub, CancellationToken)>>>,
+    pulls: Arc<Mutex<Vec<(NodeId, u64)>>>,
+}
+
+impl Upstream for Others {
+    fn pull(&self, holder: NodeId, request: v1::PullLogRequest) -> BoxFuture<'_, Result<Pulled, Status>> {
+        self.pulls.lock().push((holder, request.from_sequence));
+        let node = self.nodes.lock().get(&holder).cloned();
+        async move {
+            let (hub, dead) = node.ok_or_else(|| Status::unavailable("dead"))?;
+            let answers = ReceiverStream::new(pull::serve(&hub, &request)?);
+            Ok(answers.take_until(dead.cancelled_owned()).boxed())
+        }
+        .boxed()
+    }
+}
+
+struct Nodes {
+    replica: Replica,
+    others: Others,
+    stop: CancellationToken,
+    dir: tempfile::TempDir,
+}
+
+impl Nodes {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Self { replica: Replica::new(), others: Others::default(), stop: CancellationToken::new(), dir }
+    }
+
+    fn start(&self, node: NodeId) -> Hub {
+        let dir = self.dir.path().join(node.to_string());
+        let (ledger, upstream) = (Arc::new(self.replica.clone()), Arc::new(self.others.clone()));
+        let hub = Hub::start(node, &dir, ledger, upstream, self.stop.clone()).unwrap();
+        self.others.nodes.lock().insert(node, (hub.clone(), CancellationToken::new()));
+        hub
+    }
+
+    fn kill(&self, node: NodeId) {
+        self.others.nodes.lock().remove(&node).unwrap().1.cancel();
+    }
+
+    fn place(&self, attempt: AttemptRef, holder: NodeId) {
+        let segment = PlaceSegment { holder, first_sequence: 1 };
+        self.replica.done(Caller::Node(holder), Command::PlaceLog { attempt, segment });
+    }
+}
+
+impl Drop for Nodes {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+async fn write(hub: &Hub, attempt: AttemptRef, batch: LogBatch) {
+    let key = LogKey { job: attempt.job, attempt: attempt.attempt };
+    let file = hub.copy(key, Open::OrCreate).await.unwrap().unwrap();
+    let last = entries::last_sequence(&batch);
+    hub.append(&file, batch, 0).await.unwrap();
+    file.watch().wait_for(|progress| progress.tally.last_sequence >= last).await.unwrap();
+}
+
+/// What a client has seen.
+struct Reader {
+    events: mpsc::Receiver<Result<v1::LogEvent, Status>>,
+}
+
+impl Reader {
+    fn open(hub: &Hub, request: v1::SubscribeLogsRequest) -> Self {
+        Self { events: subscribe::serve(hub, JOB, &request) }
+    }
+
+    fn follow(hub: &Hub) -> Self {
+        Self::open(hub, v1::SubscribeLogsRequest { follow: true, ..Default::default() })
+    }
+
+    async fn next(&mut self) -> Option<Kind> {
+        let event = timeout(Duration::from_secs(20), self.events.recv()).await.expect("an event in time");
+        event.map(|event| event.unwrap().kind.unwrap())
+    }
+
+    /// The text of the next `count` entries, each once and in order.
+    async fn text(&mut self, count: u64) -> String {
+        let (mut text, mut seen) = (String::new(), 0);
+        while seen < count {
+            match self.next().await {
+                Some(Kind::Batch(batch)) => {
+                    seen += batch.lens.len() as u64;
+                    text.push_str(std::str::from_utf8(&batch.data).unwrap());
+                }
+                other => panic!("after {text:?}: {other:?}"),
+            }
+        }
+        text
+    }
+
+    async fn attempt_end(&mut self) -> v1::AttemptLogEnd {
+        match self.next().await {
+            Some(Kind::AttemptEnd(end)) => end,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn figures(batches: &[LogBatch]) -> LogEnd {
+    let mut tally = Tally::default();
+    for batch in batches {
+        tally.add(batch);
+    }
+    let Tally { last_sequence, lines, dropped, bytes, checksum } = tally;
+    from_proto::log_end(Some(&v1::LogEnd { last_sequence, lines, dropped, bytes, checksum }))
+}
+
+#[tokio::test]
+async fn history_then_live_on_the_gateway_and_elsewhere() {
+    let nodes = Nodes::new();
+    let (gateway, elsewhere) = (nodes.start(1), nodes.start(2));
+    let attempt = nodes.replica.assigned();
+    let batches = [lines(1, &["a\n", "b\n"]), lines(3, &["c\n"])];
+    write(&gateway, attempt, batches[0].clone()).await;
+    nodes.place(attempt, 1);
+
+    let mut readers = [Reader::follow(&gateway), Reader::follow(&elsewhere)];
+    for reader in &mut readers {
+        assert_eq!(reader.text(2).await, "a\nb\n");
+    }
+    write(&gateway, attempt, batches[1].clone()).await;
+    for reader in &mut readers {
+        assert_eq!(reader.text(1).await, "c\n");
+    }
+    nodes.replica.result(attempt, figures(&batches));
+    for reader in &mut readers {
+        let end = reader.attempt_end().await;
+        assert!(end.complete && end.missing_holders.is_empty(), "{end:?}");
+        assert!(matches!(reader.next().await, Some(Kind::JobEnd(_))));
+        assert!(reader.next().await.is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_subscription_before_the_first_attempt_sees_it_all() {
+    let nodes = Nodes::new();
+    let (gateway, elsewhere) = (nodes.start(1), nodes.start(2));
+    let attempt = nodes.replica.assigned();
+    let mut reader = Reader::follow(&elsewhere);
+    let batch = lines(1, &["a\n"]);
+    write(&gateway, attempt, batch.clone()).await;
+    nodes.place(attempt, 1);
+    assert_eq!(reader.text(1).await, "a\n");
+    nodes.replica.result(attempt, figures(&[batch]));
+    assert!(reader.attempt_end().await.complete);
+}
+
+/// Ten subscribers of a log on a node that does not hold it cost its holder one stream.
+#[tokio::test]
+async fn one_upstream_serves_all_subscribers() {
+    let nodes = Nodes::new();
+    let (gateway, elsewhere) = (nodes.start(1), nodes.start(2));
+    let attempt = nodes.replica.assigned();
+    write(&gateway, attempt, lines(1, &["a\n"])).await;
+    nodes.place(attempt, 1);
+    let mut readers: Vec<Reader> = (0..10).map(|_| Reader::follow(&elsewhere)).collect();
+    for reader in &mut readers {
+        assert_eq!(reader.text(1).await, "a\n");
+    }
+    assert_eq!(*nodes.others.pulls.lock(), [(1, 1)]);
+}
+
+/// The holder dies; the agent delivers to another gateway from the beginning; nobody sees a line twice or misses one.
+#[tokio::test]
+async fn a_dead_holder_is_replaced_without_a_lost_or_doubled_line() {
+    let nodes = Nodes::new();
+    let (first, second, reading) = (nodes.start(1), nodes.start(2), nodes.start(3));
+    let attempt = nodes.replica.assigned();
+    let batches = [lines(1, &["a\n", "b\n"]), lines(3, &["c\n"]), lines(4, &["d\n"])];
+    write(&first, attempt, batches[0].clone()).await;
+    nodes.place(attempt, 1);
+    let mut readers = [Reader::follow(&reading), Reader::follow(&second)];
+    for reader in &mut readers {
+        assert_eq!(reader.text(2).await, "a\nb\n");
+    }
+    nodes.kill(1);
+    nodes.replica.attach(2, 2);
+    for batch in &batches {
+        write(&second, attempt, batch.clone()).await;
+    }
+    nodes.place(attempt, 2);
+    for reader in &mut readers {
+        assert_eq!(reader.text(2).await, "c\nd\n");
+    }
+    nodes.replica.result(attempt, figures(&batches));
+    for reader in &mut readers {
+        assert!(reader.attempt_end().await.complete);
+    }
+    let from: Vec<_> = nodes.others.pulls.lock().iter().filter(|(node, _)| *node == 2).copied().collect();
+    assert_eq!(from, [(2, 3)], "the next holder is asked for what is new only");
+}
+
+/// The agent comes back to a gateway that is a holder already: no row of the log changes, the worker's does.
+#[tokio::test]
+async fn the_worker_is_followed_back_to_an_earlier_gateway() {
+    let nodes = Nodes::new();
+    let (first, second, reading) = (nodes.start(1), nodes.start(2), nodes.start(3));
+    let attempt = nodes.replica.assigned();
+    for (hub, node) in [(&first, 1), (&second, 2)] {
+        write(hub, attempt, lines(1, &["a\n"])).await;
+        nodes.place(attempt, node);
+    }
+    nodes.replica.attach(2, 2);
+    let mut reader = Reader::follow(&reading);
+    assert_eq!(reader.text(1).await, "a\n");
+    nodes.replica.attach(3, 1);
+    write(&first, attempt, lines(2, &["b\n"])).await;
+    assert_eq!(reader.text(1).await, "b\n");
+}
+
+#[tokio::test]
+async fn a_lost_attempt_ends_incomplete_and_the_next_one_follows() {
+    let nodes = Nodes::new();
+    let gateway = nodes.start(1);
+    let attempt = nodes.replica.assigned();
+    write(&gateway, attempt, lines(1, &["a\n"])).await;
+    nodes.place(attempt, 1);
+    let mut reader = Reader::follow(&gateway);
+    assert_eq!(reader.text(1).await, "a\n");
+    nodes.replica.done(Caller::Node(1), Command::AttemptLost { attempt });
+    let end = reader.attempt_end().await;
+    assert!(!end.complete && end.log.is_none(), "{end:?}");
+
+    let attempt = nodes.replica.assign(2);
+    let batch = lines(1, &["again\n"]);
+    write(&gateway, attempt, batch.clone()).await;
+    nodes.place(attempt, 1);
+    assert_eq!(reader.text(1).await, "again\n");
+    nodes.replica.result(attempt, figures(&[batch]));
+    assert!(reader.attempt_end().await.complete);
+    assert!(matches!(reader.next().await, Some(Kind::JobEnd(_))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn holders_that_do_not_answer_are_named() {
+    let nodes = Nodes::new();
+    let reading = nodes.start(3);
+    let attempt = nodes.replica.assigned();
+    nodes.place(attempt, 2);
+    nodes.replica.result(attempt, figures(&[lines(1, &["a\n"])]));
+    let mut reader = Reader::follow(&reading);
+    let end = reader.attempt_end().await;
+    assert_eq!((end.complete, end.missing_holders), (false, vec!["2".to_owned()]));
+    assert!(matches!(reader.next().await, Some(Kind::JobEnd(_))));
+}
+
+#[tokio::test]
+async fn without_follow_there_is_what_there_is() {
+    let nodes = Nodes::new();
+    let (gateway, elsewhere) = (nodes.start(1), nodes.start(2));
+    let attempt = nodes.replica.assigned();
+    write(&gateway, attempt, lines(1, &["a\n", "b\n", "c\n"])).await;
+    nodes.place(attempt, 1);
+    for hub in [&gateway, &elsewhere] {
+        let mut reader = Reader::open(hub, v1::SubscribeLogsRequest::default());
+        assert_eq!(reader.text(3).await, "a\nb\nc\n");
+        assert!(reader.next().await.is_none());
+        let mut reader = Reader::open(hub, v1::SubscribeLogsRequest { tail: 2, ..Default::default() });
+        assert_eq!(reader.text(2).await, "b\nc\n");
+        assert!(reader.next().await.is_none());
+        let mut reader = Reader::open(hub, v1::SubscribeLogsRequest { since_ms: 1_020, ..Default::default() });
+        assert_eq!(reader.text(1).await, "c\n");
+        let mut reader = Reader::open(hub, v1::SubscribeLogsRequest { from_sequence: 3, ..Default::default() });
+        assert_eq!(reader.text(1).await, "c\n");
+    }
+}
+
+/// Somebody who reads nothing holds up neither the writer nor another reader.
+#[tokio::test]
+async fn a_slow_subscriber_slows_nobody() {
+    let nodes = Nodes::new();
+    let gateway = nodes.start(1);
+    let attempt = nodes.replica.assigned();
+    let mut slow = Reader::follow(&gateway);
+    let mut quick = Reader::follow(&gateway);
+    nodes.place(attempt, 1);
+    for sequence in 1..=1_000 {
+        write(&gateway, attempt, lines(sequence, &["line\n"])).await;
+    }
+    assert_eq!(quick.text(1_000).await.len(), 5_000);
+    assert_eq!(slow.text(1_000).await.len(), 5_000);
+}

@@ -1,0 +1,138 @@
+//! When a subscriber is done with an attempt's log: a decision over plain data.
+
+use hodei_state::{
+    ids::NodeId,
+    job::{AttemptEnd, EndedBy},
+};
+
+use super::tally::Tally;
+use crate::convert::to_proto;
+
+/// What a subscriber knows when it has sent all that its file holds.
+pub struct Situation<'a> {
+    /// How the attempt ended, if it has.
+    pub end: Option<&'a AttemptEnd>,
+    /// What the file adds up to; nothing: there is none.
+    pub tally: Tally,
+    /// See [`super::source::Feed`].
+    pub settled: bool,
+    /// See [`super::source::Feed`].
+    pub missing: &'a [NodeId],
+    /// Whether to wait for what comes.
+    pub follow: bool,
+    /// Nothing has come for as long as a subscriber waits for what is known to be lacking.
+    pub patience_over: bool,
+}
+
+/// What to do next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Everything was sent; the figures are right or, if not, wrong for good.
+    End {
+        /// Whether the log is whole.
+        complete: bool,
+        /// Who holds what could not be read.
+        missing: Vec<NodeId>,
+    },
+    /// The attempt goes on, and the subscriber does not want to wait for it.
+    Stop {
+        /// Who holds what could not be read.
+        missing: Vec<NodeId>,
+    },
+    /// More will come. `impatient`: what is lacking is known, so the wait has an end.
+    Wait {
+        /// Whether patience counts.
+        impatient: bool,
+    },
+}
+
+/// See the module.
+#[must_use]
+pub fn verdict(now: &Situation<'_>) -> Verdict {
+    let end = |complete: bool| Verdict::End { complete, missing: Vec::new() };
+    let give_up = || Verdict::End { complete: false, missing: now.missing.to_vec() };
+    match now.end {
+        Some(AttemptEnd { log: Some(figures), .. }) => {
+            let figures = to_proto::log_end(figures);
+            if now.tally.last_sequence >= figures.last_sequence {
+                end(now.tally.is(&figures))
+            } else if now.patience_over {
+                give_up()
+            } else {
+                Verdict::Wait { impatient: true }
+            }
+        }
+        // Never started: there is no log, and nothing of it is lacking.
+        Some(AttemptEnd { by: EndedBy::Declined, .. }) => end(true),
+        // Lost: what its holders have is all there may ever be, though late lines may still come.
+        Some(_) if now.settled => end(false),
+        Some(_) if now.patience_over => give_up(),
+        Some(_) => Verdict::Wait { impatient: true },
+        None if now.follow => Verdict::Wait { impatient: false },
+        None if now.settled || now.patience_over => Verdict::Stop { missing: now.missing.to_vec() },
+        None => Verdict::Wait { impatient: true },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hodei_state::{
+        ids::Millis,
+        job::{LogEnd, Reason},
+    };
+
+    use super::*;
+
+    fn ended(last_sequence: Option<u64>) -> AttemptEnd {
+        AttemptEnd {
+            at: Millis(1),
+            by: if last_sequence.is_some() { EndedBy::Result } else { EndedBy::Expiry },
+            reason: Reason::Exited { code: 0 },
+            log: last_sequence.map(|last_sequence| LogEnd {
+                last_sequence,
+                lines: last_sequence,
+                ..Default::default()
+            }),
+        }
+    }
+
+    fn tally(last_sequence: u64, lines: u64) -> Tally {
+        Tally { last_sequence, lines, ..Tally::default() }
+    }
+
+    #[test]
+    fn every_situation_has_its_verdict() {
+        let whole = |complete| Verdict::End { complete, missing: vec![] };
+        let wait = |impatient| Verdict::Wait { impatient };
+        let (result, lost, none) = (Some(ended(Some(5))), Some(ended(None)), None);
+        let cases = [
+            // end, last sequence, lines, settled, missing, follow, patience over
+            (&result, 5, 5, true, vec![], true, false, whole(true)),
+            (&result, 5, 4, true, vec![], true, false, whole(false)),
+            (&result, 3, 3, true, vec![], true, false, wait(true)),
+            (&result, 3, 3, true, vec![], false, false, wait(true)),
+            (&result, 3, 3, false, vec![2], true, false, wait(true)),
+            (&result, 3, 3, false, vec![2], true, true, Verdict::End { complete: false, missing: vec![2] }),
+            (&lost, 3, 3, true, vec![], true, false, whole(false)),
+            (&lost, 3, 3, false, vec![], true, false, wait(true)),
+            (&lost, 3, 3, false, vec![1], true, true, Verdict::End { complete: false, missing: vec![1] }),
+            (&none, 3, 3, true, vec![], true, false, wait(false)),
+            (&none, 3, 3, false, vec![1], true, true, wait(false)),
+            (&none, 3, 3, true, vec![], false, false, Verdict::Stop { missing: vec![] }),
+            (&none, 3, 3, false, vec![], false, false, wait(true)),
+            (&none, 3, 3, false, vec![1], false, true, Verdict::Stop { missing: vec![1] }),
+        ];
+        for (at, (end, last, lines, settled, missing, follow, patience_over, expected)) in cases.into_iter().enumerate()
+        {
+            let now = Situation {
+                end: end.as_ref(),
+                tally: tally(last, lines),
+                settled,
+                missing: &missing,
+                follow,
+                patience_over,
+            };
+            assert_eq!(verdict(&now), expected, "case {at}");
+        }
+    }
+}
