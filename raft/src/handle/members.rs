@@ -1,0 +1,180 @@
+//! Who belongs to the cluster, one change at a time. Only the leader can change that.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use hodei_state::ids::NodeId;
+use openraft::{
+    ChangeMembers,
+    async_runtime::watch::WatchReceiver,
+    errors::{ChangeMembershipError, ClientWriteError, Fatal, InitializeError, RaftError},
+};
+use tokio::time::Instant;
+
+use super::{Handle, Leadership};
+use crate::{
+    error::MembershipError,
+    network::wire::{TransferRequestV1, TransferResponseV1},
+    types::TypeConfig,
+};
+
+/// For one change, confirmed by a majority.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// For a leader to be followed by another.
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl Handle {
+    /// Makes this node the first, and so far only, voter. Succeeds again where it had been done before.
+    pub async fn initialize(&self) -> Result<(), MembershipError> {
+        let members = BTreeSet::from([self.node_id()]);
+        match self.inner.raft.initialize(members).await {
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+            Err(RaftError::APIError(error)) => Err(MembershipError::Refused(error.to_string())),
+            Err(RaftError::Fatal(_)) => Err(MembershipError::Stopped),
+        }
+    }
+
+    /// Lets a node listen. Returns once that is committed; [`Handle::status`] tells when the node has caught up.
+    pub async fn add_learner(&self, node: NodeId) -> Result<(), MembershipError> {
+        let changed = tokio::time::timeout(CHANGE_TIMEOUT, self.inner.raft.add_learner(node, (), false)).await;
+        self.changed(changed.map(|result| result.map(drop)))
+    }
+
+    /// Lets a learner vote. The caller has seen that it caught up.
+    pub async fn promote(&self, node: NodeId) -> Result<(), MembershipError> {
+        self.change(ChangeMembers::AddVoterIds(BTreeSet::from([node]))).await
+    }
+
+    /// Takes a node out, voter or learner. Where it is this node itself, leadership is handed over first and the change
+    /// is left to the successor: [`MembershipError::NotLeader`] says who that is.
+    pub async fn remove_member(&self, node: NodeId) -> Result<(), MembershipError> {
+        let (voter, alone) = {
+            let metrics = self.inner.raft.server_metrics();
+            let metrics = metrics.borrow_watched();
+            let voters: BTreeSet<NodeId> = metrics.membership_config.voter_ids().collect();
+            if metrics.membership_config.get_node(&node).is_none() {
+                return Ok(());
+            }
+            (voters.contains(&node), voters.len() == 1)
+        };
+        if voter && alone {
+            return Err(MembershipError::Refused("the last voter cannot be removed".to_owned()));
+        }
+        if voter && node == self.node_id() {
+            self.transfer_leader(None).await?;
+            return Err(MembershipError::NotLeader { leader: self.leader() });
+        }
+        if voter {
+            self.change(ChangeMembers::RemoveVoters(BTreeSet::from([node]))).await
+        } else {
+            self.change(ChangeMembers::RemoveNodes(BTreeSet::from([node]))).await
+        }
+    }
+
+    async fn change(&self, change: ChangeMembers<NodeId, ()>) -> Result<(), MembershipError> {
+        let changed = tokio::time::timeout(CHANGE_TIMEOUT, self.inner.raft.change_membership(change, false)).await;
+        self.changed(changed.map(|result| result.map(drop)))
+    }
+
+    fn changed<T>(
+        &self,
+        changed: Result<Result<T, RaftError<TypeConfig, ClientWriteError<TypeConfig>>>, tokio::time::error::Elapsed>,
+    ) -> Result<T, MembershipError> {
+        let error = match changed {
+            Ok(Ok(done)) => return Ok(done),
+            Ok(Err(RaftError::APIError(error))) => error,
+            Ok(Err(RaftError::Fatal(Fatal::StorageError(_) | Fatal::Panicked | Fatal::Stopped))) => {
+                return Err(MembershipError::Stopped);
+            }
+            Err(_) => return Err(MembershipError::NoQuorum("the change is not confirmed by a majority".to_owned())),
+        };
+        Err(match error {
+            ClientWriteError::ForwardToLeader(_) => MembershipError::NotLeader { leader: self.leader() },
+            ClientWriteError::ChangeMembershipError(
+                ChangeMembershipError::InProgress(_) | ChangeMembershipError::UncommittedLeaderLog(_),
+            ) => MembershipError::InProgress,
+            ClientWriteError::LogEntryDiscarded(_) => {
+                MembershipError::NoQuorum("leadership changed in between".to_owned())
+            }
+            other => MembershipError::Refused(other.to_string()),
+        })
+    }
+
+    /// Hands leadership over, to `to` or to the voter that is furthest. May be called on any node. Returns once another
+    /// node leads.
+    pub async fn transfer_leader(&self, to: Option<NodeId>) -> Result<(), MembershipError> {
+        let deadline = Instant::now() + TRANSFER_TIMEOUT;
+        let Some(old) = self.leader() else {
+            return Err(MembershipError::NoQuorum("no leader is known".to_owned()));
+        };
+        if Some(old) == to {
+            return Ok(());
+        }
+        if old == self.node_id() {
+            self.hand_over(to).await?;
+        } else {
+            self.ask_to_hand_over(old, to).await?;
+        }
+        let mut metrics = self.inner.raft.server_metrics();
+        let followed = async {
+            loop {
+                let leader = metrics.borrow_watched().current_leader;
+                if leader.is_some_and(|leader| leader != old) {
+                    return Ok(());
+                }
+                metrics.changed().await.map_err(|_| MembershipError::Stopped)?;
+            }
+        };
+        tokio::time::timeout_at(deadline, followed)
+            .await
+            .unwrap_or_else(|_| Err(MembershipError::NoQuorum("no other node took over in time".to_owned())))
+    }
+
+    /// On the leader: starts the transfer.
+    pub(crate) async fn hand_over(&self, to: Option<NodeId>) -> Result<(), MembershipError> {
+        let successor = {
+            let metrics = self.inner.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            let Some(replication) = &metrics.replication else {
+                return Err(MembershipError::NotLeader { leader: metrics.current_leader });
+            };
+            let voters = metrics.membership_config.voter_ids().filter(|id| *id != metrics.id);
+            let furthest = voters.max_by_key(|id| replication.get(id).copied().flatten());
+            match (to, furthest) {
+                (Some(to), _) if metrics.membership_config.voter_ids().any(|id| id == to) => to,
+                (Some(to), _) => return Err(MembershipError::Refused(format!("node {to} is not a voter"))),
+                (None, Some(furthest)) => furthest,
+                (None, None) => return Err(MembershipError::Refused("there is no other voter".to_owned())),
+            }
+        };
+        self.inner.raft.trigger().transfer_leader(successor).await.map_err(|_| MembershipError::Stopped)
+    }
+
+    async fn ask_to_hand_over(&self, leader: NodeId, to: Option<NodeId>) -> Result<(), MembershipError> {
+        let question = TransferRequestV1::HandOver { to };
+        let answer = self
+            .inner
+            .peers
+            .call(leader, TRANSFER_TIMEOUT, &question, |mut client, request| async move {
+                client.transfer_leader(request).await
+            })
+            .await
+            .map_err(|error| MembershipError::NoQuorum(format!("leader {leader} cannot be asked: {error}")))?;
+        match answer {
+            TransferResponseV1::Accepted => Ok(()),
+            TransferResponseV1::NotLeader { leader } => Err(MembershipError::NotLeader { leader }),
+            TransferResponseV1::Refused(why) => Err(MembershipError::Refused(why)),
+            TransferResponseV1::VoteChanged { .. } | TransferResponseV1::LogNotFlushed { .. } => {
+                Err(MembershipError::NoQuorum("leadership changed in between".to_owned()))
+            }
+        }
+    }
+
+    /// Who leads, as far as this node knows; itself as soon as it is elected.
+    #[must_use]
+    pub fn leader(&self) -> Option<NodeId> {
+        match *self.inner.leadership.borrow() {
+            Leadership::Following { leader } => leader,
+            Leadership::Preparing { .. } | Leadership::Leading { .. } => Some(self.node_id()),
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! Files that are whole or absent after a power cut.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::Path,
+};
+
+/// Makes the directory's entries durable.
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Creates a directory, its parents too, and makes it durable.
+pub(crate) fn create_dir(dir: &Path) -> io::Result<()> {
+    fs::create_dir_all(dir)?;
+    sync_dir(dir)?;
+    dir.parent().map_or(Ok(()), sync_dir)
+}
+
+/// Writes a file under a temporary name, syncs it and renames it. The caller syncs the directory.
+pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("tmp");
+    let mut file = File::create(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)
+}
+
+/// Removes what a crash left half written.
+pub(crate) fn remove_temporary(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "tmp") {
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,197 @@
+//! The replicated state machine: `hodei_state::State` in memory, everything on disk behind it.
+//!
+//! openraft hands over committed entries in order. [`Machine::apply`] decodes the commands of an entry, takes large
+//! bodies out of them, applies them under the write lock, leaves the changed rows to the write-behind thread, publishes
+//! the new applied index, wakes subscribers and answers the proposer. It does no I/O and waits for nobody.
+//!
+//! On disk, each rebuildable from the next: `db/` (sled, written behind), `snapshots/` (files), the log. Payload files
+//! belong to both `db/` and `snapshots/`. The ordering rules that make a power cut harmless:
+//!
+//! - a sled batch or a snapshot is written only when the log is durable through it ([`LogDurable`]);
+//! - payload files are durable before the batch or snapshot that refers to them;
+//! - the log is purged only behind a durable snapshot (openraft's doing);
+//! - an applied log id in sled that the log does not know makes sled worthless ([`recover`]).
+//!
+//! Deliberately missing: partial reads from disk (the state fits in memory), and repair of a diverged state
+//! (see [`crate::handle`]: such a node ends itself).
+
+mod behind;
+mod files;
+mod payloads;
+pub(crate) mod recover;
+mod replica;
+mod sled_store;
+pub(crate) mod snapshot;
+mod topics;
+
+use std::{io, sync::Arc};
+
+use futures::{FutureExt, Stream, TryStreamExt, future::BoxFuture};
+use hodei_state::{Changes, outcome::Outcome};
+use openraft::{
+    EntryPayload, OptionalSend,
+    alias::{SnapshotMetaOf, SnapshotOf, StoredMembershipOf},
+    storage::{EntryResponder, RaftStateMachine},
+};
+
+pub(crate) use self::{
+    behind::{Stage, WriteBehind},
+    files::sync_dir,
+    payloads::{PayloadDigest, digest_of, hex, write_payload},
+    replica::{Held, Replica},
+    snapshot::{Builder, SnapshotFile, Snapshots},
+};
+pub use self::{payloads::INLINE_LIMIT, topics::Topic};
+use crate::{
+    codec,
+    log_store::Durable,
+    seam::Fs,
+    types::{Batch, Entry, LogId, TypeConfig},
+};
+
+/// Waits until the log is durable through a committed entry.
+pub(crate) trait Durability: Send + Sync {
+    /// Fails only when the log closes before.
+    fn through(&self, id: LogId) -> BoxFuture<'_, io::Result<()>>;
+    /// Everything that was submitted to the log before, truncations too.
+    fn barrier(&self) -> BoxFuture<'_, io::Result<()>>;
+}
+
+impl<F: Fs> Durability for Durable<F> {
+    fn through(&self, id: LogId) -> BoxFuture<'_, io::Result<()>> {
+        self.wait(id).boxed()
+    }
+
+    fn barrier(&self) -> BoxFuture<'_, io::Result<()>> {
+        Durable::barrier(self).boxed()
+    }
+}
+
+/// The log's durability, whatever file system it is on.
+pub(crate) type LogDurable = Arc<dyn Durability>;
+
+/// What openraft drives. The only writer of the [`Replica`].
+pub(crate) struct Machine {
+    replica: Arc<Replica>,
+    snapshots: Arc<Snapshots>,
+    stage: Stage,
+    log: LogDurable,
+}
+
+impl Machine {
+    pub(crate) fn new(replica: Arc<Replica>, snapshots: Arc<Snapshots>, stage: Stage, log: LogDurable) -> Self {
+        Self { replica, snapshots, stage, log }
+    }
+
+    fn apply_entry(&self, entry: Entry) -> io::Result<Vec<Outcome>> {
+        let log_id = entry.log_id;
+        let (outcomes, changes, bytes) = match entry.payload {
+            EntryPayload::Blank => {
+                self.replica.change(|held| held.applied = Some(log_id));
+                (Vec::new(), Changes::default(), 0)
+            }
+            EntryPayload::Membership(membership) => {
+                self.replica.change(|held| {
+                    held.membership = Arc::new(StoredMembershipOf::<TypeConfig>::new(Some(log_id), membership));
+                    held.applied = Some(log_id);
+                });
+                (Vec::new(), Changes::default(), 0)
+            }
+            EntryPayload::Normal(batch) => self.apply_batch(log_id, &batch)?,
+        };
+        // Staged before it is published: whoever sees the index and asks for a snapshot gets its payloads, too.
+        let log_bytes = self.replica.log_bytes() + bytes;
+        let keys = Changes { rows: changes.rows.iter().map(|(key, _)| (*key, None)).collect() };
+        self.replica.with(|held| self.stage.changes(changes, held, log_bytes));
+        self.replica.publish(log_id, &keys, bytes);
+        Ok(outcomes)
+    }
+
+    fn apply_batch(&self, log_id: LogId, batch: &Batch) -> io::Result<(Vec<Outcome>, Changes, u64)> {
+        let mut commands = codec::decode_batch(&batch.commands).map_err(|error| {
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{}: entry {log_id} cannot be read: {error}", crate::error::STATE_UNREADABLE),
+            )
+        })?;
+        let mut bodies: Vec<_> = commands.iter_mut().map(payloads::split).collect();
+        let (outcomes, changes) = self.replica.change(|held| {
+            let outcomes: Vec<Outcome> = (0..)
+                .zip(&commands)
+                .map(|(offset, envelope)| held.state.apply(log_id.index(), offset, batch.at, envelope))
+                .collect();
+            for (outcome, body) in outcomes.iter().zip(&mut bodies) {
+                // Under the lock: a view that refers to a payload can always read it.
+                if let (Outcome::Submitted { existing: false, .. }, Some((digest, bytes))) = (outcome, body.take()) {
+                    self.replica.payloads.put(digest, bytes);
+                }
+            }
+            held.applied = Some(log_id);
+            (outcomes, held.state.take_changes())
+        });
+        Ok((outcomes, changes, batch.commands.len() as u64))
+    }
+
+    async fn load(&self, snapshot: SnapshotFile) -> io::Result<(Held, SnapshotFile)> {
+        let (snapshots, replica) = (self.snapshots.clone(), self.replica.clone());
+        tokio::task::spawn_blocking(move || {
+            let held = snapshot.load()?;
+            if let Some(missing) = snapshot.digests.iter().find(|digest| !replica.payloads.holds(digest)) {
+                return Err(io::Error::new(io::ErrorKind::NotFound, format!("payload {} is missing", hex(missing))));
+            }
+            let file = snapshots.adopt(&snapshot.path, held.applied)?;
+            Ok((held, file))
+        })
+        .await
+        .map_err(io::Error::other)?
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for Machine {
+    type SnapshotData = SnapshotFile;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembershipOf<TypeConfig>)> {
+        Ok(self.replica.with(|held| (held.applied, (*held.membership).clone())))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> io::Result<()>
+    where
+        Strm: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
+    {
+        while let Some((entry, responder)) = entries.try_next().await? {
+            let outcomes = self.apply_entry(entry)?;
+            if let Some(responder) = responder {
+                responder.send(outcomes);
+            }
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        Builder {
+            held: self.replica.held(),
+            replica: self.replica.clone(),
+            snapshots: self.snapshots.clone(),
+            stage: self.stage.clone(),
+            log: self.log.clone(),
+        }
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMetaOf<TypeConfig>, snapshot: SnapshotFile) -> io::Result<()> {
+        // A truncation that made room for it must not be forgotten after it.
+        self.log.barrier().await?;
+        let (held, file) = self.load(snapshot).await?;
+        if held.applied != meta.last_log_id {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the snapshot is of another entry than announced"));
+        }
+        self.stage.replace(&held);
+        self.replica.replace(held);
+        self.replica.snapshot_taken(file.len);
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf<TypeConfig, SnapshotFile>>> {
+        Ok(self.snapshots.current().map(|(meta, snapshot)| SnapshotOf::<TypeConfig, _> { meta, snapshot }))
+    }
+}

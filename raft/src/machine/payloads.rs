@@ -1,0 +1,169 @@
+//! Large bodies of jobs, as content-addressed files beside the state.
+//!
+//! The command carries the bytes; every replica, by the same rule, takes a body above [`INLINE_LIMIT`] out of it and
+//! leaves digest and length ([`split`]). The bytes stay in memory until the write-behind thread, the only one that
+//! writes or removes files here, has made them durable, which it does before any batch or snapshot that refers to them.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use bytes::Bytes;
+use hodei_state::{
+    command::{Command, Envelope},
+    spec::Body,
+};
+use parking_lot::Mutex;
+use sha2::{Digest, Sha256};
+
+use super::files;
+
+/// Bodies up to this many bytes stay in their row.
+pub const INLINE_LIMIT: usize = 1024;
+
+/// SHA-256 of a payload.
+pub(crate) type PayloadDigest = [u8; 32];
+
+pub(crate) struct Payloads {
+    dir: PathBuf,
+    /// Not yet durable.
+    unwritten: Mutex<HashMap<PayloadDigest, Bytes>>,
+    /// Referred to by snapshots that are being built, sent, or received.
+    pinned: Mutex<HashMap<u64, HashSet<PayloadDigest>>>,
+}
+
+impl Payloads {
+    pub(crate) fn new(dir: PathBuf) -> Self {
+        Self { dir, unwritten: Mutex::default(), pinned: Mutex::default() }
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Keeps the bytes until they are durable.
+    pub(super) fn put(&self, digest: PayloadDigest, bytes: Bytes) {
+        self.unwritten.lock().insert(digest, bytes);
+    }
+
+    pub(super) fn has_unwritten(&self) -> bool {
+        !self.unwritten.lock().is_empty()
+    }
+
+    /// The bytes of a payload, checked against the digest. Blocking.
+    pub(crate) fn read(&self, digest: &PayloadDigest) -> io::Result<Bytes> {
+        if let Some(bytes) = self.unwritten.lock().get(digest) {
+            return Ok(bytes.clone());
+        }
+        let bytes = fs::read(self.path(digest))?;
+        if &digest_of(&bytes) != digest {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("payload {} is damaged", hex(digest))));
+        }
+        Ok(bytes.into())
+    }
+
+    /// Whether the payload is here and whole. Blocking.
+    pub(crate) fn holds(&self, digest: &PayloadDigest) -> bool {
+        self.read(digest).is_ok()
+    }
+
+    /// Makes everything durable that is not. Blocking; only the write-behind thread.
+    pub(super) fn flush(&self) -> io::Result<()> {
+        let unwritten: Vec<(PayloadDigest, Bytes)> =
+            self.unwritten.lock().iter().map(|(digest, bytes)| (*digest, bytes.clone())).collect();
+        if unwritten.is_empty() {
+            return Ok(());
+        }
+        for (digest, bytes) in &unwritten {
+            let path = self.path(digest);
+            if fs::metadata(&path).is_ok_and(|found| found.len() == bytes.len() as u64) {
+                continue;
+            }
+            files::write_synced(&path, bytes)?;
+        }
+        files::sync_dir(&self.dir)?;
+        let mut map = self.unwritten.lock();
+        for (digest, _) in unwritten {
+            map.remove(&digest);
+        }
+        Ok(())
+    }
+
+    /// Spares these digests until [`Payloads::unpin`].
+    pub(crate) fn pin(&self, token: u64, digests: impl IntoIterator<Item = PayloadDigest>) {
+        self.pinned.lock().entry(token).or_default().extend(digests);
+    }
+
+    pub(crate) fn unpin(&self, token: u64) {
+        self.pinned.lock().remove(&token);
+    }
+
+    /// Removes files that nothing refers to. Only the write-behind thread: whatever `apply` refers to anew while this
+    /// runs is among the unwritten, and written (again) after it.
+    pub(super) fn collect(&self, live: &HashSet<PayloadDigest>) -> io::Result<usize> {
+        let mut removed = 0;
+        for entry in fs::read_dir(&self.dir)? {
+            let path = entry?.path();
+            let Some(digest) = path.file_name().and_then(|name| name.to_str()).and_then(from_hex) else {
+                continue;
+            };
+            let spared = live.contains(&digest)
+                || self.unwritten.lock().contains_key(&digest)
+                || self.pinned.lock().values().any(|pinned| pinned.contains(&digest));
+            if !spared {
+                fs::remove_file(&path)?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
+    pub(crate) fn path(&self, digest: &PayloadDigest) -> PathBuf {
+        self.dir.join(hex(digest))
+    }
+}
+
+/// Takes a large body out of a command; a pure function of the command, so that every replica does the same.
+pub(super) fn split(envelope: &mut Envelope) -> Option<(PayloadDigest, Bytes)> {
+    let Command::SubmitJob(submit) = &mut envelope.command else { return None };
+    let Body::Inline(body) = &mut submit.spec.body else { return None };
+    if body.len() <= INLINE_LIMIT {
+        return None;
+    }
+    let bytes = Bytes::from(std::mem::take(body));
+    let digest = digest_of(&bytes);
+    submit.spec.body = Body::Payload { digest, len: bytes.len() as u64 };
+    Some((digest, bytes))
+}
+
+pub(crate) fn digest_of(bytes: &[u8]) -> PayloadDigest {
+    Sha256::digest(bytes).into()
+}
+
+pub(crate) fn hex(digest: &PayloadDigest) -> String {
+    use std::fmt::Write as _;
+    digest.iter().fold(String::with_capacity(64), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("writing to a string");
+        text
+    })
+}
+
+/// Writes the file of a payload that came with a snapshot; the caller has pinned it and syncs the directory.
+pub(crate) fn write_payload(dir: &Path, digest: &PayloadDigest, bytes: &[u8]) -> io::Result<()> {
+    files::write_synced(&dir.join(hex(digest)), bytes)
+}
+
+fn from_hex(text: &str) -> Option<PayloadDigest> {
+    let bytes = text.as_bytes();
+    if bytes.len() != 64 {
+        return None;
+    }
+    let mut digest = [0; 32];
+    for (at, pair) in bytes.chunks_exact(2).enumerate() {
+        let (high, low) = ((pair[0] as char).to_digit(16)?, (pair[1] as char).to_digit(16)?);
+        digest[at] = u8::try_from(high * 16 + low).ok()?;
+    }
+    Some(digest)
+}

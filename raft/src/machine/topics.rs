@@ -1,0 +1,109 @@
+//! Who waits for a change of what. A topic has a sender only while somebody listens.
+
+use std::collections::HashMap;
+
+use hodei_state::{
+    RowKey,
+    ids::{JobId, WorkerId},
+};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+/// What can be waited for. The value is the applied index of the last change; events coalesce.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Topic {
+    /// One job: its state, attempts, log segments.
+    Job(JobId),
+    /// One worker: its state and what is assigned to it.
+    Worker(WorkerId),
+    /// Whatever the scheduler may care about: jobs, attempts, workers.
+    Queue,
+    /// Members, identities, tokens, the cluster itself.
+    Members,
+    /// Every applied change.
+    Any,
+}
+
+#[derive(Default)]
+pub(crate) struct Topics {
+    senders: Mutex<Senders>,
+}
+
+#[derive(Default)]
+struct Senders {
+    by_topic: HashMap<Topic, watch::Sender<u64>>,
+    /// Swept of topics that nobody listens to any more when it has grown to this.
+    sweep_at: usize,
+}
+
+impl Topics {
+    pub(crate) fn subscribe(&self, topic: Topic, applied: u64) -> watch::Receiver<u64> {
+        let mut senders = self.senders.lock();
+        if senders.by_topic.len() >= senders.sweep_at.max(64) {
+            senders.by_topic.retain(|_, sender| sender.receiver_count() > 0);
+            senders.sweep_at = senders.by_topic.len() * 2;
+        }
+        senders.by_topic.entry(topic).or_insert_with(|| watch::channel(applied).0).subscribe()
+    }
+
+    /// Wakes whom the changed rows concern.
+    pub(super) fn bump<'a>(&self, index: u64, keys: impl Iterator<Item = &'a RowKey>) {
+        let mut senders = self.senders.lock();
+        if senders.by_topic.is_empty() {
+            return;
+        }
+        let (mut queue, mut members, mut any) = (false, false, false);
+        for key in keys {
+            any = true;
+            match topics_of(key) {
+                Touched::Job(job) => {
+                    queue = true;
+                    wake(&mut senders.by_topic, Topic::Job(job), index);
+                }
+                Touched::Worker(worker) => {
+                    queue = true;
+                    wake(&mut senders.by_topic, Topic::Worker(worker), index);
+                }
+                Touched::Members => members = true,
+                Touched::Nothing => {}
+            }
+        }
+        for (touched, topic) in [(queue, Topic::Queue), (members, Topic::Members), (any, Topic::Any)] {
+            if touched {
+                wake(&mut senders.by_topic, topic, index);
+            }
+        }
+    }
+
+    pub(super) fn bump_all(&self, index: u64) {
+        self.senders.lock().by_topic.retain(|_, sender| sender.send(index).is_ok());
+    }
+}
+
+enum Touched {
+    Job(JobId),
+    Worker(WorkerId),
+    Members,
+    Nothing,
+}
+
+fn topics_of(key: &RowKey) -> Touched {
+    match key {
+        RowKey::Job(job)
+        | RowKey::Spec(job)
+        | RowKey::Attempt(job, _)
+        | RowKey::Segment(job, _, _)
+        | RowKey::Tombstone(job) => Touched::Job(*job),
+        RowKey::Worker(worker) => Touched::Worker(*worker),
+        RowKey::Member(_) | RowKey::Token(_) | RowKey::Identity(_) => Touched::Members,
+        _ => Touched::Nothing,
+    }
+}
+
+fn wake(senders: &mut HashMap<Topic, watch::Sender<u64>>, topic: Topic, index: u64) {
+    if let Some(sender) = senders.get(&topic)
+        && sender.send(index).is_err()
+    {
+        senders.remove(&topic);
+    }
+}

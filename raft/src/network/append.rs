@@ -1,0 +1,166 @@
+//! Log entries and heartbeats to one follower, pipelined over one bidirectional call.
+//!
+//! openraft gives a stream of requests and takes a stream of results in the same order. The request stream belongs to
+//! the returned result stream, which pumps it into the call: dropping the result stream drops the request stream with
+//! it, at once. That matters, because the request stream holds a lock that the next session needs; left inside the HTTP/2
+//! connection's task it would be dropped only when that task notices.
+
+use std::{collections::VecDeque, pin::Pin, time::Duration};
+
+use futures::{Stream, StreamExt, future, stream::BoxStream};
+use hodei_proto::v1::RaftMessage;
+use hodei_state::ids::NodeId;
+use openraft::{
+    errors::{NetworkError, RPCError, Unreachable},
+    raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult},
+};
+use tokio::{sync::mpsc, time::Instant};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+use super::{
+    peers::{Peers, bare},
+    wire::{AppendRequestV1, AppendResponseV1},
+};
+use crate::{codec, types::TypeConfig};
+
+/// Encoded requests that wait for the connection to take them.
+const OUTGOING: usize = 16;
+/// Requests sent and not yet answered; the follower takes about as many at a time.
+const UNANSWERED: usize = 128;
+
+type Requests = Pin<Box<dyn Stream<Item = AppendEntriesRequest<TypeConfig>> + Send>>;
+type Item = Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>;
+
+/// Opens the call and returns the results. `stall`: a follower that owes an answer for so long is given up.
+pub(super) async fn stream<S>(
+    peers: &Peers,
+    to: NodeId,
+    mut requests: S,
+    stall: Duration,
+) -> Result<BoxStream<'static, Item>, RPCError<TypeConfig>>
+where
+    S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
+{
+    let Some(first) = requests.next().await else { return Ok(futures::stream::empty().boxed()) };
+    let mut client = peers.client(to).map_err(|error| unreachable(&error))?;
+    let (outgoing, body) = mpsc::channel::<RaftMessage>(OUTGOING);
+    let first = peers.envelope(to, encode(first));
+    outgoing.try_send(first).expect("the channel is new");
+    let call = tokio::time::timeout(stall, client.append(ReceiverStream::new(body))).await;
+    let responses = match call {
+        Ok(Ok(response)) => response.into_inner(),
+        Ok(Err(status)) => return Err(RPCError::Unreachable(Unreachable::new(&status))),
+        Err(_) => {
+            return Err(RPCError::Unreachable(Unreachable::from_string(format!("no connection within {stall:?}"))));
+        }
+    };
+    let session = Session {
+        requests: Some(Box::pin(requests)),
+        outgoing: Some(outgoing),
+        responses,
+        owed: VecDeque::from([Instant::now()]),
+        stall,
+    };
+    Ok(futures::stream::unfold(Some(session), |session| async move {
+        let mut session = session?;
+        let item = session.next().await?;
+        let go_on = matches!(item, Ok(Ok(_)));
+        Some((item, go_on.then_some(session)))
+    })
+    .boxed())
+}
+
+struct Session {
+    /// None once exhausted.
+    requests: Option<Requests>,
+    /// None once the request stream has ended: tells the follower.
+    outgoing: Option<mpsc::Sender<RaftMessage>>,
+    responses: Streaming<RaftMessage>,
+    /// When each unanswered request was sent.
+    owed: VecDeque<Instant>,
+    stall: Duration,
+}
+
+impl Session {
+    /// Pumps requests until a result is there. None: all are answered, or the follower ended the stream.
+    async fn next(&mut self) -> Option<Item> {
+        loop {
+            let deadline = self.owed.front().map(|sent| *sent + self.stall);
+            let stalled = async {
+                match deadline {
+                    Some(deadline) => tokio::time::sleep_until(deadline).await,
+                    None => future::pending().await,
+                }
+            };
+            let may_send = self.owed.len() < UNANSWERED;
+            let (requests, outgoing) = (&mut self.requests, &self.outgoing);
+            tokio::select! {
+                response = self.responses.message() => return self.received(response),
+                request = next_request(requests, outgoing.as_ref()), if may_send => self.send(request),
+                () = stalled => {
+                    let text = format!("the follower owes an answer for {:?}", self.stall);
+                    return Some(Err(RPCError::Network(NetworkError::from_string(text))));
+                }
+            }
+            if self.requests.is_none() && self.owed.is_empty() {
+                return None;
+            }
+        }
+    }
+
+    fn send(&mut self, request: Option<(mpsc::OwnedPermit<RaftMessage>, AppendEntriesRequest<TypeConfig>)>) {
+        match request {
+            Some((permit, request)) => {
+                permit.send(bare(encode(request)));
+                self.owed.push_back(Instant::now());
+            }
+            None => (self.requests, self.outgoing) = (None, None),
+        }
+    }
+
+    fn received(&mut self, response: Result<Option<RaftMessage>, tonic::Status>) -> Option<Item> {
+        let message = match response {
+            Ok(Some(message)) => message,
+            Ok(None) => return None,
+            Err(status) => return Some(Err(RPCError::Network(NetworkError::new(&status)))),
+        };
+        self.owed.pop_front();
+        // What is still owed is measured from now on: the follower makes progress.
+        if let Some(oldest) = self.owed.front_mut() {
+            *oldest = Instant::now();
+        }
+        Some(match codec::decode::<AppendResponseV1>(&message.payload) {
+            Ok(AppendResponseV1::Matched(id)) => Ok(Ok(id.map(Into::into))),
+            Ok(AppendResponseV1::Conflict(id)) => Ok(Err(StreamAppendError::Conflict(id.into()))),
+            Ok(AppendResponseV1::HigherVote(vote)) => Ok(Err(StreamAppendError::HigherVote(vote.into()))),
+            Err(error) => Err(RPCError::Network(NetworkError::new(&error))),
+        })
+    }
+}
+
+/// The next request, once there is room for it. None: there are no more, or the call has ended.
+async fn next_request(
+    requests: &mut Option<Requests>,
+    outgoing: Option<&mpsc::Sender<RaftMessage>>,
+) -> Option<(mpsc::OwnedPermit<RaftMessage>, AppendEntriesRequest<TypeConfig>)> {
+    let (Some(requests), Some(outgoing)) = (requests, outgoing) else { return future::pending().await };
+    // Nothing is taken out of the stream before its place is sure: this future may be dropped at any await.
+    let permit = outgoing.clone().reserve_owned().await.ok()?;
+    let request = requests.next().await?;
+    Some((permit, request))
+}
+
+fn encode(request: AppendEntriesRequest<TypeConfig>) -> bytes::Bytes {
+    codec::encode(&AppendRequestV1 {
+        vote: request.vote.into(),
+        prev: request.prev_log_id.map(Into::into),
+        entries: request.entries.into_iter().map(Into::into).collect(),
+        commit: request.leader_commit.map(Into::into),
+    })
+    .into()
+}
+
+fn unreachable(error: &super::peers::CallError) -> RPCError<TypeConfig> {
+    RPCError::Unreachable(Unreachable::from_string(error))
+}
