@@ -86,7 +86,7 @@ pub enum MembershipError {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// A directory or file could not be made or read.
-    #[error("HODEI-STORAGE-001: {what}: {source}")]
+    #[error("HODEI-STORAGE-004: {what}: {source}")]
     Io {
         /// What was tried.
         what: String,
