@@ -53,6 +53,8 @@ struct Heard {
     session: SessionId,
     sequence: u64,
     received: Mono,
+    /// The latest receipt of any heartbeat of the session; heartbeats may overtake each other.
+    latest: Mono,
 }
 
 #[derive(Clone, Debug)]
@@ -138,9 +140,17 @@ impl Liveness {
 
     /// A heartbeat that arrives after a newer one of its session says nothing new.
     fn hear(&mut self, on: SessionRef, sequence: u64, received: Mono) {
-        let newest = self.heard.get(&on.worker).filter(|heard| heard.session == on.session);
-        if newest.is_none_or(|heard| sequence > heard.sequence) {
-            self.heard.insert(on.worker, Heard { session: on.session, sequence, received });
+        match self.heard.get_mut(&on.worker).filter(|heard| heard.session == on.session) {
+            None => {
+                let heard = Heard { session: on.session, sequence, received, latest: received };
+                self.heard.insert(on.worker, heard);
+            }
+            Some(heard) => {
+                heard.latest = heard.latest.max(received);
+                if sequence > heard.sequence {
+                    (heard.sequence, heard.received) = (sequence, received);
+                }
+            }
         }
     }
 
@@ -236,18 +246,21 @@ impl Liveness {
         }
     }
 
-    /// A new attempt counts as extended when it is first seen: later than the heartbeat that its Assign stands on, hence
-    /// never too early.
+    /// A new attempt stands on a heartbeat that this table confirmed, since its Assign was planned in this term: it
+    /// counts as extended when the latest of its session was received. At an election, or where the session is another
+    /// by now, it counts as extended now; later than needed is safe.
     fn begin(&mut self, state: &State, key: (JobId, u32), live: Live, now: Mono) {
-        let Some(spec) = state.spec(key.0) else {
+        let (Some(spec), Some(attempt)) = (state.spec(key.0), state.attempt(key.0, key.1)) else {
             return;
         };
+        let heard = self.heard.get(&attempt.worker).filter(|heard| heard.session == attempt.session);
+        let last_extension = heard.map_or(now, |heard| heard.latest);
         self.leases.insert(
             key,
             Lease {
                 id: AttemptRef { job: key.0, attempt: key.1, fence: live.fence },
                 lost_after_ms: spec.lost_after_ms,
-                last_extension: now,
+                last_extension,
                 wake: now,
                 backstop: None,
                 cancel_seen: None,

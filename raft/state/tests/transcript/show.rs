@@ -1,0 +1,201 @@
+//! What a transcript shows, with names in place of ids.
+
+use std::{error::Error, fmt::Write as _};
+
+use hodei_state::{
+    Changes, Grants, Plan, SelectError, State,
+    command::Command,
+    ids::AttemptRef,
+    job::{Attempt, Job, Reason},
+    outcome::Outcome,
+    registry::Worker,
+};
+
+use super::{names, parse::Arguments};
+
+pub(super) fn outcome(outcome: &Outcome) -> String {
+    names::shorten(&match outcome {
+        Outcome::Refused(refusal) => format!("refused: {refusal}"),
+        Outcome::Assigned { attempt } => format!("assigned {}", reference(attempt)),
+        Outcome::SessionOpened { owned } => format!("session opened, owns {}", references(owned)),
+        Outcome::Submitted { job, existing } => format!("submitted {job}{}", if *existing { ", existing" } else { "" }),
+        other => format!("{other:?}"),
+    })
+}
+
+pub(super) fn command(command: &Command) -> String {
+    names::shorten(&match command {
+        Command::Assign { job, attempt, on, heartbeat } => {
+            format!("assign {job}/{attempt} to {}/{} on heartbeat {heartbeat}", on.worker, on.session)
+        }
+        Command::AttemptLost { attempt } => format!("lost {}", reference(attempt)),
+        Command::AttemptOverdue { attempt } => format!("overdue {}", reference(attempt)),
+        Command::RemoveJobs { jobs } => format!("remove {jobs:?}"),
+        other => format!("{other:?}"),
+    })
+}
+
+pub(super) fn commands(commands: &[Command]) -> String {
+    commands.iter().map(|one| command(one) + "\n").collect()
+}
+
+pub(super) fn plan_rest(plan: &Plan, now: u64) -> String {
+    let mut shown = String::new();
+    for worker in &plan.ask_heartbeat {
+        writeln!(shown, "ask {} for a heartbeat", names::shorten(&worker.to_string())).unwrap();
+    }
+    if let Some(at) = plan.wake_at {
+        writeln!(shown, "plan again in {} ms", at.0 - now).unwrap();
+    }
+    shown
+}
+
+pub(super) fn grants(grants: &Grants) -> String {
+    let Grants { sequence, extended, refused } = grants;
+    names::shorten(&format!("heartbeat {sequence}: extended {}, refused {}", references(extended), references(refused)))
+}
+
+pub(super) fn changes(changes: &Changes) -> String {
+    let rows = changes.rows.iter();
+    rows.map(|(key, row)| {
+        let key = names::shorten(&format!("{key:?}"));
+        if row.is_some() { format!("{key}\n") } else { format!("{key} removed\n") }
+    })
+    .collect()
+}
+
+/// Lines that only look.
+pub(super) fn query(state: &State, arguments: &Arguments<'_>) -> Result<String, Box<dyn Error>> {
+    let shown = match arguments.line.name.as_str() {
+        "job" => state.job(names::job(arguments.word(0)?)?).map_or("no such job".to_string(), |one| job(state, one)),
+        "worker" => {
+            let found = state.worker(names::worker(arguments.word(0)?)?);
+            found.map_or("no such worker".to_string(), |one| worker(state, one))
+        }
+        "counts" => format!("{:?}", state.counts()),
+        "pending" => state.pending().map(|job| format!("{}\n", job.id)).collect(),
+        "list" => state.jobs_newest_first(None).map(|job| format!("{} {:?}\n", job.id, job.state)).collect(),
+        "find" => {
+            let caller = names::caller(arguments.text("by").unwrap_or("u1"))?;
+            match state.find_job(arguments.word(0)?, caller) {
+                Ok(job) => job.to_string(),
+                Err(error @ SelectError::Ambiguous(_)) => format!("{error}: {error:?}"),
+                Err(error) => error.to_string(),
+            }
+        }
+        "token" | "tokens" => state
+            .tokens()
+            .map(|token| {
+                let revoked = if token.revoked_at.is_some() { " revoked" } else { "" };
+                format!("{} {} {}/{} used{revoked}\n", token.id, token.role, token.used, token.uses)
+            })
+            .collect(),
+        "members" => members(state),
+        "segments" => {
+            let attempt = arguments.attempt(arguments.word(0)?)?;
+            let segments = state.segments(attempt.job, attempt.attempt);
+            segments
+                .map(|segment| {
+                    format!("segment {} from {} on {:?}\n", segment.number, segment.first_sequence, segment.holders)
+                })
+                .collect()
+        }
+        "revoked" => {
+            let revoked = |name: &&str| -> Result<String, Box<dyn Error>> {
+                Ok(format!("{name} {}\n", state.is_revoked(names::caller(name)?)))
+            };
+            arguments.words().iter().map(revoked).collect::<Result<String, _>>()?
+        }
+        name => return Err(format!("unknown command {name}").into()),
+    };
+    Ok(names::shorten(&shown))
+}
+
+fn members(state: &State) -> String {
+    let cluster = state.cluster().map_or("no cluster\n".to_string(), |cluster| {
+        format!("cluster of level {}, next node n{}\n", cluster.feature_level, cluster.next_node_id)
+    });
+    let members = state.members().map(|member| {
+        let removed = if member.removed_at.is_some() { " removed" } else { "" };
+        let (id, address, counter) = (member.id, &member.address, member.start_counter);
+        format!("n{id} {address} start {counter} level {}{removed}\n", member.feature_level)
+    });
+    cluster + &members.collect::<String>()
+}
+
+fn job(state: &State, job: &Job) -> String {
+    let mut shown = format!("{} {:?}", job.id, job.state);
+    if let Some(reason) = &job.reason {
+        write!(shown, ": {}", self::reason(reason)).unwrap();
+    }
+    if let Some(cancel) = &job.cancel {
+        write!(shown, ", cancel requested by {}", cancel.by).unwrap();
+    }
+    if let Some(until) = job.not_before {
+        write!(shown, ", not before {}", until.0).unwrap();
+    }
+    if let Some(worker) = job.avoid {
+        write!(shown, ", avoids {worker}").unwrap();
+    }
+    let used = job.retries;
+    if (used.infrastructure, used.failure, used.timeout) != (0, 0, 0) {
+        let hodei_state::job::RetriesUsed { infrastructure, failure, timeout } = used;
+        write!(shown, ", retries {infrastructure} infrastructure {failure} failure {timeout} timeout").unwrap();
+    }
+    shown.push('\n');
+    for attempt in state.attempts(job.id) {
+        writeln!(shown, "  {}", self::attempt(attempt)).unwrap();
+    }
+    shown
+}
+
+fn attempt(attempt: &Attempt) -> String {
+    let Attempt { id, worker, session, heartbeat, .. } = attempt;
+    let mut shown = format!("{} on {worker}/{session} heartbeat {heartbeat}", reference(id));
+    if attempt.started_at.is_some() {
+        shown.push_str(", started");
+    }
+    if attempt.overdue_at.is_some() {
+        shown.push_str(", overdue");
+    }
+    match &attempt.end {
+        Some(end) => write!(shown, ", ended by {:?}: {}", end.by, reason(&end.reason)).unwrap(),
+        None => shown.push_str(", live"),
+    }
+    shown
+}
+
+fn reason(reason: &Reason) -> String {
+    match reason {
+        Reason::Cancelled { by, reason, exit_code, signal } => {
+            format!("cancelled by {by} ({reason}), exit {exit_code:?}, signal {signal:?}")
+        }
+        other => format!("{other:?}"),
+    }
+}
+
+fn worker(state: &State, worker: &Worker) -> String {
+    let gateway = worker.gateway.map_or("no gateway".to_string(), |node| format!("gateway n{node}"));
+    let live: Vec<_> = state.live_attempts(worker.id).map(|attempt| reference(&attempt.id)).collect();
+    format!(
+        "{} {:?} session {} stream {} {gateway}, {} of {} slots, {} of {} cpu, live [{}]",
+        worker.id,
+        worker.state,
+        worker.session,
+        worker.stream,
+        worker.used.slots,
+        worker.capacity.slots,
+        worker.used.cpu_millis,
+        worker.capacity.cpu_millis,
+        live.join(" ")
+    )
+}
+
+fn reference(attempt: &AttemptRef) -> String {
+    format!("{}/{}@{}", attempt.job, attempt.attempt, attempt.fence)
+}
+
+fn references(attempts: &[AttemptRef]) -> String {
+    let attempts: Vec<_> = attempts.iter().map(reference).collect();
+    format!("[{}]", attempts.join(" "))
+}
