@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC1091
 # Shared by the scripts beside it; sourced, never executed.
 
 # Says one line on standard error and ends.
