@@ -113,7 +113,7 @@ fn certainly_not_done(status: &Status) -> bool {
     refused.contains(&status.code()) || (status.code() == Code::Unavailable && status.message().contains("no quorum"))
 }
 
-/// What became of acknowledged writes: S1 of the fault model.
+/// What became of writes: an acknowledged one is never lost, a refused one never takes effect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SetVerdict {
     /// Acknowledged and gone.
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_the_history_reads_as_the_fault_model_says() {
+    fn a_line_of_the_history_is_an_object_with_type_function_and_key() {
         let history = history(&[(Kind::Ok, "a")]);
         let mut text = Vec::new();
         history.write(&mut text).unwrap();

@@ -84,7 +84,7 @@ async fn submit(proc: u32, client: Client, history: Arc<History>, stop: Arc<Atom
     }
 }
 
-/// Checks on every running node that each acknowledged job is there, once, and no refused one is (S1 and S17).
+/// Checks on every running node that each acknowledged job is there, once, and no refused one is.
 ///
 /// # Panics
 /// If not; the history is then in the cluster's directory.
