@@ -89,6 +89,12 @@ pub struct View {
     pub position: Position,
 }
 
+impl std::fmt::Debug for View {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("View").field("position", &self.position).finish_non_exhaustive()
+    }
+}
+
 /// See the module.
 #[derive(Clone)]
 pub struct Handle {
@@ -111,6 +117,12 @@ pub(crate) struct Inner {
     fatal: watch::Sender<Option<Fatal>>,
     stopping: watch::Sender<bool>,
     tasks: Mutex<JoinSet<()>>,
+}
+
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Handle").field("node", &self.inner.config.node_id).finish_non_exhaustive()
+    }
 }
 
 impl Handle {

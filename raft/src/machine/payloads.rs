@@ -21,7 +21,7 @@ use sha2::{Digest, Sha256};
 use super::files;
 
 /// Bodies up to this many bytes stay in their row.
-pub const INLINE_LIMIT: usize = 1024;
+pub const INLINE_LIMIT: usize = hodei_state::validate::MAX_INLINE_BODY;
 
 /// SHA-256 of a payload.
 pub(crate) type PayloadDigest = [u8; 32];

@@ -83,7 +83,7 @@ impl Replica {
 
     /// Tells everybody that the entry at `log_id` is applied.
     pub(super) fn publish(&self, log_id: LogId, changes: &Changes, bytes: u64) {
-        if log_id.index() % HASH_EVERY == 0 {
+        if log_id.index().is_multiple_of(HASH_EVERY) {
             let hash = self.with(|held| held.state.hash());
             let mut hashes = self.hashes.lock();
             if hashes.len() == HASHES_KEPT {

@@ -6,7 +6,10 @@
 use std::{pin::Pin, time::Duration};
 
 use futures::{FutureExt, Stream, StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use hodei_proto::v1::{RaftMessage, raft_service_server::RaftService};
+use hodei_proto::v1::{
+    RaftMessage,
+    raft_service_server::{RaftService, RaftServiceServer},
+};
 use openraft::raft::{
     AppendEntriesRequest, StreamAppendError, TransferLeaderError, TransferLeaderRequest, VoteRequest, VoteResponse,
 };
@@ -15,7 +18,7 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    peers::bare,
+    peers::{MAX_MESSAGE, bare},
     receive,
     wire::{
         AppendRequestV1, AppendResponseV1, ForwardAnswerV1, ForwardRequestV1, ForwardResponseV1, ForwardedV1,
@@ -50,6 +53,12 @@ pub struct Service {
 impl Service {
     pub(crate) fn new(handle: Handle) -> Self {
         Self { handle }
+    }
+
+    /// With the limits that messages between nodes need.
+    #[must_use]
+    pub fn into_server(self) -> RaftServiceServer<Self> {
+        RaftServiceServer::new(self).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE)
     }
 
     fn question<T: serde::de::DeserializeOwned>(&self, request: &Request<RaftMessage>) -> Result<T, Status> {

@@ -44,7 +44,7 @@ pub(super) async fn send(
     patience: Duration,
 ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
     let SnapshotOf::<TypeConfig, SnapshotFile> { meta, snapshot: file } = snapshot;
-    let tail = read(&file, file.len.saturating_sub(TAIL), TAIL.min(file.len)).await.map_err(failed)?;
+    let tail = read(&file, file.len.saturating_sub(TAIL), TAIL.min(file.len)).await.map_err(|error| failed(&error))?;
     let id = SnapshotIdV1 { last: meta.last_log_id.map(Into::into), len: file.len, tail: crc32c::crc32c(&tail) };
     let question = OffsetRequestV1 { id, digests: file.digests.to_vec() };
     let OffsetResponseV1 { offset, missing } = peers
@@ -141,6 +141,6 @@ async fn read_payload(file: &SnapshotFile, digest: PayloadDigest) -> std::io::Re
     Ok(tokio::fs::read(path).await?.into())
 }
 
-fn failed(error: std::io::Error) -> StreamingError<TypeConfig> {
-    StreamingError::Network(NetworkError::new(&error))
+fn failed(error: &std::io::Error) -> StreamingError<TypeConfig> {
+    StreamingError::Network(NetworkError::new(error))
 }

@@ -1,0 +1,200 @@
+//! Three replicas: writes and reads on each, forwarding, failover, no quorum, membership.
+
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
+
+mod nodes;
+
+use std::time::Duration;
+
+use hodei_raft::{Config, NotDone, ProposeError, ReadError};
+use hodei_state::{ids::JobId, outcome::Outcome};
+use nodes::{Cluster, soon, submission, until};
+use tokio::time::Instant;
+
+fn as_is(_: &mut Config) {}
+
+#[tokio::test]
+async fn a_single_node_takes_commands() {
+    let cluster = Cluster::start(1, as_is).await;
+    let reply = cluster.submit(1, 1).await;
+    let view = cluster.read(1).await;
+    assert!(view.position >= reply.position);
+    assert!(view.state.job(JobId(1)).is_some());
+    cluster.shutdown().await;
+}
+
+#[tokio::test]
+async fn every_node_takes_writes_and_reads_what_was_written_anywhere() {
+    let cluster = Cluster::start(3, as_is).await;
+    for id in 1..=3 {
+        cluster.submit(id, u128::from(id)).await;
+        for reader in 1..=3 {
+            let view = cluster.read(reader).await;
+            assert!(view.state.job(JobId(u128::from(id))).is_some(), "written on {id}, read on {reader}");
+        }
+    }
+    // The same again is the same job.
+    let again = cluster.submit(2, 1).await;
+    assert_eq!(again.outcome, Outcome::Submitted { job: JobId(1), existing: true });
+    cluster.converged().await;
+    cluster.shutdown().await;
+}
+
+#[tokio::test]
+async fn many_at_once_each_get_their_own_answer() {
+    let cluster = Cluster::start(3, as_is).await;
+    let mut asked = tokio::task::JoinSet::new();
+    for job in 1..=600u128 {
+        let handle = cluster.node(1 + (job % 3) as u64).clone();
+        asked.spawn(async move { (job, handle.propose(submission(job, 16), soon()).await.unwrap()) });
+    }
+    while let Some(answered) = asked.join_next().await {
+        let (job, reply) = answered.unwrap();
+        assert_eq!(reply.outcome, Outcome::Submitted { job: JobId(job), existing: false });
+    }
+    assert_eq!(cluster.read(2).await.state.counts().pending, 600);
+    cluster.converged().await;
+    cluster.shutdown().await;
+}
+
+#[tokio::test]
+async fn no_acknowledged_write_is_lost_with_the_leader() {
+    let mut cluster = Cluster::start(3, as_is).await;
+    let old = cluster.leader().await;
+    let survivor = cluster.follower().await;
+    let handle = cluster.node(survivor).clone();
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let writer = tokio::spawn(async move {
+        let mut job = 0;
+        while !*stopped.borrow() {
+            job += 1;
+            handle.propose(submission(job, 16), soon()).await.unwrap();
+        }
+        job
+    });
+    until("some writes", || cluster.node(survivor).view().state.counts().pending > 20).await;
+    cluster.stop(old).await;
+    let new = cluster.leader().await;
+    assert_ne!(new, old);
+    let before = cluster.node(new).view().state.counts().pending;
+    until("writes under the new leader", || cluster.node(new).view().state.counts().pending > before + 20).await;
+    stop.send_replace(true);
+    let last = writer.await.unwrap();
+    let view = cluster.read(survivor).await;
+    for job in 1..=last {
+        assert!(view.state.job(JobId(job)).is_some(), "job {job} was acknowledged");
+    }
+    // The old leader comes back and follows.
+    cluster.run(old).await;
+    assert!(cluster.node(old).recovered(Some(nodes::PATIENCE)).await);
+    cluster.submit(old, 1_000_000).await;
+    cluster.converged().await;
+    cluster.shutdown().await;
+}
+
+#[tokio::test]
+async fn without_a_majority_the_answer_comes_within_the_deadline() {
+    let mut cluster = Cluster::start(3, as_is).await;
+    let leader = cluster.leader().await;
+    for id in 1..=3 {
+        if id != leader {
+            cluster.stop(id).await;
+        }
+    }
+    let handle = cluster.node(leader).clone();
+    until("the leader notices", || !handle.status().quorum).await;
+    let begun = Instant::now();
+    let deadline = begun + Duration::from_millis(400);
+    let error = handle.propose(submission(1, 16), deadline).await.unwrap_err();
+    assert!(matches!(error, ProposeError::NotDone(NotDone::NoQuorum(_))), "{error:?}");
+    assert!(error.to_string().starts_with("no quorum"), "{error}");
+    let error = handle.read(deadline).await.unwrap_err();
+    assert!(matches!(error, ReadError::NoQuorum(_)), "{error:?}");
+    assert!(error.to_string().starts_with("no quorum"), "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(2));
+    cluster.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_node_without_a_leader_says_so() {
+    let mut cluster = Cluster::start(3, as_is).await;
+    let leader = cluster.leader().await;
+    let lonely = cluster.follower().await;
+    for id in [leader, 6 - leader - lonely] {
+        cluster.stop(id).await;
+    }
+    let handle = cluster.node(lonely).clone();
+    let error = handle.propose(submission(1, 16), Instant::now() + Duration::from_secs(2)).await.unwrap_err();
+    assert!(matches!(error, ProposeError::NotDone(_)), "{error:?}");
+    assert!(error.to_string().starts_with("no quorum"), "{error}");
+    cluster.shutdown().await;
+}
+
+#[tokio::test]
+async fn leadership_is_handed_over_from_any_node() {
+    let cluster = Cluster::start(3, as_is).await;
+    let old = cluster.leader().await;
+    let to = cluster.follower().await;
+    let asked = 6 - old - to;
+    cluster.node(asked).transfer_leader(Some(to)).await.unwrap();
+    assert_eq!(cluster.leader().await, to);
+    cluster.submit(old, 1).await;
+    // And to nobody in particular, on the leader itself.
+    cluster.node(to).transfer_leader(None).await.unwrap();
+    until("somebody else leads", || cluster.node(asked).leader().is_some_and(|leader| leader != to)).await;
+    cluster.submit(to, 2).await;
+    cluster.converged().await;
+    cluster.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_was_decided_in_one_leadership_is_not_done_in_another() {
+    let cluster = Cluster::start(3, as_is).await;
+    let old = cluster.leader().await;
+    let term = cluster.node(old).status().term;
+    let stale = term - 1;
+    let command = submission(1, 16).command;
+    let error = cluster.node(old).propose_in_term(stale, vec![command.clone()], soon()).await.unwrap_err();
+    assert_eq!(error, ProposeError::NotDone(NotDone::LeadershipOver { term: stale }));
+    let follower = cluster.follower().await;
+    let error = cluster.node(follower).propose_in_term(term, vec![command], soon()).await.unwrap_err();
+    assert_eq!(error, ProposeError::NotDone(NotDone::LeadershipOver { term }));
+    assert_eq!(cluster.read(follower).await.state.counts().pending, 0);
+    cluster.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_learner_becomes_a_voter_and_is_removed() {
+    let mut cluster = Cluster::start(3, as_is).await;
+    cluster.run(4).await;
+    let leader = cluster.leader().await;
+    cluster.node(leader).add_learner(4).await.unwrap();
+    cluster.caught_up(4).await;
+    assert_eq!(cluster.node(leader).status().learners, vec![4]);
+    cluster.submit(4, 1).await;
+    cluster.node(leader).promote(4).await.unwrap();
+    assert_eq!(cluster.node(leader).status().voters, vec![1, 2, 3, 4]);
+    cluster.node(leader).remove_member(4).await.unwrap();
+    assert_eq!(cluster.node(leader).status().voters, vec![1, 2, 3]);
+    cluster.stop(4).await;
+    // The leader removes itself by handing over first.
+    cluster.node(leader).remove_member(leader).await.unwrap_err();
+    let new = cluster.leader().await;
+    assert_ne!(new, leader);
+    cluster.node(new).remove_member(leader).await.unwrap();
+    assert_eq!(cluster.node(new).status().voters.len(), 2);
+    cluster.submit(new, 2).await;
+    cluster.shutdown().await;
+}
+
+#[tokio::test]
+async fn stamps_go_on_under_a_new_leader() {
+    let cluster = Cluster::start(3, as_is).await;
+    cluster.submit(1, 1).await;
+    let before = cluster.read(1).await.state.stamp();
+    assert!(before.0 > 0);
+    cluster.node(1).transfer_leader(None).await.unwrap();
+    cluster.submit(1, 2).await;
+    assert!(cluster.read(1).await.state.stamp() >= before);
+    cluster.shutdown().await;
+}
