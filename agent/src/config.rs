@@ -1,0 +1,123 @@
+//! Flags and environment.
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use clap::Parser;
+
+/// The port of a server that is named without one.
+const PORT: u16 = 50051;
+
+/// Runs jobs for a Hodei cluster.
+///
+/// The first start needs a token (`hodei-node token create --role agent`); later ones use the certificate in the data
+/// directory. SIGTERM drains: no new jobs, running ones may finish.
+///
+/// Example: hodei-agent --server 10.0.0.1,10.0.0.2 --token hodei1.agent.… --label zone=a
+#[derive(Clone, Debug, Parser)]
+#[command(version, verbatim_doc_comment)]
+pub struct Config {
+    /// Nodes, comma-separated: host or host:port
+    #[arg(long, env = "HODEI_SERVER", value_delimiter = ',', default_value = "127.0.0.1:50051")]
+    pub server: Vec<String>,
+    /// Enrolment token, needed once
+    #[arg(long, env = "HODEI_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+    /// The id to ask for when enrolling (a UUID); default: chosen by the cluster
+    #[arg(long, env = "HODEI_WORKER_ID")]
+    pub worker_id: Option<uuid::Uuid>,
+    /// Where the agent keeps its identity and its jobs
+    #[arg(long, env = "HODEI_DATA_DIR", default_value_os_t = default_data_dir())]
+    pub data_dir: PathBuf,
+    /// Jobs at once; default: the number of cores
+    #[arg(long, env = "HODEI_CAPACITY", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub capacity: Option<u32>,
+    /// A label, key=value; may be repeated
+    #[arg(long = "label", value_parser = label, value_name = "K=V")]
+    pub labels: Vec<(String, String)>,
+    /// How long running jobs may go on after SIGTERM
+    #[arg(long, value_parser = humantime::parse_duration, default_value = "10s")]
+    pub drain_timeout: Duration,
+}
+
+impl Config {
+    /// The servers, each with a port.
+    #[must_use]
+    pub fn servers(&self) -> Vec<String> {
+        self.server.iter().map(|server| with_port(server.trim())).filter(|server| !server.is_empty()).collect()
+    }
+
+    /// The labels; a later one wins.
+    #[must_use]
+    pub fn labels(&self) -> BTreeMap<String, String> {
+        self.labels.iter().cloned().collect()
+    }
+
+    /// Jobs at once.
+    #[must_use]
+    pub fn capacity(&self) -> u32 {
+        self.capacity.unwrap_or_else(cores)
+    }
+}
+
+/// Cores that this process may use.
+#[must_use]
+pub fn cores() -> u32 {
+    std::thread::available_parallelism().ok().and_then(|cores| u32::try_from(cores.get()).ok()).unwrap_or(1)
+}
+
+fn default_data_dir() -> PathBuf {
+    match std::env::var_os("HOME") {
+        Some(home) if !nix::unistd::geteuid().is_root() => PathBuf::from(home).join(".local/share/hodei-agent"),
+        _ => PathBuf::from("/var/lib/hodei-agent"),
+    }
+}
+
+fn with_port(server: &str) -> String {
+    let has_port = match server.rsplit_once(':') {
+        Some((host, port)) => port.parse::<u16>().is_ok() && (!host.contains(':') || host.ends_with(']')),
+        None => false,
+    };
+    match server {
+        "" => String::new(),
+        _ if has_port => server.to_owned(),
+        _ if server.contains(':') && !server.starts_with('[') => format!("[{server}]:{PORT}"),
+        _ => format!("{server}:{PORT}"),
+    }
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("expected key=value".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_get_a_port() {
+        for (given, expected) in [
+            ("a", "a:50051"),
+            ("a:1", "a:1"),
+            ("::1", "[::1]:50051"),
+            ("[::1]", "[::1]:50051"),
+            ("[::1]:7", "[::1]:7"),
+            ("", ""),
+        ] {
+            assert_eq!(with_port(given), expected);
+        }
+    }
+
+    #[test]
+    fn bad_usage_is_refused() {
+        for wrong in [&["--capacity", "0"][..], &["--label", "x"], &["--worker-id", "7"], &["--drain-timeout", "soon"]]
+        {
+            assert!(Config::try_parse_from([&["hodei-agent"], wrong].concat()).is_err(), "{wrong:?}");
+        }
+        let config = Config::try_parse_from(["hodei-agent", "--server", "a,b:2", "--label", "k=v=w"]).unwrap();
+        assert_eq!(config.servers(), ["a:50051", "b:2"]);
+        assert_eq!(config.labels()["k"], "v=w");
+    }
+}

@@ -1,0 +1,134 @@
+//! The agent's directory: `lock`, `pki/`, `state`, `attempts/<job>-<n>/{intent,process,spool-*,result}` and
+//! `work/<job>-<n>/`, the jobs' private directories. One process at a time holds it.
+
+use std::{
+    fs::{self, File, OpenOptions, TryLockError},
+    io,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{disk, error::Exit, key::AttemptKey};
+
+/// A directory that this process holds.
+pub struct DataDir {
+    root: PathBuf,
+    /// Held as long as this lives.
+    _lock: File,
+}
+
+/// The two directories of an attempt.
+#[derive(Clone, Debug)]
+pub struct AttemptDirs {
+    /// What the agent keeps of it.
+    pub record: PathBuf,
+    /// The job's own.
+    pub private: PathBuf,
+}
+
+impl AttemptDirs {
+    /// `<job>-<n>`.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.record.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    }
+}
+
+/// What is remembered between processes.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+struct Remembered {
+    /// Addresses of all nodes, as the last gateway named them.
+    peers: Vec<String>,
+}
+
+impl DataDir {
+    /// Creates what is missing and takes the lock.
+    pub fn open(root: &Path) -> Result<Self, Exit> {
+        let failed = |error: &io::Error| Exit::bad_input(format!("data directory {}: {error}", root.display()));
+        // Others may pass through to a private directory that is theirs, but read nothing.
+        disk::make_dir(root, 0o711).map_err(|error| failed(&error))?;
+        let root = root.canonicalize().map_err(|error| failed(&error))?;
+        let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(root.join("lock"));
+        let lock = lock.map_err(|error| failed(&error))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(Exit::other(format!("data directory {}: in use by another process", root.display())));
+            }
+            Err(TryLockError::Error(error)) => return Err(failed(&error)),
+        }
+        let dir = Self { root, _lock: lock };
+        disk::make_dir(&dir.attempts(), 0o700).map_err(|error| failed(&error))?;
+        disk::make_dir(&dir.work(), 0o711).map_err(|error| failed(&error))?;
+        Ok(dir)
+    }
+
+    /// Certificates and keys.
+    #[must_use]
+    pub fn pki(&self) -> PathBuf {
+        self.root.join("pki")
+    }
+
+    /// One directory per attempt.
+    #[must_use]
+    pub fn attempts(&self) -> PathBuf {
+        self.root.join("attempts")
+    }
+
+    /// The jobs' private directories.
+    #[must_use]
+    pub fn work(&self) -> PathBuf {
+        self.root.join("work")
+    }
+
+    /// The directories of one attempt.
+    #[must_use]
+    pub fn of(&self, key: AttemptKey) -> AttemptDirs {
+        let name = key.dir_name();
+        AttemptDirs { record: self.attempts().join(&name), private: self.work().join(name) }
+    }
+
+    /// Addresses remembered from an earlier process.
+    #[must_use]
+    pub fn peers(&self) -> Vec<String> {
+        let text = disk::read_if_there(&self.root.join("state")).ok().flatten().unwrap_or_default();
+        serde_json::from_slice::<Remembered>(&text).unwrap_or_default().peers
+    }
+
+    /// Remembers addresses. Blocking.
+    pub fn remember_peers(&self, peers: &[String]) -> io::Result<()> {
+        let text = serde_json::to_vec(&Remembered { peers: peers.to_vec() }).map_err(io::Error::other)?;
+        disk::write_durably(&self.root.join("state"), &text)
+    }
+}
+
+/// Removes a directory in two steps, so that a crash in between leaves nothing that looks like an attempt. Blocking.
+pub fn discard(dir: &Path) {
+    let Some(name) = dir.file_name() else { return };
+    let trash = dir.with_file_name(format!(".gone-{}", name.to_string_lossy()));
+    let gone = fs::rename(dir, &trash).and_then(|()| fs::remove_dir_all(&trash));
+    if let Err(error) = gone
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(dir = %dir.display(), %error, "cannot remove a directory");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_process_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = DataDir::open(dir.path()).unwrap();
+        let refused = DataDir::open(dir.path()).err().unwrap();
+        assert!(refused.message.contains("in use"), "{refused}");
+        first.remember_peers(&["a:1".into()]).unwrap();
+        drop(first);
+        assert_eq!(DataDir::open(dir.path()).unwrap().peers(), ["a:1"]);
+    }
+}

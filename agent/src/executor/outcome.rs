@@ -1,0 +1,66 @@
+//! How an end is told: `Reason` in `job.proto`.
+
+use std::{os::unix::process::ExitStatusExt as _, process::ExitStatus};
+
+use hodei_proto::v1::Reason;
+
+use super::NotStarted;
+
+/// What made an attempt end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Its main process ended by itself.
+    Itself,
+    /// Somebody cancelled it, for this reason.
+    Cancelled(String),
+    /// Its own timeout passed.
+    Timeout,
+    /// The agent had to end before it.
+    HandedBack,
+    /// Its lease was refused or ran out.
+    LeaseLost,
+}
+
+/// The reason of an attempt that ran. The exit code or signal is kept, whatever the cause.
+#[must_use]
+pub fn reason(cause: Cause, status: ExitStatus, out_of_memory: bool) -> Reason {
+    let reason = Reason { exit_code: status.code(), signal: status.signal(), ..Reason::default() };
+    let (kind, message, deadline) = match cause {
+        Cause::Itself if out_of_memory && status.signal() == Some(9) => ("out_of_memory", String::new(), ""),
+        Cause::Itself if status.signal().is_some() => ("signaled", String::new(), ""),
+        Cause::Itself => ("exited", String::new(), ""),
+        Cause::Cancelled(why) => ("cancelled", why, ""),
+        Cause::Timeout => ("timeout", String::new(), "timeout"),
+        Cause::HandedBack => ("worker_lost", "the agent was stopped".to_owned(), ""),
+        Cause::LeaseLost => ("worker_lost", "the lease was lost".to_owned(), ""),
+    };
+    Reason { kind: kind.to_owned(), message, deadline: deadline.to_owned(), ..reason }
+}
+
+/// The reason of an attempt that never had a process.
+#[must_use]
+pub fn could_not_start(why: NotStarted) -> Reason {
+    Reason {
+        kind: "could_not_start".to_owned(),
+        cause: why.cause.to_owned(),
+        message: why.message,
+        ..Reason::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_exit_code_is_kept_whatever_the_cause() {
+        let exited = reason(Cause::Itself, ExitStatus::from_raw(7 << 8), false);
+        assert_eq!((exited.kind.as_str(), exited.exit_code, exited.signal), ("exited", Some(7), None));
+        let killed = reason(Cause::Itself, ExitStatus::from_raw(9), false);
+        assert_eq!((killed.kind.as_str(), killed.exit_code, killed.signal), ("signaled", None, Some(9)));
+        let cancelled = reason(Cause::Cancelled("enough".into()), ExitStatus::from_raw(0), false);
+        assert_eq!((cancelled.kind.as_str(), cancelled.exit_code), ("cancelled", Some(0)));
+        assert_eq!(reason(Cause::Itself, ExitStatus::from_raw(9), true).kind, "out_of_memory");
+        assert_eq!(reason(Cause::Timeout, ExitStatus::from_raw(15), false).deadline, "timeout");
+    }
+}

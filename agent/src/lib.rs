@@ -1,0 +1,229 @@
+//! The agent runs jobs on one machine for a Hodei cluster.
+//!
+//! **Words.** A *worker* is an agent's installation, known by its certificate; a *session* is one process of it. A
+//! *stream* connects the session to one node, its *gateway*; it may break and be replaced by one to any other node at
+//! any time. An *attempt* is one try at a job; its *fence* tells it from every other. A *lease* says until when an
+//! attempt may run.
+//!
+//! **Flow.** [`run`] locks the data directory ([`data_dir`]), obtains an identity ([`trust::enrol`], once), cleans up
+//! after an earlier process ([`recover`]), and opens a session ([`session`]). A RunJob is admitted by the [`roster`] and
+//! the lease table ([`lease`]), then run by the [`executor`], which captures the output ([`log`]) and puts the result
+//! on disk. What the node must know is derived from the attempts whenever the stream has room, so nothing is lost with
+//! a stream and nothing queues up. An attempt is forgotten when the node acknowledges its end.
+//!
+//! **Who ends a job.** Its main process; a cancellation or its timeout (SIGTERM, then SIGKILL); the [`watchdog`], a
+//! thread without the async runtime, at the lease's end; a successor of this process, which finds the intent on disk.
+//!
+//! **Deliberately missing.** Jobs do not survive the agent yet (the watchdog becomes a process of its own), secrets,
+//! certificate renewal (its seam is the configuration's channel in [`trust::tls::TlsDialer`]).
+
+pub mod attempt;
+pub mod clock;
+pub mod config;
+pub mod data_dir;
+pub mod disk;
+pub mod error;
+pub mod executor;
+pub mod key;
+pub mod lease;
+pub mod log;
+pub mod metrics;
+pub mod recover;
+pub mod roster;
+pub mod session;
+pub mod shutdown;
+pub mod trust;
+pub mod watchdog;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
+
+use hodei_proto::v1::{Capacity, RegisterRequest};
+use parking_lot::Mutex;
+use tokio::{
+    sync::watch,
+    task::spawn_blocking,
+    time::{Instant, timeout},
+};
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    config::Config,
+    data_dir::DataDir,
+    error::Exit,
+    executor::{Executor, cgroup::CgroupRoot},
+    metrics::Metrics,
+    recover::Found,
+    roster::Roster,
+    session::{
+        Session, Shared,
+        link::{Dial, Servers, VERSION},
+    },
+    shutdown::Shutdown,
+    trust::{enrol, identity::Identity, tls},
+    watchdog::Watchdog,
+};
+
+/// How long tasks that write to disk may take when the process ends.
+const FINISH_WITHIN: Duration = Duration::from_secs(2);
+
+/// The whole product: from flags to the end of the process.
+pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), Exit> {
+    let servers = config.servers();
+    if servers.is_empty() {
+        return Err(Exit::bad_input("--server names no node"));
+    }
+    let existed = config.data_dir.exists();
+    check_token_before_writing(&config)?;
+    let dir = Arc::new(DataDir::open(&config.data_dir)?);
+    let identity = tokio::select! {
+        identity = identify(&config, &dir, &servers) => identity,
+        () = shutdown.requested() => return Ok(()),
+    };
+    let identity = identity.inspect_err(|_| {
+        if !existed && !dir.pki().exists() {
+            // A refused agent leaves nothing behind.
+            let _ = fs::remove_dir_all(&config.data_dir);
+        }
+    })?;
+    let worker_id = identity.worker_id.clone();
+    // Whoever renews the certificate will hold the sender.
+    let (_renewed, tls) = watch::channel(tls::client_config(identity)?);
+    let options = Options {
+        worker_id,
+        servers,
+        capacity: config.capacity(),
+        labels: config.labels(),
+        drain_timeout: config.drain_timeout,
+    };
+    serve(dir, tls::TlsDialer::new(tls), options, shutdown).await
+}
+
+/// A token that cannot be one is refused before a directory is made for it.
+fn check_token_before_writing(config: &Config) -> Result<(), Exit> {
+    if config.data_dir.join("pki").join(trust::identity::CERT).exists() {
+        return Ok(());
+    }
+    match config.token.as_deref().filter(|token| !token.trim().is_empty()) {
+        Some(token) => match trust::token::Token::parse(token) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Exit::bad_input(format!("token: {error}"))),
+        },
+        None => Err(Exit::bad_input(format!(
+            "{} holds no identity yet: the first start needs --token or HODEI_TOKEN",
+            config.data_dir.display()
+        ))),
+    }
+}
+
+async fn identify(config: &Config, dir: &DataDir, servers: &[String]) -> Result<Identity, Exit> {
+    let token = config.token.as_deref().unwrap_or_default();
+    if let Some(identity) = Identity::load(&dir.pki())? {
+        identity.check_token(token)?;
+        return Ok(identity);
+    }
+    let wish = config.worker_id.map(|id| id.to_string()).unwrap_or_default();
+    enrol::enrol(&dir.pki(), token, servers, &wish).await
+}
+
+/// What [`serve`] needs beside the directory and the dialer.
+pub struct Options {
+    /// From the certificate.
+    pub worker_id: String,
+    /// Nodes to begin with.
+    pub servers: Vec<String>,
+    /// Jobs at once.
+    pub capacity: u32,
+    /// For selection.
+    pub labels: BTreeMap<String, String>,
+    /// How long running jobs may go on when the agent is asked to end.
+    pub drain_timeout: Duration,
+}
+
+/// Serves one session, from the clean-up after an earlier process to the end of this one.
+pub async fn serve<D: Dial>(dir: Arc<DataDir>, dialer: D, options: Options, shutdown: Shutdown) -> Result<(), Exit> {
+    let failed = |error: std::io::Error| Exit::other(format!("cannot start: {error}"));
+    let watchdog = Watchdog::start().map_err(failed)?;
+    let recovering = Arc::clone(&dir);
+    let (found, cgroups) = spawn_blocking(move || (recover::recover(&recovering), CgroupRoot::detect()))
+        .await
+        .map_err(|error| Exit::other(format!("cannot recover: {error}")))?;
+    let found = found.map_err(failed)?;
+    if cgroups.is_none() {
+        tracing::warn!(
+            "control groups are not permitted here: what leaves a job's process group is not killed with it"
+        );
+    }
+    let id = uuid::Uuid::now_v7().to_string();
+    let registration = registration(&id, &options, &found, &dir);
+    let shared = share(id, &dir, &options, &watchdog, cgroups);
+    found.attempts.into_iter().for_each(|attempt| shared.roster.insert(Arc::new(attempt)));
+    let servers = Servers::new(options.servers, &dir.peers());
+    let session = Session::new(Arc::clone(&shared), dialer, servers, registration);
+    let ended = tokio::select! {
+        exit = session.run() => Err(exit),
+        () = shutdown.drain(&shared.roster, options.drain_timeout) => Ok(()),
+    };
+    session.unregister().await;
+    watchdog.leases().kill_all();
+    shared.tasks.close();
+    let _ = timeout(FINISH_WITHIN, shared.tasks.wait()).await;
+    ended
+}
+
+fn share(
+    id: String,
+    dir: &Arc<DataDir>,
+    options: &Options,
+    watchdog: &Watchdog,
+    cgroups: Option<CgroupRoot>,
+) -> Arc<Shared> {
+    let roster = Arc::new(Roster::new(options.capacity as usize));
+    let executor = Executor {
+        dir: Arc::clone(dir),
+        session: id.clone(),
+        worker_id: options.worker_id.clone(),
+        cgroups,
+        leases: watchdog.leases(),
+        roster: Arc::clone(&roster),
+    };
+    Arc::new(Shared {
+        id,
+        dir: Arc::clone(dir),
+        leases: watchdog.leases(),
+        roster,
+        executor: Arc::new(executor),
+        metrics: Metrics::new(dir.work()),
+        sequence: AtomicU64::new(0),
+        answered: Mutex::new(Instant::now()),
+        tasks: TaskTracker::new(),
+    })
+}
+
+fn registration(id: &str, options: &Options, found: &Found, dir: &DataDir) -> RegisterRequest {
+    let kernel =
+        |name: &str| fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap_or_default().trim().to_owned();
+    let (memory_mb, storage_mb) = metrics::capacity(&dir.work());
+    RegisterRequest {
+        session_id: id.to_owned(),
+        capacity: Some(Capacity {
+            slots: options.capacity,
+            cpu_millis: u64::from(config::cores()) * 1_000,
+            memory_mb,
+            storage_mb,
+            gpu: 0,
+        }),
+        labels: options.labels.clone(),
+        version: VERSION.to_owned(),
+        architecture: std::env::consts::ARCH.to_owned(),
+        kernel: kernel("osrelease"),
+        hostname: kernel("hostname"),
+        boot_id: executor::intent::boot_id(),
+        adopted: found.adopted.clone(),
+        dead: found.dead.clone(),
+    }
+}

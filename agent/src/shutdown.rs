@@ -1,0 +1,60 @@
+//! The end of the process: the first request drains, the second ends it at once.
+
+use std::time::Duration;
+
+use tokio::{sync::watch, time::timeout};
+
+use crate::{attempt::Stop, roster::Roster};
+
+/// How long the results of jobs that were killed may take to be acknowledged.
+const HAND_BACK_WITHIN: Duration = Duration::from_secs(5);
+
+/// Counts requests to end. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Shutdown {
+    requests: watch::Receiver<u32>,
+}
+
+impl Shutdown {
+    /// And the means to request it.
+    #[must_use]
+    pub fn new() -> (watch::Sender<u32>, Self) {
+        let (sender, requests) = watch::channel(0);
+        (sender, Self { requests })
+    }
+
+    /// Waits until the process is asked to end.
+    pub async fn requested(&self) {
+        self.at_least(1).await;
+    }
+
+    /// Waits until the process is asked to end, and then until its jobs have ended and their results are acknowledged.
+    /// Jobs that take longer than `patience` are killed and handed back.
+    pub async fn drain(&self, roster: &Roster, patience: Duration) {
+        self.at_least(1).await;
+        tracing::info!("draining: no new jobs, running ones may finish");
+        roster.drain();
+        tokio::select! {
+            () = hand_back(roster, patience) => {}
+            () = self.at_least(2) => tracing::warn!("asked again: ending at once"),
+        }
+    }
+
+    async fn at_least(&self, count: u32) {
+        if self.requests.clone().wait_for(|requests| *requests >= count).await.is_err() {
+            // Whoever could ask is gone.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+async fn hand_back(roster: &Roster, patience: Duration) {
+    if timeout(patience, roster.empty()).await.is_ok() {
+        return;
+    }
+    tracing::warn!("jobs still run: they are killed and handed back");
+    roster.all().iter().for_each(|attempt| attempt.stop(Stop::HandBack));
+    if timeout(HAND_BACK_WITHIN, roster.empty()).await.is_err() {
+        tracing::warn!("not everything was acknowledged; it stays on disk for the next start");
+    }
+}
