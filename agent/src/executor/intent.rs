@@ -184,6 +184,10 @@ mod tests {
             .env("HODEI_FENCE", "9")
             .spawn()
             .unwrap();
+        // The parent goes on a moment before the new program has its environment.
+        while fs::read(format!("/proc/{}/environ", child.id())).unwrap().is_empty() {
+            std::thread::yield_now();
+        }
         let _ = Intent::new(key, "s", None).kill_orphans(dir.path());
         assert!(!child.wait().unwrap().success());
     }

@@ -66,7 +66,7 @@ impl Batcher {
     /// The figures over everything numbered so far.
     #[must_use]
     pub fn figures(&self) -> LogEnd {
-        self.end.clone()
+        self.end
     }
 
     fn number(&mut self, kind: u32, entry: &[u8], now_ms: i64) {

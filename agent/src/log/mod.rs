@@ -266,14 +266,14 @@ impl Inner {
         if self.flight.total() >= WINDOW {
             return Taken::Nothing;
         }
-        let found = self.from_replay(cursor).or_else(|| self.from_recent(cursor));
+        let found = self.take_from_replay(cursor).or_else(|| self.take_from_recent(cursor));
         if let Some(batch) = found {
             let next = last_of(&batch) + 1;
             self.flight.add(next - 1, weight(&batch));
             self.cursor = Some(next);
             return Taken::Batch(batch);
         }
-        self.from_disk(cursor)
+        self.take_from_disk(cursor)
     }
 
     /// A crash may have taken the end of a spool whose figures were promised: the gateway records a gap for it.
@@ -285,7 +285,7 @@ impl Inner {
         Taken::Resume(self.promised + 1)
     }
 
-    fn from_replay(&mut self, cursor: u64) -> Option<LogBatch> {
+    fn take_from_replay(&mut self, cursor: u64) -> Option<LogBatch> {
         while let Some(batch) = self.replay.pop_front() {
             if last_of(&batch) >= cursor {
                 return starting_at(batch, cursor);
@@ -294,12 +294,12 @@ impl Inner {
         None
     }
 
-    fn from_recent(&self, cursor: u64) -> Option<LogBatch> {
+    fn take_from_recent(&self, cursor: u64) -> Option<LogBatch> {
         let at = self.recent.partition_point(|batch| last_of(batch) < cursor);
         starting_at(self.recent.get(at)?.clone(), cursor)
     }
 
-    fn from_disk(&mut self, cursor: u64) -> Taken {
+    fn take_from_disk(&mut self, cursor: u64) -> Taken {
         let first = self.index.first_available().unwrap_or(self.last + 1);
         if cursor < first {
             self.cursor = Some(first);

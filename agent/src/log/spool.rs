@@ -28,7 +28,7 @@ const KEEP_BYTES: u64 = 1 << 30;
 const POINT_EVERY: u64 = 256 << 10;
 
 /// Where a frame was put.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placed {
     /// Its file, by the file's first sequence.
     segment: u64,

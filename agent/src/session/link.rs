@@ -31,7 +31,7 @@ impl Default for Backoff {
 
 impl Backoff {
     /// The next pause: between half and all of it, so that agents do not come back in step.
-    pub fn next(&mut self) -> Duration {
+    pub fn pause(&mut self) -> Duration {
         let pause = self.pause;
         self.pause = (pause * 2).min(LONGEST_PAUSE);
         pause.mul_f64(rand::rng().random_range(0.5..1.0))
@@ -95,7 +95,7 @@ impl Servers {
     pub fn failed(&mut self) -> Duration {
         self.at = (self.at + 1) % self.all.len().max(1);
         self.failed += 1;
-        if self.failed < self.all.len() { Duration::ZERO } else { self.backoff.next() }
+        if self.failed < self.all.len() { Duration::ZERO } else { self.backoff.pause() }
     }
 }
 

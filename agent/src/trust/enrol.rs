@@ -101,7 +101,7 @@ async fn ask_all(token: &Token, request: &EnrollRequest, servers: &[String]) -> 
             }
         }
         tracing::info!(reason = last, "not enrolled yet, trying again");
-        tokio::time::sleep(backoff.next()).await;
+        tokio::time::sleep(backoff.pause()).await;
     }
     Err(Exit::unreachable(format!("no node could enrol this agent: {last}")))
 }
