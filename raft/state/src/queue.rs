@@ -53,11 +53,6 @@ impl Queue {
         }
     }
 
-    #[cfg(test)]
-    pub(crate) fn len(&self) -> usize {
-        self.by_class.len()
-    }
-
     fn head(&self, class: Class) -> Option<Order> {
         self.after(class, None)
     }

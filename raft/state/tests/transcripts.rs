@@ -1,6 +1,8 @@
 //! The core's tests as transcripts: a comment, commands, their full outcome. `tests/scripts/README.md` lists the
 //! commands. Regenerate with `UPDATE_GOLDENFILES=1 cargo test -p hodei-state --test transcripts` and review the diff.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod transcript;
 
 use std::{fs, panic, path::Path};
