@@ -21,6 +21,18 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{cli::exit::Failure, durable};
 
+/// What preparing a directory writes before `identity.toml`.
+const PREPARED: [&str; 8] = [
+    "pki/ca.pem",
+    "pki/ca.key",
+    "pki/node.pem",
+    "pki/node.key",
+    "pki/enrolment.toml",
+    "admin/ca.pem",
+    "admin/cert.pem",
+    "admin/key.pem",
+];
+
 /// A data directory that this process alone uses.
 #[derive(Debug)]
 pub struct DataDir {
@@ -179,6 +191,18 @@ impl DataDir {
         self.read_toml("identity.toml")
     }
 
+    /// Refuses a directory that was prepared once and has lost who it is.
+    ///
+    /// # Errors
+    /// Bad input.
+    pub fn check_unused(&self) -> Result<(), Failure> {
+        if self.join("wal").exists() {
+            let message = format!("{} holds a log but no identity.toml: it is damaged", self.path.display());
+            return Err(Failure::bad_input(message));
+        }
+        Ok(())
+    }
+
     /// Writes who the node is. After this the directory is prepared.
     ///
     /// # Errors
@@ -188,13 +212,17 @@ impl DataDir {
     }
 
     /// Takes away what an attempt to prepare the directory has left, after a definite refusal: nothing was written then.
+    /// Only what this program writes is touched; the directory may hold somebody else's files.
     pub fn discard(self) {
         // Best effort: there is an error to report already, and leftovers do no harm.
-        let _ = fs::remove_dir_all(self.join("pki"));
-        let _ = fs::remove_dir_all(self.join("admin"));
+        for name in PREPARED {
+            let _ = durable::remove(&self.join(name));
+        }
+        // These succeed only for empty directories.
+        let _ = fs::remove_dir(self.join("pki"));
+        let _ = fs::remove_dir(self.join("admin"));
         let _ = durable::remove(&self.join("lock"));
         if self.created {
-            // Succeeds only when it is empty.
             let _ = fs::remove_dir(&self.path);
         }
     }

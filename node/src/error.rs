@@ -5,6 +5,7 @@
 //! transport on the way; whether such a request had an effect is unknown.
 
 use hodei_proto::v1::ErrorDetail;
+use hodei_raft::{NotDone, ProposeError, ReadError};
 use hodei_state::{ids::Caller, outcome::Refusal};
 use prost::Message as _;
 use tonic::{
@@ -29,6 +30,8 @@ pub mod code {
     pub const UNAUTHENTICATED: &str = "unauthenticated";
     /// The caller's identity was revoked or removed, or never existed.
     pub const REVOKED: &str = "revoked";
+    /// The calling node was removed from the cluster.
+    pub const REMOVED: &str = "removed";
     /// No such job.
     pub const UNKNOWN_JOB: &str = "unknown_job";
     /// No such worker.
@@ -110,7 +113,8 @@ pub fn unauthenticated(message: impl Into<String>) -> Status {
 #[must_use]
 pub fn revoked(caller: Caller) -> Status {
     let message = format!("{caller} is not, or no longer, a party of this cluster");
-    refused(Code::Unauthenticated, code::REVOKED, message)
+    let code = if matches!(caller, Caller::Node(_)) { code::REMOVED } else { code::REVOKED };
+    refused(Code::Unauthenticated, code, message)
 }
 
 /// The state does not permit it, and repeating it will not help by itself.
@@ -144,6 +148,28 @@ pub fn internal(what: impl std::fmt::Display) -> Status {
     tracing::error!(%what, "internal error while serving a request");
     let detail = ErrorDetail { code: code::INTERNAL.into(), not_done: false, ..Default::default() };
     with_detail(Code::Internal, "internal error; the node's log says more", &detail)
+}
+
+/// A command that was not, or perhaps not, carried out.
+#[must_use]
+pub fn propose(error: ProposeError) -> Status {
+    match error {
+        ProposeError::Unknown(why) => outcome_unknown(why),
+        ProposeError::NotDone(why) => match why {
+            NotDone::NoQuorum(_) | NotDone::NoLeader => refused(Code::Unavailable, code::NO_QUORUM, why.to_string()),
+            NotDone::TooLarge { limit, .. } => invalid("request", format!("at most {limit} bytes")),
+            NotDone::LeadershipOver { .. } | NotDone::Overloaded | NotDone::Stopped => unavailable(why.to_string()),
+        },
+    }
+}
+
+/// A linearizable read that was not possible.
+#[must_use]
+pub fn read(error: ReadError) -> Status {
+    match error {
+        ReadError::NoQuorum(why) => no_quorum(why),
+        ReadError::Stopped => unavailable("the node is stopping"),
+    }
 }
 
 /// A command that the state refused, in the words of the core.

@@ -1,15 +1,22 @@
 //! `hodei-node`: the one binary of a Hodei cluster, server and command line.
 
+mod api;
+mod app;
 mod cli;
+mod clock;
 mod config;
 mod convert;
 mod data_dir;
 mod durable;
 mod error;
 mod jobfile;
+mod logging;
 mod logs;
+mod membership;
 mod net;
+mod peers;
 mod pki;
+mod prepare;
 mod server;
 #[cfg(test)]
 mod testing;

@@ -104,7 +104,10 @@ pub fn with_default_port(server: &str) -> Result<String, Failure> {
 }
 
 /// Reads `ca.pem`, and `cert.pem` with `key.pem` where they exist: without them the cluster answers "not allowed".
-fn read_identity(dir: &Path) -> Result<Arc<ClientConfig>, Failure> {
+///
+/// # Errors
+/// Bad input.
+pub fn read_identity(dir: &Path) -> Result<Arc<ClientConfig>, Failure> {
     let read = |name: &str| match fs::read(dir.join(name)) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

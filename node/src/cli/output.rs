@@ -77,6 +77,13 @@ pub fn table<const N: usize>(header: [&str; N], rows: impl IntoIterator<Item = [
     table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }
 
+/// The last eight digits of an id, as tables show it.
+#[must_use]
+pub fn short(id: &str) -> String {
+    let from = id.len().saturating_sub(8);
+    id.get(from..).unwrap_or(id).to_owned()
+}
+
 /// Unix milliseconds as RFC 3339 in UTC; 0 is absent (null).
 #[must_use]
 pub fn time(ms: i64) -> Value {

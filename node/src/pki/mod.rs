@@ -12,6 +12,7 @@
 //! state holds a bundle of authorities and the hash of every key that was certified; files and configuration take bundles.
 
 pub mod ca;
+pub mod credentials;
 pub mod pin;
 pub mod request;
 pub mod subject;

@@ -62,6 +62,8 @@ pub struct Certified {
     pub subject: Subject,
     /// SHA-256 of its SubjectPublicKeyInfo.
     pub key: [u8; 32],
+    /// Unix seconds before which it is void.
+    pub not_before: i64,
     /// Unix seconds from which on it is void.
     pub not_after: i64,
 }
@@ -90,8 +92,15 @@ impl Certified {
         Ok(Self {
             subject,
             key: super::sha256(certificate.public_key().raw),
+            not_before: certificate.validity().not_before.timestamp(),
             not_after: certificate.validity().not_after.timestamp(),
         })
+    }
+
+    /// Whether less than a third of its life is left at this Unix time.
+    #[must_use]
+    pub fn is_due(&self, now: i64) -> bool {
+        self.not_after - now < (self.not_after - self.not_before) / 3
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use hodei_state::ids::{Caller, ClusterId};
@@ -21,7 +21,7 @@ use super::{
     listener::ConnInfo,
     table::{self, Access},
 };
-use crate::{error, pki::subject::Certified};
+use crate::{clock, error, pki::subject::Certified};
 
 /// How long a caller that this node has not heard of may wait until the node is up to date.
 const CATCH_UP: Duration = Duration::from_secs(5);
@@ -154,7 +154,7 @@ async fn decide<R: Registry>(registry: &R, path: &str, shown: Option<Certified>)
     if certified.subject.cluster != registry.cluster() {
         return Err(error::unauthenticated("the certificate is of another cluster"));
     }
-    if certified.not_after <= unix_now() {
+    if certified.not_after <= clock::unix_seconds() {
         return Err(error::unauthenticated("the certificate has expired"));
     }
     let role = table::role(caller);
@@ -176,11 +176,6 @@ async fn decide<R: Registry>(registry: &R, path: &str, shown: Option<Certified>)
         Standing::Unknown if access != Access::Peers => Err(error::revoked(caller)),
         Standing::Good | Standing::Unknown => Ok(Some(Peer { caller })),
     }
-}
-
-fn unix_now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

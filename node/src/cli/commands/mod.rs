@@ -1,6 +1,13 @@
 //! The command tree.
 
+mod cluster;
 mod completion;
+mod dev;
+mod init;
+mod join;
+mod run;
+pub mod serve;
+mod token;
 
 use clap::Subcommand;
 
@@ -9,6 +16,20 @@ use super::{Global, exit::CommandResult};
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run a whole cluster on this machine until Ctrl-C
+    Dev(dev::Args),
+    /// Make a new cluster with this node as its first member, and serve
+    Init(init::Args),
+    /// Become a member of a cluster, and serve
+    Join(join::Args),
+    /// Serve from a data directory that `init` or `join` has prepared
+    Run(run::Args),
+    /// Tokens that let nodes, agents and people in
+    #[command(subcommand)]
+    Token(token::Command),
+    /// The nodes of the cluster
+    #[command(subcommand)]
+    Cluster(cluster::Command),
     /// Print a script that completes commands and options in a shell
     Completion(completion::Args),
 }
@@ -18,8 +39,14 @@ impl Command {
     ///
     /// # Errors
     /// What ends in a line on standard error and an exit code.
-    pub async fn run(self, _global: Global) -> CommandResult {
+    pub async fn run(self, global: Global) -> CommandResult {
         match self {
+            Self::Dev(args) => args.run(&global).await,
+            Self::Init(args) => args.run(&global).await,
+            Self::Join(args) => args.run(&global).await,
+            Self::Run(args) => args.run(&global).await,
+            Self::Token(command) => command.run(&global).await,
+            Self::Cluster(command) => command.run(&global).await,
             Self::Completion(args) => args.run(),
         }
     }

@@ -32,7 +32,7 @@ impl Registry for Known {
 }
 
 fn certified(cluster: ClusterId, caller: Caller) -> Certified {
-    Certified { subject: Subject { cluster, caller }, key: [0; 32], not_after: i64::MAX }
+    Certified { subject: Subject { cluster, caller }, key: [0; 32], not_before: 0, not_after: i64::MAX }
 }
 
 /// Sends a request through the layer; the service behind it answers with who it saw.

@@ -1,0 +1,112 @@
+//! What the cluster looks like from here, and changes of who leads and who belongs to it.
+
+use hodei_proto::v1::{NodeStatus, RemoveResponse, StatusResponse, TransferLeaderResponse};
+use hodei_raft::MembershipError;
+use hodei_state::{
+    State,
+    command::Command,
+    ids::{Caller, NodeId},
+    registry::Member,
+};
+use tokio::time::{Instant, timeout_at};
+use tonic::Status;
+
+use super::Shared;
+use crate::error;
+
+impl Shared {
+    /// Local knowledge: needs no quorum, and says whether there is one.
+    pub(super) fn status(&self) -> StatusResponse {
+        let (view, raft) = (self.handle.view(), self.handle.status());
+        let nodes = self.nodes(&view.state);
+        let cluster = view.state.cluster();
+        let mut warnings = Vec::new();
+        let voters = nodes.iter().filter(|node| node.role == "voter").count();
+        if voters > 0 && voters % 2 == 0 {
+            warnings.push(even("voters", voters));
+        }
+        if !raft.quorum {
+            warnings.push(format!("no quorum: this is what node {} knows by itself", self.me));
+        }
+        StatusResponse {
+            cluster_id: cluster.map(|cluster| cluster.id.to_string()).unwrap_or_default(),
+            // Without a quorum there may be another leader, or none.
+            leader: raft.leader.filter(|_| raft.quorum),
+            term: raft.term,
+            applied_index: view.position.index,
+            nodes,
+            answered_by: self.me,
+            quorum: raft.quorum,
+            feature_level: view.state.feature_level(),
+            state_hash: format!("{:032x}", view.state.hash()),
+            warnings,
+        }
+    }
+
+    /// The members that are not removed, as seen from here.
+    pub(super) fn nodes(&self, state: &State) -> Vec<NodeStatus> {
+        let raft = self.handle.status();
+        let members = state.members().filter(|member| member.removed_at.is_none());
+        members.map(|member| self.node(member, raft.voters.contains(&member.id), raft.applied.index)).collect()
+    }
+
+    fn node(&self, member: &Member, voter: bool, applied: u64) -> NodeStatus {
+        let own = member.id == self.me;
+        let seen = self.peers.sighting(member.id);
+        let version = seen.as_ref().map_or(&member.version, |seen| &seen.version);
+        NodeStatus {
+            id: member.id,
+            address: member.address.clone(),
+            role: if voter { "voter" } else { "learner" }.to_owned(),
+            healthy: own || self.peers.heard_within(member.id, self.healthy),
+            applied_index: if own { applied } else { seen.as_ref().map_or(0, |seen| seen.applied_index) },
+            version: if own { env!("CARGO_PKG_VERSION").to_owned() } else { version.clone() },
+        }
+    }
+
+    /// Removes a member for good. Its place in the Raft membership follows by the reconcile loop.
+    pub(super) async fn remove(&self, caller: Caller, node: NodeId, by: Instant) -> Result<RemoveResponse, Status> {
+        let (_, position) = self.commit(caller, Command::RemoveNode { node }, by).await?;
+        let mut warnings = vec![format!(
+            "node {node} has held the key of the cluster's authority: if it is no longer trusted, the authority has to be replaced"
+        )];
+        let left = self.handle.view().state.members().filter(|member| member.removed_at.is_none()).count();
+        if left > 0 && left % 2 == 0 {
+            warnings.push(even("members", left));
+        }
+        Ok(RemoveResponse { warnings, position: Some(position) })
+    }
+
+    /// Returns once another node leads; any node may be asked.
+    pub(super) async fn transfer_leader(
+        &self,
+        to: Option<NodeId>,
+        by: Instant,
+    ) -> Result<TransferLeaderResponse, Status> {
+        if let Some(to) = to
+            && !self.handle.status().voters.contains(&to)
+        {
+            return Err(error::not_found(error::code::UNKNOWN_NODE, format!("node {to} is no voter")));
+        }
+        timeout_at(by, self.handle.transfer_leader(to))
+            .await
+            .map_err(|_| error::outcome_unknown("no other leader is known yet"))?
+            .map_err(membership)?;
+        let now = self.handle.status();
+        let leader = now.leader.ok_or_else(|| error::outcome_unknown("no other leader is known yet"))?;
+        Ok(TransferLeaderResponse { leader, term: now.term })
+    }
+}
+
+fn even(what: &str, count: usize) -> String {
+    format!("an even number of {what}: {count} survive no more failures than {}", count - 1)
+}
+
+/// A change of membership or leadership that did not happen.
+fn membership(error: MembershipError) -> Status {
+    match error {
+        MembershipError::NotLeader { .. } | MembershipError::NoQuorum(_) => error::no_quorum(error),
+        MembershipError::InProgress | MembershipError::Stopped => error::unavailable(error.to_string()),
+        MembershipError::Refused(why) => error::failed_precondition(why),
+    }
+}

@@ -1,0 +1,186 @@
+//! The processes of a `dev` cluster. They die with it, however it ends.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use nix::{
+    sys::{
+        prctl,
+        signal::{Signal, kill},
+    },
+    unistd::{Pid, getpid, getppid},
+};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::{Child, Command},
+    time::{sleep, timeout},
+};
+
+use crate::cli::exit::Failure;
+
+/// For an agent to end its jobs and itself.
+const PATIENCE: Duration = Duration::from_secs(8);
+/// Between looks at the processes.
+const LOOK: Duration = Duration::from_millis(100);
+/// Of a log that is shown when its process failed.
+const TAIL: usize = 15;
+
+/// Processes by name, in the order in which they were started.
+pub struct Children {
+    logs: PathBuf,
+    running: Vec<Running>,
+}
+
+struct Running {
+    name: String,
+    child: Child,
+}
+
+impl Children {
+    /// None yet; their logs go to `logs`.
+    pub fn new(logs: &Path) -> Self {
+        Self { logs: logs.to_owned(), running: Vec::new() }
+    }
+
+    /// Starts a process.
+    pub fn start(&mut self, name: &str, program: &Path, arguments: &[String]) -> Result<(), Failure> {
+        self.start_with(name, program, arguments, &[])
+    }
+
+    /// Starts a process with variables of its own; it inherits none of Hodei's but the log filter.
+    pub fn start_with(
+        &mut self,
+        name: &str,
+        program: &Path,
+        arguments: &[String],
+        variables: &[(&str, String)],
+    ) -> Result<(), Failure> {
+        let fail = |error: io::Error| Failure::other(format!("cannot start {}: {error}", program.display()));
+        let log = File::create(self.log(name)).map_err(fail)?;
+        let mut command = Command::new(program);
+        for (variable, _) in std::env::vars_os() {
+            if variable.to_string_lossy().starts_with("HODEI_") && variable != "HODEI_LOG" {
+                command.env_remove(variable);
+            }
+        }
+        command
+            .args(arguments)
+            // A node makes its administrator this user's default; that is for `dev` to do, and to undo.
+            .env("XDG_CONFIG_HOME", self.logs.join("config"))
+            .envs(variables.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            // Ctrl-C is for `dev` alone: it ends the others in order.
+            .process_group(0)
+            .kill_on_drop(true);
+        die_with_parent(&mut command);
+        let child = command.spawn().map_err(fail)?;
+        self.running.push(Running { name: name.to_owned(), child });
+        Ok(())
+    }
+
+    /// Waits until a process prints `ready`.
+    pub async fn ready(&mut self, name: &str, patience: Duration) -> Result<(), Failure> {
+        let stdout = self.running.iter_mut().find(|running| running.name == name);
+        let Some(stdout) = stdout.and_then(|running| running.child.stdout.take()) else {
+            return Err(Failure::other(format!("{name} does not run")));
+        };
+        let mut lines = BufReader::new(stdout).lines();
+        let ready = async {
+            while let Ok(Some(line)) = lines.next_line().await {
+                if line == "ready" {
+                    return true;
+                }
+            }
+            false
+        };
+        match timeout(patience, ready).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(self.failure(name, "has ended")),
+            Err(_) => Err(self.failure(name, "does not become ready")),
+        }
+    }
+
+    /// A process that has ended, if any has.
+    pub fn failed(&mut self) -> Option<Failure> {
+        let (name, status) = self.running.iter_mut().find_map(|running| {
+            let status = running.child.try_wait().ok().flatten()?;
+            Some((running.name.clone(), status))
+        })?;
+        Some(self.failure(&name, &format!("has ended: {}", told(status))))
+    }
+
+    /// Waits until a process has ended.
+    pub async fn ended(&mut self) -> Failure {
+        loop {
+            if let Some(failure) = self.failed() {
+                return failure;
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    /// Ends all: agents first, so that they end their jobs; then the nodes, at once, since nothing of them is kept.
+    pub async fn end(mut self) {
+        let agents = self.running.iter().position(|running| running.name.starts_with("agent"));
+        let mut agents = self.running.split_off(agents.unwrap_or(self.running.len()));
+        for agent in &agents {
+            signal(&agent.child, Signal::SIGTERM);
+        }
+        let gone = async {
+            for agent in &mut agents {
+                // An error means that it has been waited for already.
+                let _ = agent.child.wait().await;
+            }
+        };
+        let _ = timeout(PATIENCE, gone).await;
+        for mut running in agents.into_iter().chain(self.running) {
+            // Fails only for one that has ended, which is what is wanted.
+            let _ = running.child.kill().await;
+        }
+    }
+
+    fn log(&self, name: &str) -> PathBuf {
+        self.logs.join(format!("{name}.log"))
+    }
+
+    fn failure(&self, name: &str, what: &str) -> Failure {
+        let log = fs::read_to_string(self.log(name)).unwrap_or_default();
+        let lines: Vec<_> = log.lines().collect();
+        let tail = lines[lines.len().saturating_sub(TAIL)..].join("\n  ");
+        Failure::other(format!("{name} {what}; its log ends with\n  {tail}"))
+    }
+}
+
+fn told(status: ExitStatus) -> String {
+    status.code().map_or_else(|| status.to_string(), |code| format!("exit code {code}"))
+}
+
+fn signal(child: &Child, signal: Signal) {
+    if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
+        // It may have ended by itself.
+        let _ = kill(Pid::from_raw(pid), signal);
+    }
+}
+
+/// Has the kernel end a child when its parent is gone, even by SIGKILL. The signal follows the thread that spawned it:
+/// `dev` runs on the main thread, which lives as long as the process.
+#[allow(unsafe_code, reason = "there is no safe way to run something between fork and exec")]
+fn die_with_parent(command: &mut Command) {
+    let parent = getpid();
+    // SAFETY: prctl and getppid are plain system calls, which is what may be done between fork and exec; the closure
+    // allocates nothing and takes no lock.
+    unsafe {
+        command.pre_exec(move || {
+            prctl::set_pdeathsig(Signal::SIGTERM)?;
+            // The parent may have died before the line above.
+            if getppid() == parent { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
+        });
+    }
+}
