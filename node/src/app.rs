@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! Credentials ─ Peers ─ raft::Handle ─┬─ services ─ AuthLayer ─ TLS listener
+//!                                     ├─ work: gateway, leader's loops, log plane
 //!                                     ├─ founding, membership, Hello, their commits
 //!                                     └─ probes over HTTP
 //! ```
@@ -16,8 +17,10 @@ mod tasks;
 use std::{sync::Arc, time::Duration};
 
 use hodei_proto::v1::{
-    cluster_service_server::ClusterServiceServer, peer_service_server::PeerServiceServer,
-    raft_service_server::RaftServiceServer,
+    cluster_service_server::ClusterServiceServer, job_execution_service_server::JobExecutionServiceServer,
+    log_stream_service_server::LogStreamServiceServer, peer_service_server::PeerServiceServer,
+    raft_service_server::RaftServiceServer, scheduler_service_server::SchedulerServiceServer,
+    worker_agent_service_server::WorkerAgentServiceServer,
 };
 use hodei_raft::{Handle, Leadership, Topic};
 use hodei_state::ids::NodeId;
@@ -48,6 +51,7 @@ use crate::{
     },
     pki::credentials::Credentials,
     server::{auth::AuthLayer, http, listener},
+    work::{self, Work},
 };
 
 /// When `ready` is printed.
@@ -93,6 +97,7 @@ struct App {
     credentials: Credentials,
     peers: Arc<Peers>,
     handle: Handle,
+    work: Work,
     /// Ends what takes requests.
     stop: CancellationToken,
     /// The cluster says that this node was removed.
@@ -127,7 +132,9 @@ impl App {
         });
         let (stop, removed) = (CancellationToken::new(), CancellationToken::new());
         let dir = Arc::new(dir);
-        let app = Self { config, dir, identity, myself, credentials, peers, handle, stop, removed };
+        let work = work::start(handle.clone(), peers.clone(), &dir.join("logs"), stop.child_token())
+            .map_err(|error| Failure::other(format!("{}: {error}", dir.join("logs").display())))?;
+        let app = Self { config, dir, identity, myself, credentials, peers, handle, work, stop, removed };
         let tasks = app.spawn(sockets.grpc, sockets.http, server_tls)?;
         Ok((app, tasks))
     }
@@ -188,7 +195,13 @@ impl App {
             self.credentials.authority.clone(),
             election,
         );
-        let peer = api::peer::Peer::new(self.myself.clone(), self.handle.clone(), self.peers.clone(), inbox);
+        let peer = api::peer::Peer::new(
+            self.myself.clone(),
+            self.handle.clone(),
+            self.peers.clone(),
+            inbox,
+            self.work.peer.clone(),
+        );
         let raft = RaftServiceServer::new(self.handle.service())
             .max_decoding_message_size(hodei_raft::MAX_MESSAGE)
             .max_encoding_message_size(hodei_raft::MAX_MESSAGE);
@@ -196,6 +209,10 @@ impl App {
         routes.add_service(ClusterServiceServer::new(cluster));
         routes.add_service(PeerServiceServer::new(peer));
         routes.add_service(raft);
+        routes.add_service(JobExecutionServiceServer::new(self.work.jobs.clone()));
+        routes.add_service(LogStreamServiceServer::new(self.work.logs.clone()));
+        routes.add_service(SchedulerServiceServer::new(self.work.scheduler.clone()));
+        routes.add_service(WorkerAgentServiceServer::new(self.work.workers.clone()));
         routes.add_service(tonic_health::server::health_reporter().1);
         api::add_reflection(&mut routes);
         routes.routes()
@@ -240,6 +257,7 @@ impl App {
             }
         }
         self.stop.cancel();
+        self.work.shutdown().await;
         tasks.end(DRAIN).await;
         if timeout(SHUT_DOWN, self.handle.shutdown()).await.is_err() {
             tracing::error!("the replica did not stop in time");

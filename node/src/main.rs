@@ -9,7 +9,9 @@ mod convert;
 mod data_dir;
 mod durable;
 mod error;
+mod gateway;
 mod jobfile;
+mod leader;
 mod logging;
 mod logs;
 mod membership;
@@ -20,6 +22,7 @@ mod prepare;
 mod server;
 #[cfg(test)]
 mod testing;
+mod work;
 
 use std::process::ExitCode;
 

@@ -1,7 +1,11 @@
 //! The services: each RPC is translated, decided by the state or a command, and translated back.
 
 pub mod cluster;
+pub mod jobs;
+pub mod logs;
 pub mod peer;
+pub mod scheduler;
+pub mod workers;
 
 use hodei_proto::DESCRIPTOR_SET;
 use tonic::service::RoutesBuilder;

@@ -1,14 +1,14 @@
 //! `PeerService`: what nodes say to each other beside Raft.
 
-use std::{collections::BTreeMap, pin::Pin, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
-use futures::Stream;
 use hodei_proto::v1::{
     HelloRequest, HelloResponse, LivenessRequest, LivenessResponse, PullLogRequest, PullLogResponse,
     peer_service_server::PeerService,
 };
 use hodei_raft::Handle;
 use hodei_state::{command::NodeHello, ids::Caller};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
@@ -18,6 +18,7 @@ use crate::{
         hello::{self, Inbox, Myself},
     },
     server::auth,
+    work::PeerParts,
 };
 
 /// Serves `PeerService`.
@@ -27,34 +28,39 @@ pub struct Peer {
     handle: Handle,
     peers: Arc<Peers>,
     inbox: Inbox,
+    work: PeerParts,
 }
 
 #[tonic::async_trait]
 impl PeerService for Peer {
-    type LivenessStream = BoxStream<LivenessResponse>;
-    type PullLogStream = BoxStream<PullLogResponse>;
+    type LivenessStream = ReceiverStream<Result<LivenessResponse, Status>>;
+    type PullLogStream = ReceiverStream<Result<PullLogResponse, Status>>;
 
     async fn hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloResponse>, Status> {
         let caller = auth::caller(&request)?;
         self.answer(caller, request.into_inner()).map(Response::new)
     }
 
-    async fn liveness(&self, _: Request<Streaming<LivenessRequest>>) -> Result<Response<Self::LivenessStream>, Status> {
-        Err(error::unavailable("not served by this node yet"))
+    async fn liveness(
+        &self,
+        request: Request<Streaming<LivenessRequest>>,
+    ) -> Result<Response<Self::LivenessStream>, Status> {
+        let Caller::Node(from) = auth::caller(&request)? else { return Err(error::not_allowed("nodes only")) };
+        let answers = self.work.liveness(from, request.into_inner()).await?;
+        Ok(Response::new(ReceiverStream::new(answers)))
     }
 
-    async fn pull_log(&self, _: Request<PullLogRequest>) -> Result<Response<Self::PullLogStream>, Status> {
-        Err(error::unavailable("not served by this node yet"))
+    async fn pull_log(&self, request: Request<PullLogRequest>) -> Result<Response<Self::PullLogStream>, Status> {
+        let answers = self.work.pull_log(request.get_ref())?;
+        Ok(Response::new(ReceiverStream::new(answers)))
     }
 }
 
-type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
 impl Peer {
-    /// `inbox` takes what the state should know.
+    /// `inbox` takes what the state should know; `work` serves what has to do with jobs.
     #[must_use]
-    pub fn new(myself: Arc<Myself>, handle: Handle, peers: Arc<Peers>, inbox: Inbox) -> Self {
-        Self { myself, handle, peers, inbox }
+    pub fn new(myself: Arc<Myself>, handle: Handle, peers: Arc<Peers>, inbox: Inbox, work: PeerParts) -> Self {
+        Self { myself, handle, peers, inbox, work }
     }
 
     /// Notes where a member is, and says where all of them are.

@@ -2,12 +2,7 @@
 
 use std::time::Duration;
 
-use hodei_state::{
-    State,
-    ids::AttemptRef,
-    job::EndedBy,
-    registry::SessionRef,
-};
+use hodei_state::{State, ids::AttemptRef, job::EndedBy, registry::SessionRef};
 use tokio::time::Instant;
 
 /// An order that is not answered is repeated after this.
@@ -192,7 +187,11 @@ mod tests {
     #[test]
     fn the_state_is_read_as_it_concerns_the_session() {
         use crate::testing::{ADMIN, JOB, ON, Replica};
-        use hodei_state::{command::Command, ids::{Caller, SessionId}, job::LogEnd};
+        use hodei_state::{
+            command::Command,
+            ids::{Caller, SessionId},
+            job::LogEnd,
+        };
 
         let replica = Replica::new();
         let id = replica.assigned();

@@ -284,7 +284,8 @@ impl Session {
             return Err(Ended::Superseded);
         }
         let now = Instant::now();
-        for live in state.live_attempts(self.on.worker).filter(|live| live.session == self.on.session) {
+        let on = self.on;
+        for live in state.live_attempts(on.worker).filter(|live| live.session == on.session) {
             if !self.attempts.contains_key(&live.id) {
                 self.attempts.insert(live.id, Attempt::new(live.id, now));
                 self.watch(live.id.job);
@@ -321,7 +322,7 @@ impl Session {
         }
     }
 
-    async fn send(&self, kind: node_message::Kind) -> Result<(), Ended> {
+    async fn send(&mut self, kind: node_message::Kind) -> Result<(), Ended> {
         let message = Ok(NodeMessage { kind: Some(kind) });
         match timeout(SEND_TIMEOUT, self.out.send(message)).await {
             Ok(Ok(())) => Ok(()),
@@ -330,7 +331,7 @@ impl Session {
     }
 
     /// Opens this node's copy of an attempt's log and continues it.
-    async fn open_log(&self, attempt: &mut Attempt, open: Open) {
+    async fn open_log(&mut self, attempt: &mut Attempt, open: Open) {
         let key = LogKey { job: attempt.id.job, attempt: attempt.id.attempt };
         match self.gateway.hub.copy(key, open).await {
             Ok(Some(file)) => {

@@ -46,11 +46,7 @@ impl Session {
     }
 
     /// Notes what the agent says of an attempt and does what follows from it.
-    async fn reported(
-        &mut self,
-        id: Option<&v1::AttemptRef>,
-        note: impl FnOnce(&mut Attempt),
-    ) -> Result<(), Ended> {
+    async fn reported(&mut self, id: Option<&v1::AttemptRef>, note: impl FnOnce(&mut Attempt)) -> Result<(), Ended> {
         let Some(id) = self.known(id) else { return Ok(()) };
         let now = Instant::now();
         note(self.attempts.entry(id).or_insert_with(|| Attempt::new(id, now)));
@@ -106,7 +102,7 @@ impl Session {
         result
     }
 
-    async fn append(&self, attempt: &mut Attempt, batch: v1::LogBatch) -> Result<(), Ended> {
+    async fn append(&mut self, attempt: &mut Attempt, batch: v1::LogBatch) -> Result<(), Ended> {
         let now = Instant::now();
         let last = entries::last_sequence(&batch);
         attempt.known_last = attempt.known_last.max(last);
@@ -131,7 +127,7 @@ impl Session {
     }
 
     /// Entries are missing before the one that came.
-    async fn ask_again(&self, attempt: &mut Attempt, now: Instant) -> Result<(), Ended> {
+    async fn ask_again(&mut self, attempt: &mut Attempt, now: Instant) -> Result<(), Ended> {
         if now < attempt.log_activity + HOLE_PAUSE {
             return Ok(());
         }

@@ -69,14 +69,15 @@ impl Session {
             }
             Action::Forget(reason) => {
                 attempt.said = Said::Nothing;
+                let last = attempt.known_last;
                 self.send(Kind::Release(v1::Release { attempt: wire.clone(), reason: reason.into() })).await?;
-                Kind::Ack(v1::Ack { attempt: wire, received: u64::MAX, durable: u64::MAX, started: true, ended: true })
+                Kind::Ack(v1::Ack { attempt: wire, received: last, durable: last, started: true, ended: true })
             }
         };
         self.send(kind).await
     }
 
-    async fn run_job(&self, state: &State, id: AttemptRef) -> Option<v1::RunJob> {
+    async fn run_job(&mut self, state: &State, id: AttemptRef) -> Option<v1::RunJob> {
         let (spec, attempt) = (state.spec(id.job)?, state.attempt(id.job, id.attempt)?);
         let execution = match timeout(EXECUTION_TIMEOUT, self.gateway.handle.execution(spec)).await {
             Ok(Ok(execution)) => execution,

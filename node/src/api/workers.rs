@@ -1,0 +1,86 @@
+//! `WorkerAgentService`: sessions, and the stream over which a worker lives.
+
+use futures::StreamExt as _;
+use hodei_proto::v1::{
+    NodeMessage, Position, RegisterRequest, RegisterResponse, UnregisterWorkerRequest, UnregisterWorkerResponse,
+    WorkerMessage, worker_agent_service_server::WorkerAgentService,
+};
+use hodei_state::{
+    command::{Command, Envelope},
+    ids::{Caller, WorkerId},
+    outcome::Outcome,
+    registry::SessionRef,
+};
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::{
+    convert::{from_proto, to_proto},
+    error,
+    gateway::session::Gateway,
+    server::{auth, deadline},
+};
+
+/// Serves `WorkerAgentService`.
+#[derive(Clone)]
+pub struct Workers {
+    gateway: Gateway,
+}
+
+impl Workers {
+    /// Over this gateway.
+    #[must_use]
+    pub fn new(gateway: Gateway) -> Self {
+        Self { gateway }
+    }
+
+    async fn commit(&self, worker: WorkerId, command: Command, by: Instant) -> Result<Position, Status> {
+        let envelope = Envelope { caller: Caller::Agent(worker), command };
+        let reply = self.gateway.handle.propose(envelope, by).await.map_err(error::propose)?;
+        match reply.outcome {
+            Outcome::Refused(refusal) => Err(error::refusal(&refusal)),
+            _ => Ok(to_proto::position(reply.position.term, reply.position.index)),
+        }
+    }
+}
+
+/// A worker speaks for itself only: its id is in its certificate.
+fn worker<T>(request: &Request<T>) -> Result<WorkerId, Status> {
+    match auth::caller(request)? {
+        Caller::Agent(worker) => Ok(worker),
+        caller => Err(error::not_allowed(format!("{caller} is no agent"))),
+    }
+}
+
+#[tonic::async_trait]
+impl WorkerAgentService for Workers {
+    async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<RegisterResponse>, Status> {
+        let (worker, by) = (worker(&request)?, deadline::of(&request));
+        let open = from_proto::session(request.into_inner(), worker)?;
+        let position = self.commit(worker, Command::OpenSession(Box::new(open)), by).await?;
+        Ok(Response::new(RegisterResponse { worker_id: worker.to_string(), position: Some(position) }))
+    }
+
+    type WorkerStreamStream = ReceiverStream<Result<NodeMessage, Status>>;
+
+    async fn worker_stream(
+        &self,
+        request: Request<Streaming<WorkerMessage>>,
+    ) -> Result<Response<Self::WorkerStreamStream>, Status> {
+        let worker = worker(&request)?;
+        let messages = self.gateway.serve(worker, request.into_inner().boxed());
+        Ok(Response::new(ReceiverStream::new(messages)))
+    }
+
+    async fn unregister_worker(
+        &self,
+        request: Request<UnregisterWorkerRequest>,
+    ) -> Result<Response<UnregisterWorkerResponse>, Status> {
+        let (worker, by) = (worker(&request)?, deadline::of(&request));
+        let session = from_proto::id(&request.into_inner().session_id, "session_id")?;
+        let command = Command::CloseSession { worker: SessionRef { worker, session } };
+        let position = self.commit(worker, command, by).await?;
+        Ok(Response::new(UnregisterWorkerResponse { position: Some(position) }))
+    }
+}
