@@ -21,9 +21,13 @@ fn commands() {
     let lines = samples.iter().map(|(_, envelope)| {
         (kind(&envelope.command).to_string(), codec::encode_batch(std::slice::from_ref(envelope)))
     });
-    let golden = golden("commands.hex", lines.collect());
+    let golden = golden("commands.hex", &lines.collect::<Vec<_>>());
     for ((name, bytes), (_, sample)) in golden.iter().zip(&samples) {
-        assert_eq!(codec::decode_batch(bytes).unwrap(), [sample.clone()], "{name} is read as something else");
+        assert_eq!(
+            codec::decode_batch(bytes).unwrap(),
+            std::slice::from_ref(sample),
+            "{name} is read as something else"
+        );
     }
 }
 
@@ -41,8 +45,9 @@ fn rows() {
     let (hash, rows) = rows.pop().unwrap();
     let kinds: BTreeSet<_> = rows.iter().map(|(key, _)| key.to_bytes()[0]).collect();
     assert_eq!(kinds, (0..12).collect(), "each kind of row has a sample");
-    let lines = rows.iter().map(|(key, bytes)| (hex(&key.to_bytes()), bytes.clone())).collect();
-    let golden = golden("rows.hex", lines);
+    let lines = rows.iter().map(|(key, bytes)| (hex(&key.to_bytes()), bytes.clone()));
+    let lines: Vec<_> = lines.collect();
+    let golden = golden("rows.hex", &lines);
     let decoded = golden.into_iter().map(|(key, bytes)| (RowKey::from_bytes(&unhex(&key)).unwrap(), bytes));
     let rebuilt = State::from_rows(decoded).unwrap();
     assert_eq!(rebuilt.hash(), hash);
@@ -54,14 +59,15 @@ fn rows() {
 #[test]
 fn executions() {
     let samples = samples::executions();
-    let lines = samples.iter().map(|(name, sample)| ((*name).to_string(), codec::encode_execution(sample))).collect();
-    for ((name, bytes), (_, sample)) in golden("executions.hex", lines).iter().zip(&samples) {
+    let lines = samples.iter().map(|(name, sample)| ((*name).to_string(), codec::encode_execution(sample)));
+    let lines: Vec<_> = lines.collect();
+    for ((name, bytes), (_, sample)) in golden("executions.hex", &lines).iter().zip(&samples) {
         assert_eq!(codec::decode_execution(bytes).unwrap(), *sample, "{name} is read as something else");
     }
 }
 
 /// What is in a golden file, which is what this build writes.
-fn golden(name: &str, lines: Vec<(String, Vec<u8>)>) -> Vec<(String, Vec<u8>)> {
+fn golden(name: &str, lines: &[(String, Vec<u8>)]) -> Vec<(String, Vec<u8>)> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
     if std::env::var_os("UPDATE_GOLDENFILES").is_some() {
         let text: String = lines.iter().map(|(name, bytes)| format!("{name} {}\n", hex(bytes))).collect();

@@ -1,5 +1,7 @@
 //! Random commands over few names, so that they meet; and now and then values that nobody sensible sends.
 
+#![allow(dead_code, reason = "each test crate uses its part")]
+
 use hodei_state::{
     State,
     command::{Command, CreateToken, Envelope, Init, NodeHello, OpenSession, PlaceSegment, SubmitJob, UseToken},

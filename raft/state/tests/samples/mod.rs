@@ -117,7 +117,7 @@ impl History {
         let submission = SubmitJob {
             job: JobId(0x0199_0000_0000_7000_8000_0000_0000_0000 | job),
             digest: [job as u8; 32],
-            idempotency_key: (job % 2 == 0).then(|| format!("key-{job}")),
+            idempotency_key: job.is_multiple_of(2).then(|| format!("key-{job}")),
             spec,
         };
         let job = submission.job;
