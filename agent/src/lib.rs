@@ -63,7 +63,7 @@ use crate::{
         Session, Shared,
         link::{Dial, Servers, VERSION},
     },
-    shutdown::Shutdown,
+    shutdown::{Ending, Shutdown},
     trust::{enrol, identity::Identity, tls},
     watchdog::Watchdog,
 };
@@ -166,13 +166,17 @@ pub async fn serve<D: Dial>(dir: Arc<DataDir>, dialer: D, options: Options, shut
     let session = Session::new(Arc::clone(&shared), dialer, servers, registration);
     let ended = tokio::select! {
         exit = session.run() => Err(exit),
-        () = shutdown.drain(&shared.roster, options.drain_timeout) => Ok(()),
+        ending = shutdown.drain(&shared.roster, options.drain_timeout) => Ok(ending),
     };
-    session.unregister().await;
+    // Nothing outlives the agent; what is killed here is told by the next process.
     watchdog.leases().kill_all();
+    if ended == Ok(Ending::AtOnce) {
+        return Ok(());
+    }
+    session.unregister().await;
     shared.tasks.close();
     let _ = timeout(FINISH_WITHIN, shared.tasks.wait()).await;
-    ended
+    ended.map(|_| ())
 }
 
 fn share(

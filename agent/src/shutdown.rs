@@ -9,6 +9,15 @@ use crate::{attempt::Stop, roster::Roster};
 /// How long the results of jobs that were killed may take to be acknowledged.
 const HAND_BACK_WITHIN: Duration = Duration::from_secs(5);
 
+/// How the process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Everything is done or handed back.
+    Drained,
+    /// Somebody could not wait.
+    AtOnce,
+}
+
 /// Counts requests to end. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Shutdown {
@@ -30,13 +39,16 @@ impl Shutdown {
 
     /// Waits until the process is asked to end, and then until its jobs have ended and their results are acknowledged.
     /// Jobs that take longer than `patience` are killed and handed back.
-    pub async fn drain(&self, roster: &Roster, patience: Duration) {
+    pub async fn drain(&self, roster: &Roster, patience: Duration) -> Ending {
         self.at_least(1).await;
         tracing::info!("draining: no new jobs, running ones may finish");
         roster.drain();
         tokio::select! {
-            () = hand_back(roster, patience) => {}
-            () = self.at_least(2) => tracing::warn!("asked again: ending at once"),
+            () = hand_back(roster, patience) => Ending::Drained,
+            () = self.at_least(2) => {
+                tracing::warn!("asked again: ending at once");
+                Ending::AtOnce
+            }
         }
     }
 

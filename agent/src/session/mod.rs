@@ -33,8 +33,8 @@ use tonic::{Code, Status, Streaming, transport::Channel};
 
 use self::link::{Dial, Servers};
 use crate::{
-    data_dir::DataDir, error::Exit, executor::Executor, metrics::Metrics, roster::Heartbeat, roster::Roster,
-    watchdog::Leases,
+    attempt::Phase, data_dir::DataDir, error::Exit, executor::Executor, metrics::Metrics, roster::Heartbeat,
+    roster::Roster, watchdog::Leases,
 };
 
 /// For Register, which needs a majority.
@@ -87,13 +87,15 @@ enum Lost {
     /// The connection or the node failed.
     Broken(String),
     /// The node refuses this agent.
-    Refused(String),
+    Refused(Exit),
 }
 
 impl From<Status> for Lost {
     fn from(status: Status) -> Self {
         match status.code() {
-            Code::PermissionDenied | Code::Unauthenticated => Self::Refused(status.message().to_owned()),
+            Code::PermissionDenied | Code::Unauthenticated => Self::Refused(Exit::not_allowed(status.message())),
+            // This process' session is over: another one has opened a newer session for the same worker.
+            Code::FailedPrecondition | Code::Aborted => Self::Refused(Exit::other(status.message())),
             code => Self::Broken(format!("{code:?}: {}", status.message())),
         }
     }
@@ -149,12 +151,13 @@ impl<D: Dial> Session<D> {
                 tracing::info!(server, why, "no stream to this node");
                 None
             }
-            Lost::Refused(why) => {
-                tracing::warn!(server, why, "this node refuses the agent");
+            Lost::Refused(exit) => {
+                tracing::warn!(server, why = exit.message, "this node refuses the agent");
                 let since = *progress.refused_since.get_or_insert_with(Instant::now);
-                let idle = self.shared.roster.all().is_empty();
-                (idle && since.elapsed() >= REFUSED_FOR)
-                    .then(|| Exit::not_allowed(format!("refused by {server}: {why}")))
+                // Without a session nothing extends a lease, so what still runs will not run for long.
+                let runs = self.shared.roster.all().iter().any(|attempt| attempt.phase() != Phase::Ended);
+                let message = format!("refused by {server}: {}", exit.message);
+                (!runs && since.elapsed() >= REFUSED_FOR).then_some(Exit { code: exit.code, message })
             }
         }
     }
