@@ -221,7 +221,9 @@ pub struct Secret {
 /// # Errors
 /// [`BadJobFile`] with the path of the first field that is wrong.
 pub fn parse(text: &str) -> Result<JobFile, BadJobFile> {
-    if text.trim_start().starts_with('{') { parse_json(text) } else { parse_toml(text) }
+    let file = if text.trim_start().starts_with('{') { parse_json(text) } else { parse_toml(text) }?;
+    file.check()?;
+    Ok(file)
 }
 
 fn parse_json(text: &str) -> Result<JobFile, BadJobFile> {
@@ -269,6 +271,30 @@ fn join(path: &str, name: &str) -> String {
 }
 
 impl JobFile {
+    /// Refuses an explicit zero where the wire's zero means "not given", which is something else.
+    ///
+    /// # Errors
+    /// The first such field.
+    pub fn check(&self) -> Result<(), BadJobFile> {
+        let duration = |duration: Option<Duration>| duration.map(|duration| duration.0);
+        let given = [
+            ("resources.cpu_cores", self.resources.cpu_cores.map(|cores| cores.0)),
+            ("resources.memory_mb", self.resources.memory_mb.map(|size| size.0)),
+            ("resources.storage_mb", self.resources.storage_mb.map(|size| size.0)),
+            ("timeout", duration(self.timeout)),
+            ("lost_after", duration(self.lost_after)),
+            ("grace_period", duration(self.grace_period)),
+            ("retry.backoff_initial", duration(self.retry.backoff_initial)),
+            ("retry.backoff_max", duration(self.retry.backoff_max)),
+        ];
+        match given.into_iter().find(|(_, value)| *value == Some(0)) {
+            Some((field, _)) => {
+                Err(BadJobFile::Field { field: field.to_owned(), problem: "expected more than zero".to_owned() })
+            }
+            None => Ok(()),
+        }
+    }
+
     /// The spec as it goes over the wire; checked there, not here. The idempotency key is no part of it.
     #[must_use]
     pub fn into_spec(self) -> v1::JobSpec {

@@ -60,6 +60,8 @@ fn what_is_wrong_is_named_by_its_path() {
         (r#"{"command": {"shell": {}}}"#, "command.shell.cmd", "missing field"),
         (r#"{"command": {"shel": {"cmd": "x"}}}"#, "command", "unknown variant"),
         (r#"{"command": {"shell": {"cmd": "x", "args": ["a", 1]}}}"#, "command.shell.args[1]", "expected a string"),
+        ("[resources]\ncpu_cores = 0", "resources.cpu_cores", "expected more than zero"),
+        (r#"{"timeout": "0s"}"#, "timeout", "expected more than zero"),
         ("[env]\nA = 1", "env.A", "expected a string"),
         (r#"{"output_policy": "keep"}"#, "output_policy", "expected `block` or `drop`"),
         (r#"{"retry": {"exit_codes": ["x"]}}"#, "retry.exit_codes[0]", "expected i32"),

@@ -4,10 +4,12 @@ mod cluster;
 mod completion;
 mod dev;
 mod init;
+mod job;
 mod join;
 mod run;
 pub mod serve;
 mod token;
+mod worker;
 
 use clap::Subcommand;
 
@@ -24,6 +26,12 @@ pub enum Command {
     Join(join::Args),
     /// Serve from a data directory that `init` or `join` has prepared
     Run(run::Args),
+    /// Jobs
+    #[command(subcommand)]
+    Job(job::Command),
+    /// The workers
+    #[command(subcommand)]
+    Worker(worker::Command),
     /// Tokens that let nodes, agents and people in
     #[command(subcommand)]
     Token(token::Command),
@@ -45,6 +53,8 @@ impl Command {
             Self::Init(args) => args.run(&global).await,
             Self::Join(args) => args.run(&global).await,
             Self::Run(args) => args.run(&global).await,
+            Self::Job(command) => command.run(&global).await,
+            Self::Worker(command) => command.run(&global).await,
             Self::Token(command) => command.run(&global).await,
             Self::Cluster(command) => command.run(&global).await,
             Self::Completion(args) => args.run(),

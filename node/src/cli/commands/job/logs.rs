@@ -1,0 +1,60 @@
+//! `job logs`.
+
+use super::{
+    ending::exit_code,
+    follow::{Followed, Follower, Wanted},
+    get::get,
+    job_help,
+};
+use crate::{
+    cli::{Global, client::Client, exit::CommandResult},
+    clock,
+    jobfile::units,
+};
+
+/// Show a job's output: the newest attempt's, or with -f all attempts' until the job ends.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  hodei-node job logs last -f --tail 100")]
+pub struct Args {
+    #[arg(value_name = "ID", help = job_help!())]
+    job: String,
+    /// Go on until the job ends, and exit with its exit code
+    #[arg(short, long)]
+    follow: bool,
+    /// Begin with the last N lines
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    tail: Option<u64>,
+    /// Only lines since then: a time ago (10m) or a date (RFC 3339)
+    #[arg(long, value_name = "T", value_parser = since)]
+    since: Option<i64>,
+}
+
+/// Unix milliseconds.
+fn since(text: &str) -> Result<i64, String> {
+    let expected = || "expected a time ago such as 10m, or a date such as 2026-01-31T12:00:00Z".to_owned();
+    if let Ok(ms) = units::duration_ms(text) {
+        let ago = i64::try_from(ms).map_err(|_| expected())?;
+        return Ok((clock::unix_seconds() * 1_000).saturating_sub(ago).max(1));
+    }
+    let at =
+        time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339).map_err(|_| expected())?;
+    i64::try_from(at.unix_timestamp_nanos() / 1_000_000).map_err(|_| expected())
+}
+
+impl Args {
+    pub async fn run(self, global: &Global) -> CommandResult {
+        let client = Client::new(global)?;
+        // `last` and names mean the job that they name now, also after a reconnect.
+        let job = get(&client, &self.job, false).await?.id;
+        let wanted = Wanted {
+            job,
+            follow: self.follow,
+            tail: self.tail.unwrap_or_default(),
+            since_ms: self.since.unwrap_or_default(),
+        };
+        match Follower::new(&client, wanted).run().await? {
+            Followed::Ended(job) if self.follow => Ok(exit_code(&job)),
+            Followed::Ended(_) | Followed::Printed => Ok(0),
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! What a job is to do, from flags and job files.
+
+use std::{collections::BTreeMap, io::Read as _, path::PathBuf, str::FromStr};
+
+use hodei_proto::v1::QueueJobRequest;
+use uuid::Uuid;
+
+use crate::{
+    cli::exit::Failure,
+    convert::from_proto,
+    jobfile::{self, Command, Cores, Duration, JobFile, Shell, Size, units},
+};
+
+/// A larger job file cannot hold a job.
+const MAX_FILE: u64 = 8 << 20;
+
+/// `K=V`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pair {
+    key: String,
+    value: String,
+}
+
+impl FromStr for Pair {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((key, value)) if !key.is_empty() => Ok(Self { key: key.to_owned(), value: value.to_owned() }),
+            _ => Err("expected KEY=VALUE".to_owned()),
+        }
+    }
+}
+
+impl Pair {
+    /// As a map; a key given twice has its last value.
+    pub fn map(pairs: Vec<Self>) -> BTreeMap<String, String> {
+        pairs.into_iter().map(|pair| (pair.key, pair.value)).collect()
+    }
+}
+
+/// What may be said of a job beside its command.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// A name to find it by
+    #[arg(long)]
+    name: Option<String>,
+    /// A variable of its environment; may be repeated
+    #[arg(long, value_name = "K=V")]
+    env: Vec<Pair>,
+    /// Cores, for example 2 or 0.5
+    #[arg(long, value_name = "CORES", value_parser = cores)]
+    cpu: Option<Cores>,
+    /// Memory, for example 512M or 2GiB
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    memory: Option<Size>,
+    /// It is ended after so long
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    timeout: Option<Duration>,
+    /// Higher goes first
+    #[arg(long, allow_negative_numbers = true)]
+    priority: Option<i32>,
+    /// For selection; may be repeated
+    #[arg(long, value_name = "K=V")]
+    label: Vec<Pair>,
+    /// Its worker may be out of touch for so long (default 2m, at least 5s)
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    lost_after: Option<Duration>,
+    /// The same key with the same content names the same job
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
+    /// A bound on all attempts together
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_attempts: Option<u32>,
+    /// Try again so many times when it fails by itself (default 0)
+    #[arg(long, value_name = "N")]
+    retries: Option<u32>,
+    /// Between SIGTERM and SIGKILL (default 10s)
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    grace_period: Option<Duration>,
+    /// Where it runs (default: a private directory)
+    #[arg(long, value_name = "DIR")]
+    working_directory: Option<String>,
+}
+
+fn cores(text: &str) -> Result<Cores, units::BadUnit> {
+    units::cores_millis(text).map(Cores)
+}
+
+fn size(text: &str) -> Result<Size, units::BadUnit> {
+    units::size_mb(text).map(Size)
+}
+
+fn duration(text: &str) -> Result<Duration, units::BadUnit> {
+    units::duration_ms(text).map(Duration)
+}
+
+impl Options {
+    /// A submission: what the file says, changed by what the flags say. Checked here already, so that bad input is
+    /// reported even where no server is reachable.
+    ///
+    /// # Errors
+    /// Bad input.
+    pub fn submission(self, file: JobFile, command: Vec<String>) -> Result<QueueJobRequest, Failure> {
+        let mut file = self.apply(file);
+        let mut words = command.into_iter();
+        if let Some(cmd) = words.next() {
+            if file.command.is_some() {
+                return Err(Failure::bad_input("command: expected either in the job file or after --, not both"));
+            }
+            file.command = Some(Command::Shell(Shell { cmd, args: words.collect() }));
+        }
+        file.check().map_err(|bad| Failure::bad_input(bad.to_string()))?;
+        let idempotency_key = file.idempotency_key.take().unwrap_or_default();
+        let id = Uuid::now_v7().to_string();
+        let request = QueueJobRequest { id, spec: Some(file.into_spec()), idempotency_key };
+        from_proto::submission(request.clone()).map_err(|bad| Failure::bad_input(bad.to_string()))?;
+        Ok(request)
+    }
+
+    fn apply(self, mut file: JobFile) -> JobFile {
+        file.name = self.name.or(file.name);
+        file.env.extend(Pair::map(self.env));
+        file.resources.cpu_cores = self.cpu.or(file.resources.cpu_cores);
+        file.resources.memory_mb = self.memory.or(file.resources.memory_mb);
+        file.timeout = self.timeout.or(file.timeout);
+        file.priority = self.priority.unwrap_or(file.priority);
+        file.labels.extend(Pair::map(self.label));
+        file.lost_after = self.lost_after.or(file.lost_after);
+        file.idempotency_key = self.idempotency_key.or(file.idempotency_key);
+        file.retry.max_attempts = self.max_attempts.unwrap_or(file.retry.max_attempts);
+        file.retry.failure = self.retries.or(file.retry.failure);
+        file.grace_period = self.grace_period.or(file.grace_period);
+        file.working_directory = self.working_directory.or(file.working_directory);
+        file
+    }
+}
+
+/// Reads a job file; `-` is standard input.
+///
+/// # Errors
+/// Bad input, named by file and field.
+pub fn read_file(path: &PathBuf) -> Result<JobFile, Failure> {
+    let stdin = path.as_os_str() == "-";
+    let name = if stdin { "standard input".to_owned() } else { path.display().to_string() };
+    let cannot = |error: std::io::Error| Failure::bad_input(format!("cannot read {name}: {error}"));
+    let mut text = String::new();
+    let read = if stdin {
+        std::io::stdin().lock().take(MAX_FILE + 1).read_to_string(&mut text)
+    } else {
+        std::fs::File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_string(&mut text))
+    };
+    if read.map_err(cannot)? as u64 > MAX_FILE {
+        return Err(Failure::bad_input(format!("{name}: expected a job file of at most 8 MiB")));
+    }
+    jobfile::parse(&text).map_err(|bad| Failure::bad_input(format!("{name}: {bad}")))
+}
