@@ -32,6 +32,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tonic::{service::Routes, transport::Server};
+use tower::util::MapResponseLayer;
 
 use self::{registry::Known, tasks::Tasks};
 use crate::{
@@ -50,7 +51,7 @@ use crate::{
         hello::{self, Greeter, Inbox, Myself},
     },
     pki::credentials::Credentials,
-    server::{auth::AuthLayer, http, listener},
+    server::{auth::AuthLayer, drain, http, listener},
     work::{self, Work},
 };
 
@@ -64,7 +65,7 @@ pub enum Ready {
 }
 
 /// For a leader to hand over before it ends.
-const HAND_OVER: Duration = Duration::from_secs(3);
+const HAND_OVER: Duration = Duration::from_secs(2);
 /// For requests and streams under way when the node ends.
 const DRAIN: Duration = Duration::from_secs(3);
 /// For the replica to write what is staged.
@@ -150,7 +151,9 @@ impl App {
         let (inbox, hellos) = hello::inbox();
         self.spawn_loops(&mut tasks, inbox.clone(), hellos);
         let incoming = listener::incoming(adopt(grpc)?, watch::channel(tls).1, self.stop.clone());
+        let ending = self.stop.clone();
         let serving = Server::builder()
+            .layer(MapResponseLayer::new(move |response| drain::until(&ending, response)))
             .layer(AuthLayer::new(Arc::new(Known::new(self.identity.cluster_id, self.handle.clone()))))
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE))
@@ -161,8 +164,8 @@ impl App {
             .serve_with_incoming_shutdown(incoming, self.stop.clone().cancelled_owned());
         tasks.spawn("the gRPC server", async move { serving.await.map_err(|error| error.to_string()) });
         if let Some(socket) = http {
-            let handle = self.handle.clone();
-            let ready = Arc::new(move || handle.status().quorum && handle.view().state.cluster().is_some());
+            let cluster = self.cluster();
+            let ready = Arc::new(move || cluster.takes_jobs());
             let (socket, stop) = (adopt(socket)?, self.stop.clone());
             tasks.spawn("the HTTP server", async move {
                 http::serve(socket, ready, stop).await.map_err(|error| error.to_string())
@@ -186,15 +189,17 @@ impl App {
         tasks.run("the membership loop", membership::run(self.handle.clone(), self.peers.clone(), self.stop.clone()));
     }
 
-    fn services(&self, inbox: Inbox) -> Routes {
-        let election = Duration::from_millis(self.config.raft.election_max_ms);
-        let cluster = api::cluster::Cluster::new(
-            self.myself.node,
+    fn cluster(&self) -> api::cluster::Cluster {
+        api::cluster::Cluster::new(
+            self.myself.clone(),
             self.handle.clone(),
             self.peers.clone(),
             self.credentials.authority.clone(),
-            election,
-        );
+            Duration::from_millis(self.config.raft.election_max_ms),
+        )
+    }
+
+    fn services(&self, inbox: Inbox) -> Routes {
         let peer = api::peer::Peer::new(
             self.myself.clone(),
             self.handle.clone(),
@@ -206,7 +211,7 @@ impl App {
             .max_decoding_message_size(hodei_raft::MAX_MESSAGE)
             .max_encoding_message_size(hodei_raft::MAX_MESSAGE);
         let mut routes = Routes::builder();
-        routes.add_service(ClusterServiceServer::new(cluster));
+        routes.add_service(ClusterServiceServer::new(self.cluster()));
         routes.add_service(PeerServiceServer::new(peer));
         routes.add_service(raft);
         routes.add_service(JobExecutionServiceServer::new(self.work.jobs.clone()));

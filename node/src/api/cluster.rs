@@ -15,7 +15,7 @@ use hodei_proto::v1::{
 use hodei_raft::{Handle, View};
 use hodei_state::{
     command::{Command, Envelope},
-    ids::{Caller, NodeId},
+    ids::Caller,
     outcome::Outcome,
 };
 use tokio::{sync::Semaphore, time::Instant};
@@ -23,7 +23,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     error,
-    peers::Peers,
+    peers::{Peers, hello::Myself},
     pki::ca::Authority,
     server::{auth, deadline},
 };
@@ -38,7 +38,7 @@ pub struct Cluster {
 }
 
 struct Shared {
-    me: NodeId,
+    myself: Arc<Myself>,
     handle: Handle,
     peers: Arc<Peers>,
     authority: Arc<Authority>,
@@ -50,9 +50,22 @@ struct Shared {
 impl Cluster {
     /// `election` is the longest election time-out.
     #[must_use]
-    pub fn new(me: NodeId, handle: Handle, peers: Arc<Peers>, authority: Arc<Authority>, election: Duration) -> Self {
+    pub fn new(
+        myself: Arc<Myself>,
+        handle: Handle,
+        peers: Arc<Peers>,
+        authority: Arc<Authority>,
+        election: Duration,
+    ) -> Self {
         let enrolments = Semaphore::new(ENROLMENTS);
-        Self { shared: Arc::new(Shared { me, handle, peers, authority, healthy: election * 2, enrolments }) }
+        Self { shared: Arc::new(Shared { myself, handle, peers, authority, healthy: election * 2, enrolments }) }
+    }
+
+    /// Whether this node can have jobs committed, as far as it knows.
+    #[must_use]
+    pub fn takes_jobs(&self) -> bool {
+        self.shared.leader(&self.shared.handle.status()).is_some()
+            && self.shared.handle.view().state.cluster().is_some()
     }
 }
 

@@ -16,7 +16,10 @@ use tonic::{Code, Response, Status, transport::Channel};
 use super::{Global, exit::Failure, identity::Target};
 use crate::{
     error,
-    net::{connector, tls},
+    net::{
+        connector::{self, ConnectError},
+        tls,
+    },
 };
 
 /// Between rounds over all servers.
@@ -175,6 +178,9 @@ impl Client {
             Ok(channel) => {
                 *self.current.lock() = (at, Some(channel.clone()));
                 Ok((server, channel))
+            }
+            Err(error @ ConnectError::Identity(_)) => {
+                Err(Tried::Definite(Failure::not_allowed(format!("{server}: {error}"))))
             }
             Err(error) => Err(Tried::Open { sent: false, why: format!("{server}: {error}") }),
         }

@@ -10,12 +10,13 @@ use std::{
 };
 
 use hyper_util::rt::TokioIo;
-use rustls::ClientConfig;
+use rustls::{AlertDescription, ClientConfig};
 use rustls_pki_types::ServerName;
 use tokio::{net::TcpStream, sync::watch, time};
-use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 use tower_service::Service;
+
+use super::stream::Accepted;
 
 /// Bound on TCP connect plus TLS handshake.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -39,12 +40,12 @@ impl Connector {
         Ok(Self { address: address.into(), name, config })
     }
 
-    async fn connect(self) -> io::Result<TlsStream<TcpStream>> {
+    async fn connect(self) -> io::Result<Accepted> {
         let config = self.config.borrow().clone();
         let connecting = async {
             let tcp = TcpStream::connect(&*self.address).await?;
             tcp.set_nodelay(true)?;
-            tokio_rustls::TlsConnector::from(config).connect(self.name, tcp).await
+            Accepted::wait(tokio_rustls::TlsConnector::from(config).connect(self.name, tcp).await?).await
         };
         match time::timeout(CONNECT_TIMEOUT, connecting).await {
             Ok(connected) => connected,
@@ -54,7 +55,7 @@ impl Connector {
 }
 
 impl Service<http::Uri> for Connector {
-    type Response = TokioIo<TlsStream<TcpStream>>;
+    type Response = TokioIo<Accepted>;
     type Error = io::Error;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, io::Error>> + Send>>;
 
@@ -93,13 +94,29 @@ pub fn lazy_channel(address: &str, name: &str, config: watch::Receiver<Arc<Clien
     Ok(endpoint(address)?.connect_with_connector_lazy(Connector::new(address, name, config)?))
 }
 
+/// Why there is no connection. The request that it is for was certainly not sent.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConnectError {
+    /// The other side does not accept the certificate that was shown, or wants one.
+    #[error("this identity is not accepted: {0:?}")]
+    Identity(AlertDescription),
+    /// Nobody there, or not whom it should be.
+    #[error("{0}")]
+    Other(String),
+}
+
 /// A channel that is connected.
 ///
 /// # Errors
-/// Where no connection came about; the request that it is for was certainly not sent.
-pub async fn connect(address: &str, name: &str, config: Arc<ClientConfig>) -> io::Result<Channel> {
-    let connector = Connector::new(address, name, watch::channel(config).1)?;
-    endpoint(address)?.connect_with_connector(connector).await.map_err(|error| io::Error::other(root_cause(&error)))
+/// See [`ConnectError`].
+pub async fn connect(address: &str, name: &str, config: Arc<ClientConfig>) -> Result<Channel, ConnectError> {
+    let other = |error: io::Error| ConnectError::Other(error.to_string());
+    let connector = Connector::new(address, name, watch::channel(config).1).map_err(other)?;
+    let endpoint = endpoint(address).map_err(other)?;
+    endpoint.connect_with_connector(connector).await.map_err(|error| match alert(&error).filter(is_about_identity) {
+        Some(alert) => ConnectError::Identity(alert),
+        None => ConnectError::Other(root_cause(&error)),
+    })
 }
 
 /// The innermost error: `Connection refused`, `invalid peer certificate: …` rather than `transport error`.
@@ -109,4 +126,35 @@ pub fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
         cause = inner;
     }
     cause.to_string()
+}
+
+/// The TLS alert with which the other side refused the connection, where that is what went wrong.
+fn alert(error: &(dyn std::error::Error + 'static)) -> Option<AlertDescription> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        // An io::Error hides the error that it wraps from `source`.
+        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        let tls = wrapped.and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        if let Some(rustls::Error::AlertReceived(alert)) = tls.or_else(|| error.downcast_ref()) {
+            return Some(*alert);
+        }
+        next = error.source();
+    }
+    None
+}
+
+fn is_about_identity(alert: &AlertDescription) -> bool {
+    use AlertDescription as A;
+    matches!(
+        alert,
+        A::BadCertificate
+            | A::UnsupportedCertificate
+            | A::CertificateRevoked
+            | A::CertificateExpired
+            | A::CertificateUnknown
+            | A::UnknownCA
+            | A::AccessDenied
+            | A::DecryptError
+            | A::CertificateRequired
+    )
 }

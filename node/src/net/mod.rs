@@ -1,4 +1,5 @@
 //! Connections that this program makes: TLS on the client's side, for peers and for the command line alike.
 
 pub mod connector;
+pub mod stream;
 pub mod tls;

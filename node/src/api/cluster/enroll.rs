@@ -25,7 +25,7 @@ impl Shared {
         let _permit = timeout_at(by, self.enrolments.acquire()).await.map_err(|_| busy())?.map_err(|_| busy())?;
         let (token, csr, command) = self.understand(request)?;
         self.check_known(&token, by).await?;
-        let (outcome, position) = self.commit(Caller::Node(self.me), Command::UseToken(command), by).await?;
+        let (outcome, position) = self.commit(Caller::Node(self.myself.node), Command::UseToken(command), by).await?;
         let Outcome::Enrolled { issued, cluster } = outcome else {
             return Err(error::internal(format_args!("an enrolment came to {outcome:?}")));
         };

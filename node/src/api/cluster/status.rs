@@ -25,22 +25,29 @@ impl Shared {
         if voters > 0 && voters % 2 == 0 {
             warnings.push(even("voters", voters));
         }
-        if !raft.quorum {
-            warnings.push(format!("no quorum: this is what node {} knows by itself", self.me));
+        let leader = self.leader(&raft);
+        if leader.is_none() {
+            warnings.push(format!("no quorum: this is what node {} knows by itself", self.myself.node));
         }
         StatusResponse {
             cluster_id: cluster.map(|cluster| cluster.id.to_string()).unwrap_or_default(),
-            // Without a quorum there may be another leader, or none.
-            leader: raft.leader.filter(|_| raft.quorum),
+            leader,
             term: raft.term,
             applied_index: view.position.index,
             nodes,
-            answered_by: self.me,
-            quorum: raft.quorum,
+            answered_by: self.myself.node,
+            quorum: leader.is_some(),
             feature_level: view.state.feature_level(),
             state_hash: format!("{:032x}", view.state.hash()),
             warnings,
         }
+    }
+
+    /// Who leads, as long as a majority stands behind it as far as can be known here: a follower knows by having heard
+    /// of the leader lately, a leader by having heard of a majority.
+    pub(super) fn leader(&self, raft: &hodei_raft::Status) -> Option<NodeId> {
+        let heard = |leader| leader == self.myself.node || self.peers.heard_within(leader, self.healthy);
+        raft.leader.filter(|&leader| raft.quorum && heard(leader))
     }
 
     /// The members that are not removed, as seen from here.
@@ -51,17 +58,25 @@ impl Shared {
     }
 
     fn node(&self, member: &Member, voter: bool, applied: u64) -> NodeStatus {
-        let own = member.id == self.me;
+        let own = member.id == self.myself.node;
         let seen = self.peers.sighting(member.id);
         let version = seen.as_ref().map_or(&member.version, |seen| &seen.version);
         NodeStatus {
             id: member.id,
-            address: member.address.clone(),
+            address: self.address(member),
             role: if voter { "voter" } else { "learner" }.to_owned(),
             healthy: own || self.peers.heard_within(member.id, self.healthy),
             applied_index: if own { applied } else { seen.as_ref().map_or(0, |seen| seen.applied_index) },
             version: if own { env!("CARGO_PKG_VERSION").to_owned() } else { version.clone() },
         }
+    }
+
+    /// The newest known: a Hello is heard before it is committed.
+    fn address(&self, member: &Member) -> String {
+        if member.id == self.myself.node {
+            return self.myself.address.clone();
+        }
+        self.peers.book().borrow().address(member.id).unwrap_or(&member.address).to_owned()
     }
 
     /// Removes a member for good. Its place in the Raft membership follows by the reconcile loop.

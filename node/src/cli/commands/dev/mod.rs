@@ -139,7 +139,7 @@ impl Args {
             children.start_with(&name, &programs.agent, &arguments, &[("HODEI_TOKEN", token.reveal())])?;
         }
         let deadline = Instant::now() + START;
-        while workers(client).await? < usize::from(self.agents) {
+        while self.agents > 0 && workers(client).await? < usize::from(self.agents) {
             if let Some(failure) = children.failed() {
                 return Err(failure);
             }
