@@ -232,8 +232,8 @@ impl App {
             founding::complete(&self.handle, &self.dir, &self.identity, &self.credentials, &self.myself).await?;
             if ready == Ready::TakesJobs {
                 takes_jobs(&self.handle, self.myself.node).await;
+                output::line("ready")?;
             }
-            output::line("ready")?;
             std::future::pending::<Result<(), Failure>>().await
         };
         if ready == Ready::Accepts {
