@@ -69,12 +69,14 @@ impl<F> Index<F> {
     }
 
     /// The present indexes.
-    pub(crate) fn range(&self) -> Range<u64> {
+    #[must_use]
+    pub fn range(&self) -> Range<u64> {
         self.first..self.first + self.slots.len() as u64
     }
 
     /// The last entry, or the purge point if there is none.
-    pub(crate) fn last(&self) -> Option<EntryId> {
+    #[must_use]
+    pub fn last(&self) -> Option<EntryId> {
         let index = self.range().end.wrapping_sub(1);
         self.slots.back().map(|slot| EntryId { term: slot.term, index }).or(self.purged)
     }
@@ -169,7 +171,10 @@ impl<F> Index<F> {
     }
 
     /// Plans the reads for a range of present, placed entries.
-    pub(crate) fn plan(&self, range: Range<u64>) -> io::Result<Plan<F>> {
+    ///
+    /// # Errors
+    /// `InvalidInput` if an entry is not present or not placed.
+    pub fn plan(&self, range: Range<u64>) -> io::Result<Plan<F>> {
         let mut runs: Vec<Run<F>> = Vec::new();
         for index in range {
             let slot = self.slot(index).ok_or_else(|| bad(index, "is not in the log"))?;

@@ -1,0 +1,232 @@
+//! Damage to one file of a stopped node's log: repaired or refused, never silently wrong.
+//!
+//! For each kind of file and of damage, and fifty seeded places each, the log is damaged, opened and read in full. If
+//! it opens, it must hold every acknowledged record and be exactly the log as it was after some record.
+
+#![allow(clippy::unwrap_used, reason = "a test's helpers may panic")]
+
+mod support;
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use hodei_raft::{
+    seam::{
+        Fs,
+        sim::{SeededEntropy, SimFs, Unsynced},
+    },
+    wal::{Lsn, OpenError, Record, mark, recover::Opened, segment},
+};
+use support::{
+    Model, Workload,
+    sim::{DIR, Node, Overlap, open},
+    split, states, vote,
+};
+
+const PLACES: u64 = 50;
+const PAGE: usize = 4096;
+
+type Files = BTreeMap<PathBuf, Vec<u8>>;
+
+fn files(fs: &SimFs) -> Files {
+    let paths = fs.list(Path::new(DIR)).unwrap().into_iter().map(|name| Path::new(DIR).join(name));
+    paths.map(|path| (path.clone(), fs.contents(&path).unwrap())).filter(|(path, _)| !is_temporary(path)).collect()
+}
+
+fn is_temporary(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "tmp")
+}
+
+/// A stopped node's disk, how it got there, and what it had acknowledged.
+struct Victim {
+    fs: SimFs,
+    states: Vec<Model>,
+    acknowledged: Lsn,
+    /// The files as they were after each group.
+    past: Vec<Files>,
+    /// Where votes lie: file and range of bytes.
+    votes: Vec<(PathBuf, std::ops::Range<usize>)>,
+}
+
+/// Works for a while, in two lives, and stops: with everything acknowledged, or with a tail above the mark.
+fn victim(seed: u64, overlap: Overlap) -> Victim {
+    let fs = SimFs::default();
+    let mut workload = Workload::new(seed, 300);
+    let mut records = Vec::new();
+    let mut past = Vec::new();
+    let mut acknowledged = 0;
+    for life in 0..2 {
+        let mut node = Node::start(&fs, split(seed, life)).unwrap();
+        node.segment_bytes = 3 * PAGE as u64;
+        for at in 0..40 {
+            let mut group = workload.group();
+            if at == 39 {
+                group.extend([vote(1_000 + life, 2, true)]);
+                group.iter().skip(group.len() - 1).for_each(|record| workload.model.apply(record));
+            }
+            node.group(&group, overlap).unwrap();
+            records.extend(group);
+            past.push(files(&fs));
+        }
+        if life == 0 {
+            node.finish().unwrap();
+        }
+        acknowledged = node.acknowledged;
+    }
+    let states = states(&Model::default(), &records);
+    let votes = find_votes(&files(&fs), &records);
+    Victim { fs, states, acknowledged, past, votes }
+}
+
+/// Votes in records (found by their LSN, kind and what precedes it), in segment headers and in the mark's slots.
+fn find_votes(files: &Files, records: &[Record]) -> Vec<(PathBuf, std::ops::Range<usize>)> {
+    let mut found = Vec::new();
+    for (path, bytes) in files {
+        found.push((path.clone(), 0..96));
+        if path.ends_with(mark::FILE) {
+            found.push((path.clone(), PAGE..PAGE + 96));
+        }
+        let mut at = segment::FIRST_RECORD;
+        while !path.ends_with(mark::FILE) && at + 33 < bytes.len() {
+            let len = u32::from_le_bytes(bytes[at + 4..at + 8].try_into().unwrap()) as usize;
+            let lsn = u64::from_le_bytes(bytes[at + 8..at + 16].try_into().unwrap());
+            if lsn == 0 {
+                break;
+            }
+            if matches!(records[lsn as usize - 1], Record::Vote(_)) {
+                found.push((path.clone(), at..at + 33 + len));
+            }
+            at += 33 + len;
+        }
+    }
+    found
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Target {
+    Segment,
+    Mark,
+    Vote,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Damage {
+    Flip,
+    Truncate,
+    ZeroPage,
+    Stale,
+    Missing,
+}
+
+#[derive(Debug, Default)]
+struct Tally {
+    repaired: u64,
+    refused: u64,
+    without_effect: u64,
+}
+
+/// Chooses a file and a place in it.
+fn aim(victim: &Victim, target: Target, random: &SeededEntropy) -> (PathBuf, usize) {
+    let files = files(&victim.fs);
+    if target == Target::Vote {
+        let (path, range) = &victim.votes[random.below(victim.votes.len() as u64) as usize];
+        return (path.clone(), range.start + random.below(range.len() as u64) as usize);
+    }
+    let wanted = |path: &&PathBuf| path.ends_with(mark::FILE) == (target == Target::Mark);
+    let paths: Vec<&PathBuf> = files.keys().filter(wanted).collect();
+    let path = paths[random.below(paths.len() as u64) as usize];
+    let bytes = &files[path];
+    // Half of the places lie where something is written.
+    let used = bytes.iter().rposition(|byte| *byte != 0).map_or(1, |last| last + 1);
+    let end = if random.below(2) == 0 { used } else { bytes.len() };
+    (path.clone(), random.below(end as u64) as usize)
+}
+
+/// Damages a copy of the disk; none if there is nothing to damage in this way.
+fn harm(victim: &Victim, damage: Damage, path: &Path, place: usize, random: &SeededEntropy) -> Option<SimFs> {
+    let fs = victim.fs.power_cut(Unsynced::Kept);
+    let mut bytes = fs.contents(path).unwrap();
+    match damage {
+        Damage::Flip => bytes[place] ^= 1 << random.below(8),
+        Damage::Truncate => bytes.truncate(place),
+        Damage::ZeroPage => {
+            let page = place / PAGE * PAGE;
+            let end = (page + PAGE).min(bytes.len());
+            bytes[page..end].fill(0);
+        }
+        Damage::Stale => {
+            let olds = victim.past.iter().filter_map(|files| files.get(path)).filter(|old| **old != bytes);
+            let olds: Vec<&Vec<u8>> = olds.collect();
+            if olds.is_empty() {
+                return None;
+            }
+            bytes = olds[random.below(olds.len() as u64) as usize].clone();
+        }
+        Damage::Missing => {
+            fs.remove(path).unwrap();
+            return Some(fs);
+        }
+    }
+    fs.overwrite(path, bytes);
+    Some(fs)
+}
+
+/// Opens the damaged log and judges what it says.
+fn judge(victim: &Victim, fs: &SimFs, intact: &Model, tally: &mut Tally, case: &str) {
+    let changed = files(fs) != files(&victim.fs);
+    match open(fs, 4) {
+        Err(OpenError::Quarantined { reason, what }) => {
+            assert!(!what.is_empty() && reason.code().starts_with("HODEI-STORAGE-01"));
+            tally.refused += 1;
+        }
+        Err(error) => panic!("{case}: {error}: not a quarantine"),
+        Ok(opened) => {
+            let lsn = opened.recovered.lsn;
+            assert!(lsn >= victim.acknowledged, "{case}: SILENT: {lsn} of {} acknowledged", victim.acknowledged);
+            let found = Model::of(&opened);
+            assert_eq!(found, victim.states[lsn as usize], "{case}: SILENT: another log");
+            if !changed || found == *intact && opened_alike(&opened) {
+                tally.without_effect += 1;
+            } else {
+                tally.repaired += 1;
+            }
+        }
+    }
+}
+
+/// Whether opening had nothing to repair.
+fn opened_alike(opened: &Opened<SimFs>) -> bool {
+    opened.recovered.above_mark == 0 && !opened.recovered.torn
+}
+
+#[test]
+fn damage_is_repaired_or_refused() {
+    use Damage::{Flip, Missing, Stale, Truncate, ZeroPage};
+    let mut tallies: BTreeMap<(Target, Damage), Tally> = BTreeMap::new();
+    let mut cases = 0;
+    for (seed, overlap) in [(11, Overlap::None), (12, Overlap::Late), (13, Overlap::None), (14, Overlap::Across)] {
+        let victim = victim(seed, overlap);
+        let intact = Model::of(&open(&victim.fs.power_cut(Unsynced::Kept), 4).unwrap());
+        assert_eq!(intact, *victim.states.last().unwrap());
+        for target in [Target::Segment, Target::Mark, Target::Vote] {
+            for damage in [Flip, Truncate, ZeroPage, Stale, Missing] {
+                for number in 0..PLACES {
+                    let random = SeededEntropy::new(split(seed, number * 100 + damage as u64 * 10 + target as u64));
+                    let (path, place) = aim(&victim, target, &random);
+                    let Some(fs) = harm(&victim, damage, &path, place, &random) else { continue };
+                    let case = format!("seed {seed}, {target:?}, {damage:?}, {} at {place}", path.display());
+                    let tally = tallies.entry((target, damage)).or_default();
+                    judge(&victim, &fs, &intact, tally, &case);
+                    cases += 1;
+                }
+            }
+        }
+    }
+    for ((target, damage), Tally { repaired, refused, without_effect }) in &tallies {
+        println!("{target:?} × {damage:?}: {repaired} repaired, {refused} refused, {without_effect} without effect");
+        assert!(repaired + refused + without_effect >= PLACES, "{target:?} × {damage:?} was not exercised");
+    }
+    println!("damages: {cases}, silently wrong: 0");
+}
