@@ -46,6 +46,8 @@ struct Victim {
     acknowledged: Lsn,
     /// The files as they were after each group.
     past: Vec<Files>,
+    /// Another log's files, at all times.
+    other: Vec<Files>,
     /// Where votes lie: file and range of bytes.
     votes: Vec<(PathBuf, std::ops::Range<usize>)>,
 }
@@ -77,7 +79,7 @@ fn victim(seed: u64, overlap: Overlap) -> Victim {
     }
     let states = states(&Model::default(), &records);
     let votes = find_votes(&files(&fs), &records);
-    Victim { fs, states, acknowledged, past, votes }
+    Victim { fs, states, acknowledged, past, other: Vec::new(), votes }
 }
 
 /// Votes in records (found by their LSN, kind and what precedes it), in segment headers and in the mark's slots.
@@ -118,6 +120,7 @@ enum Damage {
     ZeroPage,
     Stale,
     Missing,
+    Foreign,
 }
 
 #[derive(Debug, Default)]
@@ -144,6 +147,12 @@ fn aim(victim: &Victim, target: Target, random: &SeededEntropy) -> (PathBuf, usi
     (path.clone(), random.below(end as u64) as usize)
 }
 
+/// Another log's file of the same name, from any time.
+fn foreign(other: &[Files], path: &Path, random: &SeededEntropy) -> Option<Vec<u8>> {
+    let files: Vec<&Vec<u8>> = other.iter().filter_map(|files| files.get(path)).collect();
+    (!files.is_empty()).then(|| files[random.below(files.len() as u64) as usize].clone())
+}
+
 /// Damages a copy of the disk; none if there is nothing to damage in this way.
 fn harm(victim: &Victim, damage: Damage, path: &Path, place: usize, random: &SeededEntropy) -> Option<SimFs> {
     let fs = victim.fs.power_cut(Unsynced::Kept);
@@ -164,6 +173,7 @@ fn harm(victim: &Victim, damage: Damage, path: &Path, place: usize, random: &See
             }
             bytes = olds[random.below(olds.len() as u64) as usize].clone();
         }
+        Damage::Foreign => bytes = foreign(&victim.other, path, random)?,
         Damage::Missing => {
             fs.remove(path).unwrap();
             return Some(fs);
@@ -203,15 +213,16 @@ fn opened_alike(opened: &Opened<SimFs>) -> bool {
 
 #[test]
 fn damage_is_repaired_or_refused() {
-    use Damage::{Flip, Missing, Stale, Truncate, ZeroPage};
+    use Damage::{Flip, Foreign, Missing, Stale, Truncate, ZeroPage};
     let mut tallies: BTreeMap<(Target, Damage), Tally> = BTreeMap::new();
     let mut cases = 0;
+    let other = victim(99, Overlap::None).past;
     for (seed, overlap) in [(11, Overlap::None), (12, Overlap::Late), (13, Overlap::None), (14, Overlap::Across)] {
-        let victim = victim(seed, overlap);
+        let victim = Victim { other: other.clone(), ..victim(seed, overlap) };
         let intact = Model::of(&open(&victim.fs.power_cut(Unsynced::Kept), 4).unwrap());
         assert_eq!(intact, *victim.states.last().unwrap());
         for target in [Target::Segment, Target::Mark, Target::Vote] {
-            for damage in [Flip, Truncate, ZeroPage, Stale, Missing] {
+            for damage in [Flip, Truncate, ZeroPage, Stale, Missing, Foreign] {
                 for number in 0..PLACES {
                     let random = SeededEntropy::new(split(seed, number * 100 + damage as u64 * 10 + target as u64));
                     let (path, place) = aim(&victim, target, &random);
@@ -226,7 +237,9 @@ fn damage_is_repaired_or_refused() {
     }
     for ((target, damage), Tally { repaired, refused, without_effect }) in &tallies {
         println!("{target:?} × {damage:?}: {repaired} repaired, {refused} refused, {without_effect} without effect");
-        assert!(repaired + refused + without_effect >= PLACES, "{target:?} × {damage:?} was not exercised");
+        assert!(*damage != Foreign || repaired + without_effect == 0, "another log's file is always refused");
+        let floor = if *damage == Foreign { 1 } else { PLACES };
+        assert!(repaired + refused + without_effect >= floor, "{target:?} × {damage:?} was not exercised");
     }
     println!("damages: {cases}, silently wrong: 0");
 }

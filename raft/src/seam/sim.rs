@@ -5,7 +5,8 @@
 //! sectors. Each operation that changes anything is a step; a test can make the machine die at a given step (nothing
 //! works any more) or make one step fail while the machine lives on.
 //!
-//! Directory changes survive as a prefix, as they do on a journalling file system; data survives sector by sector.
+//! Creations and renamings survive as a prefix, as they do on a journalling file system; removals one by one, and data
+//! sector by sector.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,7 +30,7 @@ pub enum Unsynced {
     Lost,
     /// All of it survives.
     Kept,
-    /// Sectors survive at random, directory changes as a random prefix; the seed decides.
+    /// Sectors and removals survive at random, other directory changes as a random prefix; the seed decides.
     Torn(u64),
 }
 
@@ -151,8 +152,12 @@ impl SimFs {
             Unsynced::Torn(_) => random.below(old.changes.len() as u64 + 1) as usize,
         };
         let mut names = old.durable.clone();
-        for change in &old.changes[..kept] {
-            change.apply(&mut names);
+        let torn = matches!(unsynced, Unsynced::Torn(_));
+        for (position, change) in old.changes.iter().enumerate() {
+            let removal = torn && matches!(change, Change::Unlink(_));
+            if if removal { random.next_u64() & 1 == 0 } else { position < kept } {
+                change.apply(&mut names);
+            }
         }
         let mut disk = Disk { next_inode: old.next_inode, directories: old.directories.clone(), ..Disk::default() };
         for (path, number) in names {
