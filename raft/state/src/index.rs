@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
     ids::{Caller, JobId, Millis, TokenId, WorkerId},
@@ -110,8 +111,8 @@ pub(crate) struct Indexes {
     pub(crate) submitted: OrdMap<Position, JobId>,
     /// Ids with their hex digits reversed, so that a suffix is a range.
     pub(crate) suffixes: OrdSet<u128>,
-    /// Jobs by name, then age.
-    pub(crate) names: OrdSet<(Arc<str>, Position)>,
+    /// Jobs by a hash of their name, then age. Two names may share a hash: who looks here compares the names.
+    pub(crate) names: OrdSet<(u64, Position)>,
     /// Jobs by submitter, then age.
     pub(crate) owners: OrdMap<Caller, OrdSet<Position>>,
     /// Idempotency keys of jobs and tombstones, scoped to the caller.
@@ -143,7 +144,7 @@ impl Indexes {
         self.submitted.insert(position, job.id);
         self.suffixes.insert(reverse_digits(job.id.0));
         if let Some(name) = &spec.name {
-            self.names.insert((name.as_str().into(), position));
+            self.names.insert((hash_name(name), position));
         }
         self.owners.entry(job.owner).or_default().insert(position);
         if let Some(key) = &job.idempotency_key {
@@ -158,7 +159,7 @@ impl Indexes {
         self.submitted.remove(&position);
         self.suffixes.remove(&reverse_digits(job.id.0));
         if let Some(name) = &spec.name {
-            self.names.remove(&(Arc::from(name.as_str()), position));
+            self.names.remove(&(hash_name(name), position));
         }
         if let Some(positions) = self.owners.get_mut(&job.owner) {
             positions.remove(&position);
@@ -224,6 +225,11 @@ impl Indexes {
             self.available.remove(&worker.id);
         }
     }
+}
+
+/// The key of a name in its index.
+pub(crate) fn hash_name(name: &str) -> u64 {
+    xxh3_64(name.as_bytes())
 }
 
 /// The queue's order of a job.

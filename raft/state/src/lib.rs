@@ -79,6 +79,7 @@ mod restore;
 mod retention;
 mod rows;
 mod select;
+mod specs;
 mod state;
 mod store;
 mod table;

@@ -160,7 +160,7 @@ impl Liveness {
                 && attempt.id.fence == id.fence
                 && (attempt.worker, attempt.session) == (on.worker, on.session)
         });
-        let (Some(job), Some(spec)) = (state.job(id.job), state.spec(id.job)) else {
+        let Some(job) = state.job(id.job) else {
             return false;
         };
         let Some(lease) = self.leases.get_mut(&(id.job, id.attempt)).filter(|_| owned) else {
@@ -168,7 +168,8 @@ impl Liveness {
         };
         if job.cancel.is_some() {
             let seen = *lease.cancel_seen.get_or_insert(now);
-            if now >= seen.plus(spec.grace_period_ms) {
+            let grace_period_ms = state.spec(id.job).map_or(0, |spec| spec.grace_period_ms);
+            if now >= seen.plus(grace_period_ms) {
                 return false;
             }
         }
@@ -274,7 +275,7 @@ impl Liveness {
     fn change(&mut self, state: &State, key: (JobId, u32), live: Live, now: Mono) {
         if let (Some(lease), Some(spec)) = (self.leases.get_mut(&key), state.spec(key.0)) {
             lease.overdue = live.overdue;
-            lease.backstop = backstop(spec, live, state.stamp(), now);
+            lease.backstop = backstop(&spec, live, state.stamp(), now);
             self.reschedule(key);
         }
     }

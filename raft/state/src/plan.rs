@@ -147,7 +147,7 @@ impl<'a> Planner<'a> {
         due.filter_map(|&(_, position)| {
             let job = self.state.submitted_at_position(position)?;
             let spec = self.state.spec(job.id)?;
-            Some((crate::index::order(job, spec), class_of(spec)))
+            Some((crate::index::order(job, &spec), class_of(&spec)))
         })
         .collect()
     }
@@ -168,11 +168,14 @@ impl<'a> Planner<'a> {
         let Some(job) = self.state.queued_job(order) else {
             return false;
         };
-        let Some(spec) = self.state.spec(job.id).filter(|_| !self.misfits.contains(&class)) else {
+        if self.misfits.contains(&class) {
+            return false;
+        }
+        let Some(spec) = self.state.spec(job.id) else {
             return false;
         };
-        match self.choose(job, spec) {
-            Placement::On(at, heartbeat) => self.assign(job, spec, at, heartbeat),
+        match self.choose(job, &spec) {
+            Placement::On(at, heartbeat) => self.assign(job, &spec, at, heartbeat),
             Placement::Avoids => self.misses += 1,
             Placement::Nowhere => {
                 self.misses += 1;

@@ -49,7 +49,11 @@ impl State {
                 load(&mut self.token_uses, (id, nonce), bytes, |row| row.nonce == nonce, dirty)
             }
             RowKey::Job(id) => load(&mut self.jobs, id, bytes, |row| row.id == id, dirty),
-            RowKey::Spec(id) => load(&mut self.specs, id, bytes, |_| true, dirty),
+            RowKey::Spec(id) => match self.specs.load(id, bytes) {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(corrupt(key, "it is there twice")),
+                Err(error) => Err(corrupt(key, &error.to_string())),
+            },
             RowKey::Attempt(job, n) => {
                 load(&mut self.attempts, (job, n), bytes, |row| (row.id.job, row.id.attempt) == (job, n), dirty)
             }
@@ -75,7 +79,7 @@ impl State {
             if newest.is_some_and(crate::job::Attempt::is_live) != placed || newest.is_none() != (job.attempt == 0) {
                 return Err(corrupt(RowKey::Job(*id), "its newest attempt does not fit its state"));
             }
-            indexes.add_job(job, spec, stamp);
+            indexes.add_job(job, &spec, stamp);
         }
         for (key, attempt) in self.attempts.iter() {
             if self.jobs.get(&key.0).is_none_or(|job| key.1 > job.attempt || (attempt.is_live() && key.1 < job.attempt))

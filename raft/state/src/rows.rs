@@ -4,7 +4,6 @@ use crate::{
     ids::{Caller, JobId, NodeId, TokenId, UserId, WorkerId},
     job::{Attempt, Job, Segment},
     registry::{Cluster, Identity, Member, Token, TokenUse, Tombstone, Worker},
-    spec::JobSpec,
     table::RowValue,
 };
 
@@ -168,7 +167,6 @@ rows! {
     Token, TokenId, token => RowKey::Token(token);
     TokenUse, (TokenId, [u8; 16]), (token, nonce) => RowKey::TokenUse(token, nonce);
     Job, JobId, job => RowKey::Job(job);
-    JobSpec, JobId, job => RowKey::Spec(job);
     Attempt, (JobId, u32), (job, n) => RowKey::Attempt(job, n);
     Segment, (JobId, u32, u32), (job, n, segment) => RowKey::Segment(job, n, segment);
     Worker, WorkerId, worker => RowKey::Worker(worker);

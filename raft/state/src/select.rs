@@ -2,7 +2,7 @@
 
 use crate::{
     ids::{Caller, JobId},
-    index::reverse_digits,
+    index::{hash_name, reverse_digits},
     state::State,
 };
 
@@ -49,9 +49,11 @@ impl State {
     }
 
     fn find_by_name(&self, name: &str) -> Result<JobId, SelectError> {
-        let range = (name.into(), (0, 0))..=(name.into(), (u64::MAX, u32::MAX));
-        let newest = self.indexes.names.range(range).next_back();
-        newest.and_then(|(_, position)| self.indexes.submitted.get(position)).copied().ok_or(SelectError::Unknown)
+        let hash = hash_name(name);
+        let same_hash = self.indexes.names.range((hash, (0, 0))..=(hash, (u64::MAX, u32::MAX))).rev();
+        let mut jobs = same_hash.filter_map(|(_, position)| self.indexes.submitted.get(position).copied());
+        let bears_it = |job: &JobId| self.spec(*job).is_some_and(|spec| spec.name.as_deref() == Some(name));
+        jobs.find(bears_it).ok_or(SelectError::Unknown)
     }
 
     fn find_by_suffix(&self, suffix: &str) -> Result<JobId, SelectError> {

@@ -8,6 +8,7 @@ use crate::{
     registry::{Cluster, Identity, Member, Token, TokenUse, Tombstone, Worker},
     rows::{Meta, RowKey},
     spec::{Body, JobSpec},
+    specs::Specs,
     table::{Dirty, Table},
 };
 
@@ -22,7 +23,7 @@ pub struct State {
     pub(crate) tokens: Table<Token>,
     pub(crate) token_uses: Table<TokenUse>,
     pub(crate) jobs: Table<Job>,
-    pub(crate) specs: Table<JobSpec>,
+    pub(crate) specs: Specs,
     pub(crate) attempts: Table<Attempt>,
     pub(crate) segments: Table<Segment>,
     pub(crate) workers: Table<Worker>,
@@ -112,9 +113,9 @@ impl State {
         self.jobs.get(&job)
     }
 
-    /// A job's spec.
+    /// A job's spec, decoded for the purpose: ask once and keep it.
     #[must_use]
-    pub fn spec(&self, job: JobId) -> Option<&JobSpec> {
+    pub fn spec(&self, job: JobId) -> Option<JobSpec> {
         self.specs.get(&job)
     }
 
@@ -239,7 +240,7 @@ impl State {
 
 /// Digests of the payload files that specs refer to, each as often as it is referred to.
 pub fn payload_digests(state: &State) -> impl Iterator<Item = [u8; 32]> + '_ {
-    state.specs.iter().filter_map(|(_, spec)| match spec.body {
+    state.specs.values().filter_map(|spec| match spec.body {
         Body::Payload { digest, .. } => Some(digest),
         Body::Inline(_) => None,
     })

@@ -23,7 +23,7 @@ impl State {
         while let Some(&(until, position)) = self.indexes.backoff.get_min().filter(|(until, _)| *until <= stamp) {
             let found = self.submitted_at_position(position).and_then(|job| Some((job, self.specs.get(&job.id)?)));
             let (job, spec) = found.expect("what waits is a job with a spec");
-            let (job, spec) = (job.clone(), spec.clone());
+            let job = job.clone();
             self.indexes.release(until, &job, &spec);
         }
         for _ in 0..TOMBSTONES_PER_COMMAND {
@@ -71,10 +71,10 @@ impl State {
     }
 
     /// A new job.
-    pub(crate) fn insert_job(&mut self, job: Job, spec: JobSpec) {
+    pub(crate) fn insert_job(&mut self, job: Job, spec: &JobSpec) {
         let stamp = self.stamp();
-        self.indexes.add_job(&job, &spec, stamp);
-        self.specs.put(job.id, spec, &mut self.dirty);
+        self.indexes.add_job(&job, spec, stamp);
+        self.specs.insert(job.id, spec, &mut self.dirty);
         self.jobs.put(job.id, job, &mut self.dirty);
     }
 
@@ -85,7 +85,7 @@ impl State {
             debug_assert!(false, "job {} is updated before it is inserted", job.id);
             return;
         };
-        self.indexes.change_job(old, &job, spec, stamp);
+        self.indexes.change_job(old, &job, &spec, stamp);
         self.jobs.put(job.id, job, &mut self.dirty);
     }
 
@@ -95,7 +95,7 @@ impl State {
         let (Some(job), Some(spec)) = (self.jobs.get(&id), self.specs.get(&id)) else {
             return;
         };
-        self.indexes.remove_job(job, spec, stamp);
+        self.indexes.remove_job(job, &spec, stamp);
         let segments: Vec<_> =
             self.segments.range((id, 0, 0)..=(id, u32::MAX, u32::MAX)).map(|(key, _)| *key).collect();
         for key in segments {

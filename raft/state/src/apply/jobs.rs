@@ -49,7 +49,7 @@ impl State {
             started_at: None,
             finished_at: None,
         };
-        self.insert_job(job, submission.spec.clone());
+        self.insert_job(job, &submission.spec);
         Ok(Outcome::Submitted { job: submission.job, existing: false })
     }
 
