@@ -148,7 +148,7 @@ async fn a_large_body_becomes_a_payload_file() {
     for id in 1..=3 {
         let view = cluster.read(id).await;
         let spec = view.state.spec(JobId(1)).unwrap();
-        assert_eq!(cluster.node(id).execution(spec).await.unwrap(), execution(1, 5000));
+        assert_eq!(cluster.node(id).execution(&spec).await.unwrap(), execution(1, 5000));
         stored(cluster.node(id)).await;
         assert_eq!(fs::read_dir(cluster.dir_of(id).join("payloads")).unwrap().count(), 1);
     }
@@ -156,7 +156,7 @@ async fn a_large_body_becomes_a_payload_file() {
     restart(&mut cluster, 3).await;
     let view = cluster.read(3).await;
     let spec = view.state.spec(JobId(1)).unwrap();
-    assert_eq!(cluster.node(3).execution(spec).await.unwrap(), execution(1, 5000));
+    assert_eq!(cluster.node(3).execution(&spec).await.unwrap(), execution(1, 5000));
     cluster.shutdown().await;
 }
 
@@ -186,7 +186,7 @@ async fn payloads_are_collected_once_nothing_refers_to_them() {
     }
     let view = cluster.read(1).await;
     let spec = view.state.spec(JobId(2)).unwrap();
-    assert_eq!(cluster.node(1).execution(spec).await.unwrap(), execution(2, 6000));
+    assert_eq!(cluster.node(1).execution(&spec).await.unwrap(), execution(2, 6000));
     cluster.shutdown().await;
 }
 
@@ -244,7 +244,7 @@ async fn a_node_that_lags_behind_the_log_is_sent_a_snapshot() {
     tokio::time::timeout(PATIENCE, woken.changed()).await.unwrap().unwrap();
     let view = cluster.read(behind).await;
     let spec = view.state.spec(JobId(2)).unwrap();
-    assert_eq!(cluster.node(behind).execution(spec).await.unwrap(), execution(2, 5000), "the payload came with it");
+    assert_eq!(cluster.node(behind).execution(&spec).await.unwrap(), execution(2, 5000), "the payload came with it");
     cluster.submit(behind, 1_000_000).await;
     cluster.converged().await;
     // What was installed survives a restart, with or without the store.

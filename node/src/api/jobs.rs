@@ -68,7 +68,7 @@ pub fn select(state: &State, selector: Option<&JobSelector>, caller: Caller) -> 
 pub async fn describe(handle: &Handle, state: &State, job: JobId) -> Option<hodei_proto::v1::Job> {
     let row = state.job(job)?;
     let spec = state.spec(job);
-    let execution = match spec {
+    let execution = match &spec {
         Some(spec) => handle
             .execution(spec)
             .await
@@ -76,7 +76,7 @@ pub async fn describe(handle: &Handle, state: &State, job: JobId) -> Option<hode
             .ok(),
         None => None,
     };
-    Some(to_proto::job(row, state.attempts(job), spec.map(|spec| (spec, execution.as_ref()))))
+    Some(to_proto::job(row, state.attempts(job), spec.as_ref().map(|spec| (spec, execution.as_ref()))))
 }
 
 /// The last word on a job.

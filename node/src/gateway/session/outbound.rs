@@ -79,7 +79,7 @@ impl Session {
 
     async fn run_job(&mut self, state: &State, id: AttemptRef) -> Option<v1::RunJob> {
         let (spec, attempt) = (state.spec(id.job)?, state.attempt(id.job, id.attempt)?);
-        let execution = match timeout(EXECUTION_TIMEOUT, self.gateway.handle.execution(spec)).await {
+        let execution = match timeout(EXECUTION_TIMEOUT, self.gateway.handle.execution(&spec)).await {
             Ok(Ok(execution)) => execution,
             Ok(Err(error)) => {
                 tracing::error!(job = %id.job, %error, "cannot read what a job executes");
@@ -90,7 +90,7 @@ impl Session {
         Some(v1::RunJob {
             attempt: Some(to_proto::attempt_ref(&id)),
             session_id: self.on.session.to_string(),
-            spec: Some(to_proto::spec(spec, Some(&execution))),
+            spec: Some(to_proto::spec(&spec, Some(&execution))),
             heartbeat: attempt.heartbeat,
             lost_after_ms: spec.lost_after_ms,
         })
