@@ -6,6 +6,8 @@
 
 use hodei_state::ids::NodeId;
 
+use crate::wal::OpenError;
+
 /// A command was not, or perhaps not, carried out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProposeError {
@@ -93,14 +95,14 @@ pub enum StartError {
         /// Why it failed.
         source: std::io::Error,
     },
-    /// The write-ahead log refuses to open; its own code is in the text.
-    #[error("{0}")]
-    Log(String),
+    /// The write-ahead log does not open. A quarantined replica must neither vote nor serve.
+    #[error(transparent)]
+    Log(#[from] OpenError),
     /// Neither snapshot nor log suffice to rebuild the state.
-    #[error("HODEI-STATE-002: the state cannot be rebuilt from what is on disk: {0}")]
+    #[error("{STATE_UNREBUILDABLE}: the state cannot be rebuilt from what is on disk: {0}")]
     Unrebuildable(String),
     /// openraft refused.
-    #[error("HODEI-RAFT-001: {0}")]
+    #[error("{RAFT_REFUSED}: {0}")]
     Raft(String),
 }
 
@@ -112,9 +114,13 @@ impl StartError {
 
     /// The operator-facing code.
     #[must_use]
-    pub fn code(&self) -> String {
-        let text = self.to_string();
-        text.split(':').next().unwrap_or("HODEI-RAFT-001").to_owned()
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Io { .. } => STORAGE_IO,
+            Self::Log(error) => error.code().unwrap_or(STORAGE_IO),
+            Self::Unrebuildable(_) => STATE_UNREBUILDABLE,
+            Self::Raft(_) => RAFT_REFUSED,
+        }
     }
 }
 
@@ -128,6 +134,12 @@ pub struct Fatal {
     pub message: String,
 }
 
+/// A directory or file could not be made or read.
+pub const STORAGE_IO: &str = "HODEI-STORAGE-001";
+/// Neither snapshot nor log suffice to rebuild the state.
+pub const STATE_UNREBUILDABLE: &str = "HODEI-STATE-002";
+/// openraft did not start.
+pub const RAFT_REFUSED: &str = "HODEI-RAFT-001";
 /// The state differs from what a majority of the members computed at the same index.
 pub const STATE_DIVERGED: &str = "HODEI-STATE-001";
 /// A committed command that this binary cannot read.

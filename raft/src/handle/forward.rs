@@ -4,7 +4,7 @@
 //! matched by id. A lost call leaves its unanswered commands unknown: the leader may have appended them.
 //! [`Handle::propose`](super::Handle::propose) repeats those, too, because every client command is idempotent.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use hodei_proto::v1::RaftMessage;
@@ -54,8 +54,15 @@ pub(crate) struct Forwarder {
 }
 
 impl Forwarder {
-    /// Sends one command to `to` and waits, until `deadline`, for what becomes of it.
-    pub(crate) async fn submit(&self, to: NodeId, command: Bytes, deadline: Instant) -> Answer {
+    /// Sends one command to `to` and waits, until `deadline` or until that node's leadership is `over`, for what becomes
+    /// of it.
+    pub(crate) async fn submit(
+        &self,
+        to: NodeId,
+        command: Bytes,
+        deadline: Instant,
+        over: impl Future<Output = ()>,
+    ) -> Answer {
         let (answer, answered) = oneshot::channel();
         let claim = Claim::default();
         let forwarded = Forwarded { to, command, deadline, claim: claim.clone(), answer };
@@ -64,12 +71,20 @@ impl Forwarder {
             Ok(Err(_)) => return Answer::NotDone(NotDone::Stopped),
             Err(_) => return Answer::NotDone(NotDone::Overloaded),
         }
-        match tokio::time::timeout_at(deadline, answered).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) if claim.abandon() => Answer::NotDone(NotDone::Stopped),
-            Ok(Err(_)) => Answer::Unknown("the connection to the leader was lost".to_owned()),
-            Err(_) if claim.abandon() => Answer::NotDone(NotDone::NoQuorum("the leader cannot be reached".to_owned())),
-            Err(_) => Answer::Unknown("the leader did not answer within the deadline".to_owned()),
+        let abandoned = |why: NotDone, unknown: &str| match claim.abandon() {
+            true => Answer::NotDone(why),
+            false => Answer::Unknown(unknown.to_owned()),
+        };
+        tokio::select! {
+            biased;
+            answer = answered => {
+                answer.unwrap_or_else(|_| abandoned(NotDone::NoLeader, "the connection to the leader was lost"))
+            }
+            () = over => abandoned(NotDone::NoLeader, "leadership ended before the leader answered"),
+            () = tokio::time::sleep_until(deadline) => {
+                let unreachable = NotDone::NoQuorum("the leader cannot be reached".to_owned());
+                abandoned(unreachable, "the leader did not answer within the deadline")
+            }
         }
     }
 }

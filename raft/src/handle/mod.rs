@@ -174,13 +174,23 @@ impl Handle {
 
     /// One try; none where nobody leads.
     async fn attempt(&self, part: Leadership, command: &Bytes, deadline: Instant) -> Option<Answer> {
+        let over = self.over(part);
         match part {
-            Leadership::Leading { .. } => Some(self.inner.proposer.submit(vec![command.clone()], None, deadline).await),
+            Leadership::Leading { .. } => {
+                Some(self.inner.proposer.submit(vec![command.clone()], None, deadline, over).await)
+            }
             Leadership::Following { leader: Some(leader) } => {
-                Some(self.inner.forwarder.submit(leader, command.clone(), deadline).await)
+                Some(self.inner.forwarder.submit(leader, command.clone(), deadline, over).await)
             }
             Leadership::Preparing { .. } | Leadership::Following { leader: None } => None,
         }
+    }
+
+    /// Resolves when `part` is no longer this node's.
+    async fn over(&self, part: Leadership) {
+        let mut leadership = self.inner.leadership.subscribe();
+        // The sender is in the handle itself.
+        drop(leadership.wait_for(|now| *now != part).await);
     }
 
     /// For a command that another node forwarded: tried here or not at all.
@@ -195,7 +205,7 @@ impl Handle {
         if !matches!(part, Leadership::Leading { .. }) {
             return Answer::NotDone(NotDone::NoLeader);
         }
-        self.inner.proposer.submit(vec![command], None, deadline).await
+        self.inner.proposer.submit(vec![command], None, deadline, self.over(part)).await
     }
 
     /// For the leader's own loops: carried out in the leadership of `term` or not at all; never forwarded, never
@@ -220,8 +230,10 @@ impl Handle {
                 bytes += command.len();
                 group.push(command);
             }
-            match self.inner.proposer.submit(group, Some(term), deadline).await {
+            let over = self.over(Leadership::Leading { term });
+            match self.inner.proposer.submit(group, Some(term), deadline, over).await {
                 Answer::Done(_, done) => outcomes.extend(done),
+                Answer::NotDone(NotDone::NoLeader) => return Err(NotDone::LeadershipOver { term }.into()),
                 Answer::NotDone(why) => return Err(why.into()),
                 Answer::Unknown(why) => return Err(ProposeError::Unknown(why)),
             }

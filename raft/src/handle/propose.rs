@@ -10,6 +10,7 @@
 
 use std::{
     collections::VecDeque,
+    future::Future,
     sync::{
         Arc,
         atomic::{AtomicU8, Ordering},
@@ -30,6 +31,7 @@ use super::{Position, Raft, lead::Reign, quorum::Quorum};
 use crate::{
     codec,
     error::NotDone,
+    machine::Replica,
     seam::Clock,
     types::{Batch, TypeConfig},
 };
@@ -100,8 +102,15 @@ pub(crate) struct Proposer {
 }
 
 impl Proposer {
-    /// Submits commands to the local coalescer and waits, until `deadline`, for what becomes of them.
-    pub(crate) async fn submit(&self, commands: Vec<Bytes>, term: Option<u64>, deadline: Instant) -> Answer {
+    /// Submits commands to the local coalescer and waits, until `deadline` or until the leadership is `over`, for what
+    /// becomes of them.
+    pub(crate) async fn submit(
+        &self,
+        commands: Vec<Bytes>,
+        term: Option<u64>,
+        deadline: Instant,
+        over: impl Future<Output = ()>,
+    ) -> Answer {
         let bytes: usize = commands.iter().map(Bytes::len).sum();
         let (answer, answered) = oneshot::channel();
         let claim = Claim::default();
@@ -116,14 +125,19 @@ impl Proposer {
             Ok(Err(stopped)) => return Answer::NotDone(stopped),
             Err(_) => return Answer::NotDone(NotDone::Overloaded),
         }
-        match tokio::time::timeout_at(deadline, answered).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) if claim.abandon() => Answer::NotDone(NotDone::Stopped),
-            Ok(Err(_)) => Answer::Unknown("the node stopped before the command was applied".to_owned()),
-            Err(_) if claim.abandon() => {
-                Answer::NotDone(NotDone::NoQuorum("earlier commands are still waiting".to_owned()))
+        let abandoned = |why: NotDone, unknown: &str| match claim.abandon() {
+            true => Answer::NotDone(why),
+            false => Answer::Unknown(unknown.to_owned()),
+        };
+        tokio::select! {
+            biased;
+            answer = answered => answer
+                .unwrap_or_else(|_| abandoned(NotDone::Stopped, "the node stopped before the command was applied")),
+            () = over => abandoned(NotDone::NoLeader, "leadership ended before the command was applied"),
+            () = tokio::time::sleep_until(deadline) => {
+                let waiting = NotDone::NoQuorum("earlier commands are still waiting".to_owned());
+                abandoned(waiting, "not confirmed by a majority within the deadline")
             }
-            Err(_) => Answer::Unknown("not confirmed by a majority within the deadline".to_owned()),
         }
     }
 }
@@ -131,6 +145,7 @@ impl Proposer {
 /// The coalescer's side; one task per node, busy only while the node leads.
 pub(crate) struct Coalescer {
     raft: Raft,
+    replica: Arc<Replica>,
     reign: watch::Receiver<Option<Reign>>,
     quorum: Quorum,
     clock: Arc<dyn Clock>,
@@ -142,6 +157,7 @@ pub(crate) struct Coalescer {
 /// The queue's two ends.
 pub(crate) fn coalescer(
     raft: Raft,
+    replica: Arc<Replica>,
     reign: watch::Receiver<Option<Reign>>,
     quorum: Quorum,
     clock: Arc<dyn Clock>,
@@ -149,7 +165,7 @@ pub(crate) fn coalescer(
     let (queue, incoming) = mpsc::channel(QUEUE);
     let proposer = Proposer { queue, room: Arc::new(Semaphore::new(QUEUED_BYTES)) };
     let under_way = FuturesUnordered::new();
-    (proposer, Coalescer { raft, reign, quorum, clock, incoming, queue: VecDeque::new(), under_way })
+    (proposer, Coalescer { raft, replica, reign, quorum, clock, incoming, queue: VecDeque::new(), under_way })
 }
 
 impl Coalescer {
@@ -177,6 +193,7 @@ impl Coalescer {
         let reign = *self.reign.borrow();
         let refusal = match &reign {
             None => Some(NotDone::NoLeader),
+            Some(_) if self.replica.payloads.is_full() => Some(NotDone::Overloaded),
             Some(_) => self.quorum.refusal().map(NotDone::NoQuorum),
         };
         if let Some(refusal) = refusal {

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use hodei_state::ids::NodeId;
 use openraft::{LinearizerOption, ReadPolicy, ServerState, async_runtime::watch::WatchReceiver};
 use tokio::{
     sync::{mpsc, oneshot},
@@ -106,10 +107,24 @@ async fn ask(raft: Raft, peers: Peers, patience: Duration) -> Confirmed {
     };
     let asked = peers
         .call(leader, patience, &ReadRequestV1, |mut client, request| async move { client.read_index(request).await });
-    match asked.await {
+    let asked = tokio::select! {
+        asked = asked => asked,
+        () = another_leads(&raft, leader) => return Err(format!("node {leader} no longer leads")),
+    };
+    match asked {
         Ok(ReadResponseV1::Index(LogIdV1 { term, index })) => Ok(Position { term, index }),
         Ok(ReadResponseV1::NotConfirmed(why)) => Err(why),
         Err(error) => Err(format!("leader {leader} cannot be asked: {error}")),
+    }
+}
+
+/// Resolves when somebody else than `leader` leads, or nobody: no answer of it is worth waiting for.
+async fn another_leads(raft: &Raft, leader: NodeId) {
+    let mut metrics = raft.server_metrics();
+    while metrics.borrow_watched().current_leader == Some(leader) {
+        if metrics.changed().await.is_err() {
+            return;
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Starting a replica: log, state, openraft, tasks, in this order.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use openraft::async_runtime::watch::WatchReceiver;
 use parking_lot::Mutex;
@@ -39,7 +39,8 @@ pub async fn start(config: Config, dialer: Arc<dyn Dialer>) -> Result<Handle, St
     let (reign, reigns) = watch::channel(None);
     let leadership = watch::Sender::new(Leadership::Following { leader: None });
     let quorum = Quorum::new(raft.metrics(), timing.election_max * 2);
-    let (proposer, coalescer) = propose::coalescer(raft.clone(), reigns, quorum.clone(), config.clock.clone());
+    let (proposer, coalescer) =
+        propose::coalescer(raft.clone(), replica.clone(), reigns, quorum.clone(), config.clock.clone());
     let (forwarder, link) = forward::forwarder(peers.clone());
     let (reads, rounds) = read::read_index(raft.clone(), peers.clone(), timing.election_max * 2);
     let leader = Leader {
@@ -83,10 +84,7 @@ pub async fn start(config: Config, dialer: Arc<dyn Dialer>) -> Result<Handle, St
 async fn open_log(config: &Config) -> Result<LogStore, StartError> {
     let (dir, options) = (config.dir.join("wal"), config.storage.log);
     let opened = tokio::task::spawn_blocking(move || LogStore::open(&RealFs, &dir, &options, Arc::new(SystemEntropy)));
-    let (log, _) = opened
-        .await
-        .map_err(|error| StartError::Log(error.to_string()))?
-        .map_err(|error| StartError::Log(error.to_string()))?;
+    let (log, _) = opened.await.map_err(io::Error::other).map_err(StartError::io("opening the log"))??;
     Ok(log)
 }
 

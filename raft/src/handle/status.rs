@@ -12,7 +12,7 @@ use super::{Handle, Position};
 pub struct Status {
     /// This node.
     pub node_id: NodeId,
-    /// Who leads, as far as is known here.
+    /// Who leads, as far as is known here; none if nothing was heard of it for two election time-outs.
     pub leader: Option<NodeId>,
     /// The current term.
     pub term: u64,
@@ -56,7 +56,7 @@ impl Handle {
     #[must_use]
     pub fn status(&self) -> Status {
         let (applied, hash) = self.inner.replica.with(|held| (held.applied, held.state.hash()));
-        let quorum = self.inner.quorum.present();
+        let leader = self.inner.quorum.leader();
         let metrics = self.inner.raft.metrics();
         let metrics = metrics.borrow_watched();
         let membership = &metrics.membership_config;
@@ -71,7 +71,7 @@ impl Handle {
             });
         Status {
             node_id: metrics.id,
-            leader: metrics.current_leader,
+            leader,
             term: metrics.current_term,
             applied: applied.map(Position::from).unwrap_or_default(),
             last_log_index: metrics.last_log_index.unwrap_or_default(),
@@ -81,7 +81,7 @@ impl Handle {
             voters: membership.voter_ids().collect(),
             learners: membership.membership().learner_ids().collect(),
             changing: membership.get_joint_config().len() > 1,
-            quorum,
+            quorum: leader.is_some(),
             peers: peers.collect(),
             hash,
         }

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, Write},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 /// Makes the directory's entries durable.
@@ -25,6 +25,27 @@ pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&temporary, path)
+}
+
+/// From so many files on, one sync of the file system costs less than one per file.
+const MANY: usize = 32;
+
+/// Writes files so that each is whole or absent, and durable on return. All lie in `dir`.
+pub(crate) fn write_all_synced(dir: &Path, files: &[(PathBuf, &[u8])]) -> io::Result<()> {
+    if files.len() < MANY {
+        for (path, bytes) in files {
+            write_synced(path, bytes)?;
+        }
+        return sync_dir(dir);
+    }
+    for (path, bytes) in files {
+        fs::write(path.with_extension("tmp"), bytes)?;
+    }
+    nix::unistd::syncfs(File::open(dir)?)?;
+    for (path, _) in files {
+        fs::rename(path.with_extension("tmp"), path)?;
+    }
+    sync_dir(dir)
 }
 
 /// Removes what a crash left half written.

@@ -27,7 +27,7 @@ mod topics;
 use std::{io, sync::Arc};
 
 use futures::{FutureExt, Stream, TryStreamExt, future::BoxFuture};
-use hodei_state::{Changes, outcome::Outcome};
+use hodei_state::{Changes, RowKey, outcome::Outcome};
 use openraft::{
     EntryPayload, OptionalSend,
     alias::{SnapshotMetaOf, SnapshotOf, StoredMembershipOf},
@@ -101,9 +101,9 @@ impl Machine {
         };
         // Staged before it is published: whoever sees the index and asks for a snapshot gets its payloads, too.
         let log_bytes = self.replica.log_bytes() + bytes;
-        let keys = Changes { rows: changes.rows.iter().map(|(key, _)| (*key, None)).collect() };
+        let changed: Vec<RowKey> = changes.rows.iter().map(|(key, _)| *key).collect();
         self.replica.with(|held| self.stage.changes(changes, held, log_bytes));
-        self.replica.publish(log_id, &keys, bytes);
+        self.replica.publish(log_id, &changed, bytes);
         Ok(outcomes)
     }
 

@@ -8,6 +8,7 @@ use std::{
     collections::{HashMap, HashSet},
     fs, io,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicUsize, Ordering},
 };
 
 use bytes::Bytes;
@@ -23,6 +24,9 @@ use super::files;
 /// Bodies up to this many bytes stay in their row.
 pub const INLINE_LIMIT: usize = hodei_state::validate::MAX_INLINE_BODY;
 
+/// More bytes than this are not left waiting for the disk.
+const UNWRITTEN_LIMIT: usize = 256 << 20;
+
 /// SHA-256 of a payload.
 pub(crate) type PayloadDigest = [u8; 32];
 
@@ -30,13 +34,14 @@ pub(crate) struct Payloads {
     dir: PathBuf,
     /// Not yet durable.
     unwritten: Mutex<HashMap<PayloadDigest, Bytes>>,
+    unwritten_bytes: AtomicUsize,
     /// Referred to by snapshots that are being built, sent, or received.
     pinned: Mutex<HashMap<u64, HashSet<PayloadDigest>>>,
 }
 
 impl Payloads {
     pub(crate) fn new(dir: PathBuf) -> Self {
-        Self { dir, unwritten: Mutex::default(), pinned: Mutex::default() }
+        Self { dir, unwritten: Mutex::default(), unwritten_bytes: AtomicUsize::new(0), pinned: Mutex::default() }
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -45,7 +50,15 @@ impl Payloads {
 
     /// Keeps the bytes until they are durable.
     pub(super) fn put(&self, digest: PayloadDigest, bytes: Bytes) {
-        self.unwritten.lock().insert(digest, bytes);
+        let len = bytes.len();
+        if self.unwritten.lock().insert(digest, bytes).is_none() {
+            self.unwritten_bytes.fetch_add(len, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the disk is so far behind that a leader should not take on more.
+    pub(crate) fn is_full(&self) -> bool {
+        self.unwritten_bytes.load(Ordering::Relaxed) > UNWRITTEN_LIMIT
     }
 
     pub(super) fn has_unwritten(&self) -> bool {
@@ -76,17 +89,15 @@ impl Payloads {
         if unwritten.is_empty() {
             return Ok(());
         }
-        for (digest, bytes) in &unwritten {
-            let path = self.path(digest);
-            if fs::metadata(&path).is_ok_and(|found| found.len() == bytes.len() as u64) {
-                continue;
-            }
-            files::write_synced(&path, bytes)?;
-        }
-        files::sync_dir(&self.dir)?;
+        let files = unwritten.iter().map(|(digest, bytes)| (self.path(digest), bytes.as_ref()));
+        let missing: Vec<_> = files
+            .filter(|(path, bytes)| fs::metadata(path).map_or(true, |found| found.len() != bytes.len() as u64))
+            .collect();
+        files::write_all_synced(&self.dir, &missing)?;
         let mut map = self.unwritten.lock();
-        for (digest, _) in unwritten {
-            map.remove(&digest);
+        for (digest, bytes) in &unwritten {
+            map.remove(digest);
+            self.unwritten_bytes.fetch_sub(bytes.len(), Ordering::Relaxed);
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use hodei_state::{Changes, State, ids::Millis};
+use hodei_state::{RowKey, State, ids::Millis};
 use openraft::alias::StoredMembershipOf;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch};
@@ -82,7 +82,7 @@ impl Replica {
     }
 
     /// Tells everybody that the entry at `log_id` is applied.
-    pub(super) fn publish(&self, log_id: LogId, changes: &Changes, bytes: u64) {
+    pub(super) fn publish(&self, log_id: LogId, changed: &[RowKey], bytes: u64) {
         if log_id.index().is_multiple_of(HASH_EVERY) {
             let hash = self.with(|held| held.state.hash());
             let mut hashes = self.hashes.lock();
@@ -92,7 +92,7 @@ impl Replica {
             hashes.push_back((log_id.index(), hash));
         }
         self.applied.send_replace(Some(log_id));
-        self.topics.bump(log_id.index(), changes.rows.iter().map(|(key, _)| key));
+        self.topics.bump(log_id.index(), changed);
         let total = self.log_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         if total >= self.threshold.load(Ordering::Relaxed) {
             self.snapshot_due.notify_one();

@@ -47,7 +47,7 @@ impl Topics {
     }
 
     /// Wakes whom the changed rows concern.
-    pub(super) fn bump<'a>(&self, index: u64, keys: impl Iterator<Item = &'a RowKey>) {
+    pub(super) fn bump(&self, index: u64, keys: &[RowKey]) {
         let mut senders = self.senders.lock();
         if senders.by_topic.is_empty() {
             return;
@@ -95,8 +95,10 @@ fn topics_of(key: &RowKey) -> Touched {
         | RowKey::Segment(job, _, _)
         | RowKey::Tombstone(job) => Touched::Job(*job),
         RowKey::Worker(worker) => Touched::Worker(*worker),
-        RowKey::Member(_) | RowKey::Token(_) | RowKey::Identity(_) => Touched::Members,
-        _ => Touched::Nothing,
+        RowKey::Cluster | RowKey::Member(_) | RowKey::Token(_) | RowKey::TokenUse(..) | RowKey::Identity(_) => {
+            Touched::Members
+        }
+        RowKey::Meta => Touched::Nothing,
     }
 }
 

@@ -90,7 +90,8 @@ impl RaftService for Service {
                 stream,
                 |mut stream| async move { Some((next_append(&mut stream).await?, stream)) },
             );
-        let requests = futures::stream::once(async { first }).chain(rest);
+        let quorum = self.handle.inner.quorum.clone();
+        let requests = futures::stream::once(async { first }).chain(rest).inspect(move |_| quorum.heard());
         let results = self.handle.inner.raft.stream_append(requests).map(|result| match result {
             Ok(Ok(matched)) => Ok(answer(&AppendResponseV1::Matched(matched.map(Into::into)))),
             Ok(Err(StreamAppendError::Conflict(id))) => Ok(answer(&AppendResponseV1::Conflict(id.into()))),
