@@ -28,23 +28,27 @@ fi
 [[ -x $bin/hodei-node && -x $bin/hodei-agent ]] || die "no hodei-node and hodei-agent in $bin"
 
 work=$(mktemp -d)
-pids=()
+nodes=() others=() # process ids of what runs
+# finish PID…: SIGTERM, and SIGKILL for whoever has not ended five seconds later.
+finish() {
+  local limit=$((SECONDS + 5))
+  (($# > 0)) || return 0
+  kill -TERM "$@" 2> /dev/null || return 0
+  while kill -0 "$@" 2> /dev/null && ((SECONDS < limit)); do sleep 0.05; done
+  kill -KILL "$@" 2> /dev/null || true
+}
 cleanup() {
-  local status=$? pid
+  local status=$? log
   trap - EXIT INT TERM
-  for pid in "${pids[@]}"; do kill -TERM "$pid" 2> /dev/null || true; done
-  # What does not end by itself within five seconds is killed.
-  for _ in {1..50}; do
-    kill -0 "${pids[@]}" 2> /dev/null || break
-    sleep 0.1
-  done
-  for pid in "${pids[@]}"; do kill -KILL "$pid" 2> /dev/null || true; done
-  wait 2> /dev/null || true
-  if [[ $status != 0 ]]; then
+  if [[ $status != 0 && $status != 130 ]]; then
     for log in "$work"/*.err; do
       [[ -s $log ]] && { printf -- '--- last lines of %s\n' "${log##*/}"; tail -n 8 "$log"; } >&2
     done
   fi
+  # Clients and agents first, so that they can say goodbye to a node.
+  finish "${others[@]}"
+  finish "${nodes[@]}"
+  wait 2> /dev/null || true
   rm -rf "$work"
   exit "$status"
 }
@@ -73,7 +77,7 @@ start() {
   shift
   "$@" > "$work/$name.out" 2> "$work/$name.err" &
   pid[$name]=$!
-  pids+=("$!")
+  if [[ $name == node* ]]; then nodes+=("$!"); else others+=("$!"); fi
 }
 
 # within SECONDS WHAT COMMAND…: repeats the command until it succeeds.
@@ -107,7 +111,7 @@ leader_at() {
   id=$(status "$1" | tr -d ' \n' | field leader)
   [[ -z $id || $id == null ]] || node_number "$id"
 }
-job_field() { hodei "$alive" job get "$job" --output json | sed -E 's/\[[^]]*\]//g' | rows | field "$1"; }
+job_field() { hodei "$alive" job get "$job" --output json | tr -d ' \n' | sed -E 's/\[[^]]*\]/0/g' | rows | field "$1"; }
 # The number of the node that holds the stream of worker $1.
 gateway_of() {
   local id
@@ -207,26 +211,30 @@ within 60 "half of the lines" lines_reach $((files / 2))
 [[ $(gateway_of "$worker") == "$gateway" ]] && leads "$gateway" || die "the leader is not the job's gateway any more"
 running || die "the job ended before the leader could be killed"
 killed_at=$(wc -l < "$work/follow.out")
-kill -KILL "${pid[node$gateway]}"
+old=$(node_id "$gateway")
 outage=$(now_ms)
+kill -KILL "${pid[node$gateway]}"
+{ wait "${pid[node$gateway]}" || true; } 2> /dev/null
+nodes=("${pid[node$third]}" "${pid[node3]}")
 alive=$third,3
-after=""
-for ((i = 0; i < 1000; i++)); do
-  after=$(leader_at "$third" || true)
-  [[ -n $after && $after != "$gateway" ]] && break
-  sleep 0.01
+new=null
+for ((i = 0; i < 2000; i++)); do
+  new=$(status "$third" | tr -d ' \n' | field leader)
+  [[ -n $new && $new != null && $new != "$old" ]] && break
 done
-[[ -n $after && $after != "$gateway" ]] || die "no new leader"
+[[ -n $new && $new != null && $new != "$old" ]] || die "no new leader"
 outage=$(($(now_ms) - outage))
+after=$(node_number "$new")
 say "killed node $gateway, the leader, after $killed_at of $files lines; node $after led $outage ms later"
 
 # --- the verdict -----------------------------------------------------------------------------------------------------
 
 verdict=0
-hodei "$alive" job wait "$job" || verdict=$?
+hodei "$alive" job wait --output quiet "$job" > /dev/null || verdict=$?
 [[ $verdict == 0 ]] || die "the job ended with $verdict instead of 0"
 follow_status=0
 wait "${pid[follow]}" || follow_status=$?
+others=("${pid[agent1]}" "${pid[agent2]}")
 [[ $follow_status == 0 ]] || die "following the log ended with $follow_status"
 [[ $(job_field state) == Succeeded ]] || die "the job is $(job_field state)"
 [[ $(job_field attempt) == 1 ]] || die "the job took $(job_field attempt) attempts"
