@@ -47,6 +47,8 @@ fn run_job(shared: &Arc<Shared>, run: RunJob) {
     if let Err(why) = shared.leases.admit(key, run.heartbeat, lost_after) {
         return shared.roster.decline(key, why.to_string());
     }
+    // It stands on a heartbeat that the leader has just confirmed, answered or not.
+    *shared.answered.lock() = Instant::now();
     tracing::info!(attempt = %key, name = spec.name, "starting");
     let executor = Arc::clone(&shared.executor);
     shared.tasks.spawn(async move { executor.run(attempt, spec).await });

@@ -95,7 +95,7 @@ impl From<Status> for Lost {
         match status.code() {
             Code::PermissionDenied | Code::Unauthenticated => Self::Refused(Exit::not_allowed(status.message())),
             // This process' session is over: another one has opened a newer session for the same worker.
-            Code::FailedPrecondition | Code::Aborted => Self::Refused(Exit::other(status.message())),
+            Code::FailedPrecondition => Self::Refused(Exit::other(status.message())),
             code => Self::Broken(format!("{code:?}: {}", status.message())),
         }
     }
