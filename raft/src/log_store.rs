@@ -129,6 +129,8 @@ impl<F: Fs> LogStore<F> {
         entropy: Arc<dyn Entropy>,
     ) -> Result<(Self, Recovered), OpenError> {
         let (wal, recovered) = Wal::open(fs, dir, &options.wal, entropy)?;
+        let Recovered { lsn, above_mark, torn, .. } = recovered;
+        tracing::info!(dir = %dir.display(), lsn, above_mark, torn, bytes = wal.bytes(), "opened the log");
         let vote = recovered.vote.map(from_wal);
         let recent = Recent { vote, entries: VecDeque::new(), bytes: 0, limit: options.cache_bytes };
         let inner = Arc::new(Inner { wal, recent: Mutex::new(recent) });

@@ -21,7 +21,7 @@ use hodei_state::ids::{Millis, Mono};
 pub trait Fs: Clone + Send + Sync + 'static {
     /// An open file.
     type File: File;
-    /// Creates a directory and its parents; each new one is durable when this returns.
+    /// Creates a directory and its parents; all that is new, and the directory itself, is durable when this returns.
     fn create_dir_all(&self, dir: &Path) -> io::Result<()>;
     /// The names of the files in a directory, in no order.
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
@@ -58,17 +58,18 @@ impl Fs for RealFs {
     type File = std::fs::File;
 
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
-        if dir.is_dir() {
-            return Ok(());
+        let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if !dir.is_dir() {
+            if !parent.is_dir() {
+                self.create_dir_all(parent)?;
+            }
+            match std::fs::create_dir(dir) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
         }
-        let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
-        if let Some(parent) = parent {
-            self.create_dir_all(parent)?;
-        }
-        match std::fs::create_dir(dir) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-            _ => self.sync_dir(parent.unwrap_or(Path::new("."))),
-        }
+        // Also if it was there: whoever created it may have died before this.
+        self.sync_dir(parent)
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {

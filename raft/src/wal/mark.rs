@@ -133,3 +133,42 @@ fn read_slot(file: &impl File, number: u64) -> Result<Option<(u64, Mark)>, OpenE
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::seam::sim::SimFs;
+
+    const MARK: Mark = Mark { lsn: 1_000, chain: 0xabc, vote: Some(Vote { term: 7, node: 3, committed: false }) };
+
+    /// Written by the first version; it must decode for ever.
+    #[test]
+    fn a_slot_on_disk_never_changes() {
+        let bytes = slot(12, &MARK);
+        let used = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 2;
+        let hex: String = bytes[..used].iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, "484f44454948574d01000000cf59d8230b0000000cfbe803fbbc0a01070300");
+    }
+
+    #[test]
+    fn the_newest_slot_counts_and_a_spoiled_one_leaves_the_other() {
+        let (fs, dir) = (SimFs::default(), Path::new("/wal"));
+        let mut file = MarkFile::create(&fs, dir, &MARK).unwrap();
+        let marks: Vec<Mark> = (1..=5).map(|more| Mark { lsn: MARK.lsn + more, ..MARK }).collect();
+        for mark in &marks {
+            file.write(mark).unwrap();
+            file.sync().unwrap();
+        }
+        assert_eq!(MarkFile::open(&fs, dir).unwrap().1, marks[4]);
+        let intact = fs.contents(&dir.join(FILE)).unwrap();
+        let newest = (file.sequence % 2) as usize;
+        for (slot, left) in [(newest, marks[3]), (1 - newest, marks[4])] {
+            let mut spoiled = intact.clone();
+            spoiled[slot * BLOCK_BYTES + 22] ^= 1;
+            fs.overwrite(&dir.join(FILE), spoiled);
+            assert_eq!(MarkFile::open(&fs, dir).unwrap().1, left);
+        }
+        fs.overwrite(&dir.join(FILE), vec![0; 2 * BLOCK_BYTES]);
+        assert_eq!(MarkFile::open(&fs, dir).map(|_| ()).unwrap_err().code(), Some("HODEI-STORAGE-011"));
+    }
+}

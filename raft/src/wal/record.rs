@@ -260,3 +260,108 @@ pub(crate) fn read(bytes: &Bytes, offset: usize, salt: u32) -> Result<Found, NoR
         payload: bytes.slice(offset + HEADER_BYTES..offset + HEADER_BYTES + len),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection, prelude::*};
+
+    use super::*;
+
+    const SALT: u32 = 0x0102_0304;
+
+    fn encoded(record: &Record, lsn: Lsn, previous: u128) -> (Bytes, u128) {
+        let mut bytes = Vec::new();
+        let chain = record.encode(lsn, previous, &mut bytes);
+        seal(&mut bytes, SALT);
+        (bytes.into(), chain)
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Written by the first version; they must decode for ever.
+    #[test]
+    fn bytes_on_disk_never_change() {
+        let id = EntryId { term: 2, index: 300 };
+        let append = Record::Append { id, body: Body::new(b"he", Bytes::from_static(b"llo")) };
+        let golden = [
+            (append, "b60bbbfc0a00000001000000000000005141dedf2d7c1d0d2efb06906295b3aa010102fb2c0168656c6c6f"),
+            (
+                Record::Vote(Vote { term: 7, node: 3, committed: true }),
+                "d0273e630400000002000000000000002ceab13714fcaea0ff65ff05c6aa08ff0201070301",
+            ),
+            (
+                Record::Truncate { from: 251 },
+                "728420a8040000000300000000000000d2245e093b241df314c13796cf1937800301fbfb00",
+            ),
+            (
+                Record::Purge { upto: id },
+                "3326a30e05000000040000000000000072987db7c192ac509dea07829ed872c7040102fb2c01",
+            ),
+        ];
+        let mut chain = 5;
+        for (position, (record, expected)) in golden.into_iter().enumerate() {
+            let lsn = position as u64 + 1;
+            let (bytes, next) = encoded(&record, lsn, chain);
+            assert_eq!(hex(&bytes), expected, "{record:?}");
+            let found = read(&bytes, 0, SALT).unwrap();
+            assert!(found.follows(chain) && found.lsn == lsn && found.len() == bytes.len());
+            assert_eq!(flat(&Record::decode(found.kind, &found.payload).unwrap()), flat(&record));
+            chain = next;
+        }
+    }
+
+    /// With the body in one piece.
+    fn flat(record: &Record) -> Record {
+        match record {
+            Record::Append { id, body } => Record::Append { id: *id, body: body.to_bytes().into() },
+            other => other.clone(),
+        }
+    }
+
+    fn any_record() -> impl Strategy<Value = Record> {
+        let id = (any::<u64>(), any::<u64>()).prop_map(|(term, index)| EntryId { term, index });
+        let body = (collection::vec(any::<u8>(), 0..32), collection::vec(any::<u8>(), 0..300))
+            .prop_map(|(head, tail)| Body::new(&head, tail.into()));
+        prop_oneof![
+            (id.clone(), body).prop_map(|(id, body)| Record::Append { id, body }),
+            (any::<u64>(), any::<u64>(), any::<bool>()).prop_map(|(term, node, committed)| Record::Vote(Vote {
+                term,
+                node,
+                committed
+            })),
+            any::<u64>().prop_map(|from| Record::Truncate { from }),
+            id.prop_map(|upto| Record::Purge { upto }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn records_come_back(record in any_record(), lsn in 1u64.., previous: u128) {
+            let (bytes, chain) = encoded(&record, lsn, previous);
+            let found = read(&bytes, 0, SALT).unwrap();
+            prop_assert_eq!((found.lsn, found.chain, found.len()), (lsn, chain, bytes.len()));
+            prop_assert!(found.follows(previous) && !found.follows(previous.wrapping_add(1)));
+            prop_assert_eq!(flat(&Record::decode(found.kind, &found.payload).unwrap()), flat(&record));
+            prop_assert!(record.weight() >= bytes.len(), "the estimate is not too small");
+        }
+
+        #[test]
+        fn a_flipped_bit_or_another_salt_is_noticed(record in any_record(), bit: usize, salt: u32) {
+            let (bytes, _) = encoded(&record, 9, 1);
+            prop_assert!(salt == SALT || read(&bytes, 0, salt).is_err());
+            let mut flipped = bytes.to_vec();
+            let bit = bit % (flipped.len() * 8);
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            prop_assert_eq!(read(&flipped.into(), 0, SALT).unwrap_err(), NoRecord::Invalid);
+        }
+
+        #[test]
+        fn noise_never_panics(bytes in collection::vec(any::<u8>(), 0..200), offset in 0usize..250, kind: u8) {
+            let bytes = Bytes::from(bytes);
+            let _ = read(&bytes, offset, SALT);
+            let _ = Record::decode(kind, &bytes);
+        }
+    }
+}

@@ -243,3 +243,37 @@ impl Scan {
         self.offset
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Written by the first version; it must decode for ever.
+    #[test]
+    fn a_header_on_disk_never_changes() {
+        let shape = Shape {
+            lsn: 1_000,
+            chain: 0x0123_4567_89ab_cdef,
+            vote: Some(Vote { term: 7, node: 3, committed: true }),
+            purged: Some(EntryId { term: 6, index: 200 }),
+            live: 201..900,
+        };
+        let bytes = encode_header(0x0102_0304, &shape);
+        let used = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+        let hex: String = bytes[..used].iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(
+            hex,
+            "484f44454957414c010000004a44a36a1c000000fc04030201fbe803fdefcdab8967452301010703010106c8c9fb8403"
+        );
+        assert_eq!(decode_header(&bytes), Ok((0x0102_0304, shape)));
+    }
+
+    #[test]
+    fn names_say_the_first_record() {
+        assert_eq!(name(41), "00000000000000000042.wal");
+        assert_eq!(base_of(&name(41)), Some(41));
+        for other in ["mark", "42.wal", "00000000000000000000.wal", "0000000000000000004x.wal", "x.tmp"] {
+            assert_eq!(base_of(other), None, "{other}");
+        }
+    }
+}
