@@ -58,3 +58,30 @@ pub(crate) fn remove_temporary(dir: &Path) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_and_many_files_are_whole_and_leave_nothing_behind() {
+        for count in [3, MANY + 1] {
+            let dir = tempfile::tempdir().unwrap();
+            let files: Vec<(PathBuf, &[u8])> =
+                (0..count).map(|n| (dir.path().join(format!("{n:03}")), b"content".as_slice())).collect();
+            write_all_synced(dir.path(), &files).unwrap();
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), count);
+            assert!(files.iter().all(|(path, bytes)| fs::read(path).unwrap() == *bytes));
+        }
+    }
+
+    #[test]
+    fn what_a_crash_left_half_written_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("a.tmp"), b"x").unwrap();
+        fs::write(dir.path().join("b"), b"x").unwrap();
+        remove_temporary(dir.path()).unwrap();
+        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["b"]);
+    }
+}

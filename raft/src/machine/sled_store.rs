@@ -207,3 +207,62 @@ fn into_io(error: sled::Error) -> io::Error {
         other => io::Error::other(other),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    #[test]
+    fn golden_bytes() {
+        assert_eq!(hex(&seal(b"rkey", b"value")), "01e004827c76616c7565");
+        let meta = MetaV1 {
+            applied: Some(LogIdV1 { term: 3, index: 300 }),
+            membership: StoredMembershipV1::default(),
+            hash: 0x0102,
+            log_bytes: 7,
+        };
+        assert_eq!(hex(&codec::encode(&meta)), "010103fb2c01000000fb020107");
+    }
+
+    #[test]
+    fn a_row_under_another_key_or_with_another_bit_is_refused() {
+        let sealed = seal(b"key", b"value");
+        assert_eq!(unseal(b"key", &sealed).unwrap(), b"value");
+        assert!(unseal(b"kez", &sealed).is_err());
+        for at in 0..sealed.len() {
+            for bit in 0..8 {
+                let mut damaged = sealed.clone();
+                damaged[at] ^= 1 << bit;
+                assert!(unseal(b"key", &damaged).is_err(), "byte {at} bit {bit}");
+            }
+        }
+        assert!(unseal(b"key", &sealed[..4]).is_err());
+    }
+
+    #[test]
+    fn what_was_written_is_found_again_and_replaced_as_a_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let cache = 1 << 20;
+        let (store, loaded) = SledStore::open(&path, cache).unwrap();
+        assert!(loaded.is_none());
+        let state = State::new();
+        let rows: Rows = state.rows().map(|(key, value)| (key.to_bytes(), Some(value))).collect();
+        let meta = MetaV1 { hash: state.hash(), log_bytes: 9, ..MetaV1::default() };
+        store.write(&rows, &meta).unwrap();
+        drop(store);
+        let (store, loaded) = SledStore::open(&path, cache).unwrap();
+        let (held, log_bytes) = loaded.unwrap();
+        assert_eq!((held.state.hash(), log_bytes), (state.hash(), 9));
+        store.replace(&rows, &meta).unwrap();
+        // A hash that the rows do not add up to: thrown away.
+        store.write(&Rows::new(), &MetaV1 { hash: state.hash() ^ 1, ..meta }).unwrap();
+        drop(store);
+        let (_, loaded) = SledStore::open(&path, cache).unwrap();
+        assert!(loaded.is_none());
+    }
+}

@@ -109,3 +109,35 @@ fn wake(senders: &mut HashMap<Topic, watch::Sender<u64>>, topic: Topic, index: u
         senders.remove(&topic);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whom_a_change_concerns_is_woken_and_topics_go_with_their_last_listener() {
+        let topics = Topics::default();
+        let job = topics.subscribe(Topic::Job(JobId(1)), 5);
+        let other = topics.subscribe(Topic::Job(JobId(2)), 5);
+        let queue = topics.subscribe(Topic::Queue, 5);
+        let members = topics.subscribe(Topic::Members, 5);
+        topics.bump(6, &[RowKey::Attempt(JobId(1), 1)]);
+        assert!(job.has_changed().unwrap() && queue.has_changed().unwrap());
+        assert!(!other.has_changed().unwrap() && !members.has_changed().unwrap());
+        assert_eq!(*job.borrow(), 6);
+        topics.bump_all(9);
+        assert_eq!((*other.borrow(), *members.borrow()), (9, 9));
+        drop((job, other, queue));
+        topics.bump(10, &[RowKey::Job(JobId(1)), RowKey::Job(JobId(2))]);
+        assert_eq!(topics.senders.lock().by_topic.len(), 1);
+    }
+
+    #[test]
+    fn topics_that_nothing_happens_to_are_swept() {
+        let topics = Topics::default();
+        for job in 0..10_000 {
+            drop(topics.subscribe(Topic::Job(JobId(job)), 0));
+        }
+        assert!(topics.senders.lock().by_topic.len() <= 64);
+    }
+}

@@ -226,3 +226,79 @@ impl<R: Read> Iterator for Rows<'_, R> {
 fn damaged(why: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("damaged snapshot: {why}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Cursor, Seek};
+
+    use hodei_state::{
+        command::{Command, Envelope, Init},
+        ids::{Caller, ClusterId, Millis, UserId},
+    };
+
+    use super::*;
+
+    fn state() -> State {
+        let init = Init {
+            cluster: ClusterId(7),
+            ca: vec![1],
+            address: "a:1".to_owned(),
+            key: [1; 32],
+            version: "0".to_owned(),
+            feature_level: 1,
+            admin: (UserId(1), [2; 32]),
+        };
+        let mut state = State::new();
+        state.apply(1, 0, Millis(5), &Envelope { caller: Caller::Node(1), command: Command::Init(init) });
+        state
+    }
+
+    fn bytes(state: &State, digests: &[PayloadDigest]) -> Vec<u8> {
+        let header = HeaderV1 {
+            last: Some(LogIdV1 { term: 3, index: 300 }),
+            membership: StoredMembershipV1::default(),
+            hash: state.hash(),
+            payloads: digests.len() as u64,
+        };
+        let mut file = write(tempfile::tempfile().unwrap(), &header, digests, state).unwrap();
+        file.rewind().unwrap();
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).unwrap();
+        bytes
+    }
+
+    fn read(bytes: &[u8]) -> io::Result<(HeaderV1, Vec<PayloadDigest>, State)> {
+        let (mut reader, header) = Reader::open(Cursor::new(bytes))?;
+        let digests = reader.digests(&header)?;
+        let state = reader.state(&header)?;
+        Ok((header, digests, state))
+    }
+
+    #[test]
+    fn golden_header() {
+        let bytes = bytes(&State::new(), &[]);
+        let hex: String = bytes[..8 + 9 + 11].iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, "484f444549534e010b000000ce83375801010103fb2c010000000000");
+    }
+
+    #[test]
+    fn a_snapshot_comes_back_as_it_was() {
+        let (state, digests) = (state(), vec![[3; 32], [4; 32]]);
+        let (header, found, back) = read(&bytes(&state, &digests)).unwrap();
+        assert_eq!(header.last, Some(LogIdV1 { term: 3, index: 300 }));
+        assert_eq!(found, digests);
+        assert_eq!(back.hash(), state.hash());
+        assert_eq!(back.rows().collect::<Vec<_>>(), state.rows().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn no_damage_goes_unnoticed() {
+        let bytes = bytes(&state(), &[[3; 32]]);
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 0x10;
+            assert!(read(&damaged).is_err(), "byte {at}");
+            assert!(read(&bytes[..at]).is_err(), "cut at {at}");
+        }
+    }
+}
