@@ -36,6 +36,7 @@ pub fn check(state: &State) -> Vec<Violation> {
         let known = state.attempt(segment.job, segment.attempt).is_some();
         found.check(known, || format!("segment {} of {} has no attempt", segment.number, segment.job));
     }
+    check_queue(state, &mut found);
     check_workers(state, &mut found);
     check_parties(state, &mut found);
     found.0
@@ -108,6 +109,20 @@ fn check_attempt(state: &State, attempt: &Attempt, found: &mut Findings) {
     if let Some(end) = &attempt.end {
         found.check(end.at >= attempt.assigned_at, || format!("attempt {id:?} ended before it was assigned"));
     }
+}
+
+/// The queue is what sorting all pending jobs would make of it.
+fn check_queue(state: &State, found: &mut Findings) {
+    let stamp = state.stamp();
+    let jobs = state.jobs.iter().map(|(_, job)| job).filter(|job| job.state == JobState::Pending);
+    let (waiting, queued): (Vec<_>, Vec<_>) = jobs.partition(|job| job.not_before.is_some_and(|until| until > stamp));
+    let mut orders: Vec<_> =
+        queued.iter().filter_map(|job| state.spec(job.id).map(|spec| crate::index::order(job, &spec))).collect();
+    orders.sort_unstable();
+    let expected: Vec<_> = orders.into_iter().filter_map(|order| state.queued_job(order)).map(|job| job.id).collect();
+    let pending: Vec<_> = state.pending().map(|job| job.id).collect();
+    found.check(pending.starts_with(&expected), || format!("the queue is {pending:?}, not {expected:?}"));
+    found.check(pending.len() == expected.len() + waiting.len(), || "jobs in backoff are missing".to_string());
 }
 
 fn check_workers(state: &State, found: &mut Findings) {

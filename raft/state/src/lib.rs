@@ -41,7 +41,8 @@
 //! # How it is kept
 //!
 //! Tables are persistent maps (`table.rs`): a clone is O(1), so that a snapshot or a reader never holds up `apply`. Each
-//! write encodes its row once, for the write-behind, and keeps a rolling hash by which nodes are compared. Indexes
+//! write encodes its row once, for the write-behind, and keeps a rolling hash by which nodes are compared; specs stay as
+//! bytes (`specs.rs`), so that a million pending jobs fit. Indexes
 //! (`index.rs`) see to it that nothing costs O(all jobs).
 //!
 //! # Invariants, as absences

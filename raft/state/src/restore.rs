@@ -7,7 +7,7 @@ use crate::{
     registry::Capacity,
     rows::RowKey,
     state::State,
-    table::{Dirty, RowValue, Table},
+    table::{RowValue, Table},
 };
 
 /// A row that cannot be, or does not fit the others: what it came from must not be used.
@@ -30,39 +30,34 @@ impl State {
         let mut state = Self::new();
         for (key, bytes) in rows {
             state.load(key, &bytes)?;
-            // Encoded again only for the hash; nothing of it is a change.
-            state.dirty.clear();
         }
         state.rebuild()?;
         Ok(state)
     }
 
     fn load(&mut self, key: RowKey, bytes: &[u8]) -> Result<(), CorruptRow> {
-        let dirty = &mut self.dirty;
         match key {
-            RowKey::Meta => load(&mut self.meta, (), bytes, |_| true, dirty),
-            RowKey::Cluster => load(&mut self.cluster, (), bytes, |_| true, dirty),
-            RowKey::Member(id) => load(&mut self.members, id, bytes, |row| row.id == id, dirty),
-            RowKey::Identity(who) => load(&mut self.identities, who, bytes, |row| row.who == who, dirty),
-            RowKey::Token(id) => load(&mut self.tokens, id, bytes, |row| row.id == id, dirty),
-            RowKey::TokenUse(id, nonce) => {
-                load(&mut self.token_uses, (id, nonce), bytes, |row| row.nonce == nonce, dirty)
-            }
-            RowKey::Job(id) => load(&mut self.jobs, id, bytes, |row| row.id == id, dirty),
+            RowKey::Meta => load(&mut self.meta, (), bytes, |_| true),
+            RowKey::Cluster => load(&mut self.cluster, (), bytes, |_| true),
+            RowKey::Member(id) => load(&mut self.members, id, bytes, |row| row.id == id),
+            RowKey::Identity(who) => load(&mut self.identities, who, bytes, |row| row.who == who),
+            RowKey::Token(id) => load(&mut self.tokens, id, bytes, |row| row.id == id),
+            RowKey::TokenUse(id, nonce) => load(&mut self.token_uses, (id, nonce), bytes, |row| row.nonce == nonce),
+            RowKey::Job(id) => load(&mut self.jobs, id, bytes, |row| row.id == id),
             RowKey::Spec(id) => match self.specs.load(id, bytes) {
                 Ok(true) => Ok(()),
                 Ok(false) => Err(corrupt(key, "it is there twice")),
                 Err(error) => Err(corrupt(key, &error.to_string())),
             },
             RowKey::Attempt(job, n) => {
-                load(&mut self.attempts, (job, n), bytes, |row| (row.id.job, row.id.attempt) == (job, n), dirty)
+                load(&mut self.attempts, (job, n), bytes, |row| (row.id.job, row.id.attempt) == (job, n))
             }
             RowKey::Segment(job, n, number) => {
                 let fits = |row: &crate::job::Segment| (row.job, row.attempt, row.number) == (job, n, number);
-                load(&mut self.segments, (job, n, number), bytes, fits, dirty)
+                load(&mut self.segments, (job, n, number), bytes, fits)
             }
-            RowKey::Worker(id) => load(&mut self.workers, id, bytes, |row| row.id == id, dirty),
-            RowKey::Tombstone(id) => load(&mut self.tombstones, id, bytes, |_| true, dirty),
+            RowKey::Worker(id) => load(&mut self.workers, id, bytes, |row| row.id == id),
+            RowKey::Tombstone(id) => load(&mut self.tombstones, id, bytes, |_| true),
         }
     }
 
@@ -130,7 +125,6 @@ fn load<V: RowValue>(
     key: V::Key,
     bytes: &[u8],
     fits: impl Fn(&V) -> bool,
-    dirty: &mut Dirty,
 ) -> Result<(), CorruptRow> {
     let value: V =
         codec::decode_row(bytes).map_err(|error: CodecError| corrupt(V::row_key(key), &error.to_string()))?;
@@ -140,7 +134,8 @@ fn load<V: RowValue>(
     if table.contains(&key) {
         return Err(corrupt(V::row_key(key), "it is there twice"));
     }
-    table.put(key, value, dirty);
+    // Encoded again, but only for the hash, which is over what this build writes.
+    table.set(key, value);
     Ok(())
 }
 

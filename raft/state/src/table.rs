@@ -63,13 +63,19 @@ impl<V: RowValue> Table<V> {
 
     /// Inserts or replaces a row.
     pub(crate) fn put(&mut self, key: V::Key, value: V, dirty: &mut Dirty) {
+        let bytes = self.set(key, value);
+        dirty.insert(V::row_key(key), Some(bytes));
+    }
+
+    /// The same for a row that is stored already. Returns its bytes.
+    pub(crate) fn set(&mut self, key: V::Key, value: V) -> Vec<u8> {
         let bytes = codec::encode_row(&value);
         // Validation and splitting keep every row below the bound; storage relies on it.
         debug_assert!(bytes.len() <= codec::MAX_ROW, "row {:?} has {} bytes", V::row_key(key), bytes.len());
         let hash = hash_row(V::row_key(key), &bytes);
         let old = self.rows.insert(key, Arc::new(Stored { hash, value }));
         self.sum = self.sum.wrapping_sub(old.map_or(0, |row| row.hash)).wrapping_add(hash);
-        dirty.insert(V::row_key(key), Some(bytes));
+        bytes
     }
 
     /// Removes a row, where there is one.
