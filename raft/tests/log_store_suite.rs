@@ -3,13 +3,20 @@
 
 #![allow(clippy::unwrap_used, reason = "a test's helpers may panic")]
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt};
 use hodei_raft::{
     log_store::{LogStore, Options},
-    seam::{RealFs, SystemEntropy},
+    seam::{RealFs, SystemEntropy, sim::SeededEntropy},
     types::{Batch, Entry, LogId, TypeConfig, Vote},
     wal,
 };
@@ -200,4 +207,60 @@ async fn durability_can_be_awaited_by_tasks_and_threads() {
     let never = std::thread::spawn(move || durable.wait_blocking(log_id(9, 9)));
     store.close().await.unwrap();
     assert!(never.join().unwrap().is_err(), "whoever waits when the log closes is told");
+}
+
+/// Reads while the log grows, is cut at both ends, and its segments vanish.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_never_see_a_hole() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(&dir, 4 << 10);
+    let writing = Arc::new(AtomicBool::new(true));
+    let readers: Vec<_> =
+        (0..3u64).map(|seed| tokio::spawn(read_along(store.clone(), seed, writing.clone()))).collect();
+    let (mut term, mut next) = (1, 0);
+    for round in 0..200u64 {
+        store
+            .append((next..next + 20).map(|index| entry(term, index)).collect::<Vec<_>>(), IOFlushed::noop())
+            .await
+            .unwrap();
+        next += 20;
+        if round % 7 == 3 {
+            next -= round % 30;
+            term += 1;
+            store.truncate_after(Some(log_id(term - 1, next - 1))).await.unwrap();
+        }
+        if round % 11 == 5 {
+            let upto = next - 60;
+            store.purge(log_id(store.term(upto).unwrap(), upto)).await.unwrap();
+        }
+        tokio::task::yield_now().await;
+    }
+    store.durable().barrier().await.unwrap();
+    writing.store(false, Ordering::Relaxed);
+    let mut read = 0;
+    for reader in readers {
+        read += reader.await.unwrap();
+    }
+    println!("entries read beside {next} written: {read}");
+    store.close().await.unwrap();
+}
+
+async fn read_along(mut store: LogStore, seed: u64, writing: Arc<AtomicBool>) -> usize {
+    let random = SeededEntropy::new(seed);
+    let mut read = 0;
+    while writing.load(Ordering::Relaxed) {
+        let state = store.get_log_state().await.unwrap();
+        let last = state.last_log_id.map_or(0, |last| last.index);
+        let start = last.saturating_sub(random.below(80));
+        let entries = store.try_get_log_entries(start..start + 60).await.unwrap();
+        for pair in entries.windows(2) {
+            assert_eq!(pair[0].log_id.index + 1, pair[1].log_id.index);
+        }
+        for found in &entries {
+            assert_eq!(*found, entry(found.log_id.leader_id.term, found.log_id.index));
+        }
+        read += entries.len();
+        tokio::task::yield_now().await;
+    }
+    read
 }
