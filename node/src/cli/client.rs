@@ -32,8 +32,6 @@ const SHORTEST_TRY: Duration = Duration::from_secs(1);
 pub struct Conn {
     /// To make a generated client of.
     pub channel: Channel,
-    /// host:port of the server.
-    pub server: String,
     timeout: Option<Duration>,
 }
 
@@ -160,7 +158,7 @@ impl Client {
         let until = Instant::now() + share;
         let (server, channel) = self.connected().await?;
         let timeout = until.saturating_duration_since(Instant::now());
-        let conn = Conn { channel, server: server.clone(), timeout: Some(timeout) };
+        let conn = Conn { channel, timeout: Some(timeout) };
         match timeout_at(until, call(conn)).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(classify(&server, &status)),

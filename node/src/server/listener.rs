@@ -6,7 +6,6 @@
 
 use std::{
     io,
-    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -41,8 +40,6 @@ const ANONYMOUS: usize = 128;
 pub struct ConnInfo {
     /// Whom the client's certificate speaks of; its chain is verified. `None`: it showed none.
     pub certified: Option<Certified>,
-    /// Where it comes from.
-    pub remote: Option<SocketAddr>,
 }
 
 /// The TLS configuration of a node: its certificate, and client certificates of these authorities where one is shown.
@@ -112,7 +109,7 @@ impl Accepting {
             let acceptor = TlsAcceptor::from(self.config.borrow().clone());
             let (anonymous, sender) = (self.anonymous.clone(), sender.clone());
             handshakes.spawn(async move {
-                match time::timeout(HANDSHAKE, handshake(acceptor, tcp, remote, permit, &anonymous)).await {
+                match time::timeout(HANDSHAKE, handshake(acceptor, tcp, permit, &anonymous)).await {
                     // The receiver is gone when the server stops.
                     Ok(Ok(connection)) => drop(sender.send(Ok(connection)).await),
                     Ok(Err(error)) => tracing::info!(%remote, %error, "TLS handshake refused"),
@@ -126,7 +123,6 @@ impl Accepting {
 async fn handshake(
     acceptor: TlsAcceptor,
     tcp: TcpStream,
-    remote: SocketAddr,
     permit: OwnedSemaphorePermit,
     anonymous: &Arc<Semaphore>,
 ) -> io::Result<Connection> {
@@ -139,7 +135,7 @@ async fn handshake(
         let permit = anonymous.clone().try_acquire_owned();
         permits.push(permit.map_err(|_| io::Error::other("too many connections without a certificate"))?);
     }
-    Ok(Connection { tls, info: ConnInfo { certified, remote: Some(remote) }, _permits: permits })
+    Ok(Connection { tls, info: ConnInfo { certified }, _permits: permits })
 }
 
 /// An established TLS connection.

@@ -44,7 +44,7 @@ async fn send(known: Known, path: &str, shown: Option<Certified>) -> Result<Opti
     });
     let mut request = http::Request::new(Body::empty());
     *request.uri_mut() = path.parse().unwrap();
-    request.extensions_mut().insert(ConnInfo { certified: shown, remote: None });
+    request.extensions_mut().insert(ConnInfo { certified: shown });
     // A caller cannot bring its own.
     request.extensions_mut().insert(Peer { caller: Caller::Node(99) });
     let response = AuthLayer::new(Arc::new(known)).layer(inner).call(request).await.unwrap();
