@@ -145,7 +145,7 @@ pub async fn enrol(
 ) -> Result<Identity, Failure> {
     dir.check_unused()?;
     if token.role != Role::Node {
-        return Err(Failure::bad_input(format!(
+        return Err(Failure::not_allowed(format!(
             "the token is for role {}; joining takes one for role node",
             token.role
         )));
@@ -186,7 +186,7 @@ async fn reach(addresses: &[String], pin: &std::sync::Arc<PinnedAuthority>, time
                 Ok(_) => return Ok(()),
                 Err(_) if pin.mismatched() => {
                     return Err(Failure::bad_input(format!(
-                        "{address} belongs to another cluster than the token: its authority is not the one that the token names"
+                        "{address} belongs to another cluster than the token: its CA is not the one that the token names"
                     )));
                 }
                 Err(error) => last = format!("{address}: {error}"),

@@ -38,7 +38,7 @@ pub fn client_file_path() -> Option<PathBuf> {
 pub struct Target {
     /// host:port, at least one.
     pub servers: Vec<String>,
-    /// Trusts the cluster's authorities and shows the client's certificate where there is one.
+    /// Trusts the cluster's authorities and shows the client's certificate.
     pub tls: Arc<ClientConfig>,
 }
 
@@ -103,25 +103,21 @@ pub fn with_default_port(server: &str) -> Result<String, Failure> {
     if authority.host().is_empty() || authority.as_str().contains('@') { Err(bad()) } else { Ok(full) }
 }
 
-/// Reads `ca.pem`, and `cert.pem` with `key.pem` where they exist: without them the cluster answers "not allowed".
+/// Reads `ca.pem`, `cert.pem` and `key.pem`.
 ///
 /// # Errors
 /// Bad input.
 pub fn read_identity(dir: &Path) -> Result<Arc<ClientConfig>, Failure> {
-    let read = |name: &str| match fs::read(dir.join(name)) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Failure::bad_input(format!("cannot read {}: {error}", dir.join(name).display()))),
+    let read = |name: &str| {
+        fs::read(dir.join(name)).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                Failure::bad_input(format!("no identity in {}: there is no {name}", dir.display()))
+            }
+            _ => Failure::bad_input(format!("cannot read {}: {error}", dir.join(name).display())),
+        })
     };
-    let ca = read("ca.pem")?
-        .ok_or_else(|| Failure::bad_input(format!("no identity in {}: there is no ca.pem", dir.display())))?;
-    let own = match (read("cert.pem")?, read("key.pem")?) {
-        (Some(cert), Some(key)) => Some((cert, key)),
-        (None, None) => None,
-        _ => return Err(Failure::bad_input(format!("{}: cert.pem and key.pem belong together", dir.display()))),
-    };
-    let own = own.as_ref().map(|(cert, key)| (cert.as_slice(), key.as_slice()));
-    tls::client_config(&ca, own)
+    let (ca, cert, key) = (read("ca.pem")?, read("cert.pem")?, read("key.pem")?);
+    tls::client_config(&ca, Some((&cert, &key)))
         .map(Arc::new)
         .map_err(|error| Failure::bad_input(format!("the identity in {} is not usable: {error}", dir.display())))
 }

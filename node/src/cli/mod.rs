@@ -17,7 +17,13 @@ use self::output::Format;
 
 /// Hodei runs jobs on a fleet of machines, with one binary and no other server.
 #[derive(Debug, Parser)]
-#[command(name = "hodei-node", version, propagate_version = true, disable_help_subcommand = true)]
+#[command(
+    name = "hodei-node",
+    version,
+    propagate_version = true,
+    disable_help_subcommand = true,
+    args_override_self = true
+)]
 #[command(
     after_help = "Try it:\n  hodei-node dev                             a whole cluster on this machine, until Ctrl-C\n  hodei-node job run -- echo hello           in another terminal"
 )]
@@ -78,6 +84,16 @@ mod tests {
     use clap::CommandFactory as _;
 
     use super::*;
+
+    #[test]
+    fn the_last_of_two_flags_counts_and_lists_grow() {
+        let cli = Cli::try_parse_from(["hodei-node", "--output", "json", "cluster", "status", "--output", "quiet"]);
+        assert_eq!(cli.unwrap().global.output, Format::Quiet);
+        let twice = ["hodei-node", "run", "--listen", "a:1", "--listen", "b:1", "--peer", "c:1", "--peer", "d:1,e:1"];
+        let text = format!("{:?}", Cli::try_parse_from(twice).unwrap().command);
+        assert!(text.contains("b:1") && !text.contains("a:1"), "{text}");
+        assert!(["c:1", "d:1", "e:1"].iter().all(|peer| text.contains(peer)), "{text}");
+    }
 
     #[test]
     fn the_command_tree_is_consistent() {

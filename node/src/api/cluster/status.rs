@@ -83,7 +83,7 @@ impl Shared {
     pub(super) async fn remove(&self, caller: Caller, node: NodeId, by: Instant) -> Result<RemoveResponse, Status> {
         let (_, position) = self.commit(caller, Command::RemoveNode { node }, by).await?;
         let mut warnings = vec![format!(
-            "node {node} has held the key of the cluster's authority: if it is no longer trusted, the authority has to be replaced"
+            "node {node} has held the key of the cluster's CA: if it is no longer trusted, the CA has to be rotated"
         )];
         let left = self.handle.view().state.members().filter(|member| member.removed_at.is_none()).count();
         if left > 0 && left % 2 == 0 {

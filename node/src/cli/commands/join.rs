@@ -34,17 +34,24 @@ pub struct Args {
 
 impl Args {
     pub async fn run(self, global: &Global) -> CommandResult {
-        let token: Token = self.token.parse().map_err(|error| Failure::bad_input(format!("--token: {error}")))?;
+        let token = self.token.parse::<Token>().map_err(|error| Failure::bad_input(format!("--token: {error}")));
         let addresses: Vec<_> =
             self.addresses.iter().map(|address| identity::with_default_port(address)).collect::<Result<_, _>>()?;
         // Whoever lets this node in is also the first to ask where the others are.
         let Some(node) = Node::open(&self.node, &addresses, !self.prepare_only)? else { return Ok(0) };
         let identity = match node.dir.identity()? {
             Some(identity) => {
-                prepare::check_token(&node.dir, &token)?;
+                // Only what it says of the cluster is looked at, as far as it says anything.
+                if let Ok(token) = &token {
+                    prepare::check_token(&node.dir, token)?;
+                }
                 identity
             }
             None => {
+                let token = match token {
+                    Ok(token) => token,
+                    Err(failure) => return node.give_up(failure),
+                };
                 let advertise = node.reachable();
                 match prepare::enrol(&node.dir, &addresses, &token, &advertise, global.request_timeout).await {
                     Ok(identity) => identity,
