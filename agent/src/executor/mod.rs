@@ -189,9 +189,6 @@ impl Executor {
         let status = self.end_tree(&mut child, &tree).await;
         let lease_lost = self.leases.ended(attempt.key);
         let log = drain(capture, &give_up).await;
-        if let Some(cgroup) = tree.cgroup().cloned() {
-            drop(spawn_blocking(move || cgroup.remove()));
-        }
         let cause = if lease_lost { Cause::LeaseLost } else { cause };
         let reason = match status {
             Ok(status) => outcome::reason(cause, status, out_of_memory),
@@ -240,12 +237,18 @@ impl Executor {
         tree.reap(child)
     }
 
-    /// The result is on disk before anybody is told.
+    /// The result is on disk before anybody is told, and before the control group goes: one that is missing without a
+    /// result proves nothing to a successor.
     async fn conclude(&self, attempt: &Arc<Attempt>, dirs: &AttemptDirs, result: JobResult) {
-        let (path, bytes) = (dirs.record.join(RESULT), result.encode_to_vec());
+        let bytes = Arc::new(result.encode_to_vec());
         while let Err(error) = {
-            let (path, bytes) = (path.clone(), bytes.clone());
-            blocking(move || disk::write_durably(&path, &bytes)).await
+            let (record, bytes) = (dirs.record.clone(), Arc::clone(&bytes));
+            blocking(move || {
+                disk::write_durably(&record.join(RESULT), &bytes)?;
+                remove_cgroup(&record);
+                io::Result::Ok(())
+            })
+            .await
         } {
             tracing::error!(attempt = %attempt.key, %error, "cannot write a result to disk; trying again");
             tokio::time::sleep(Duration::from_secs(1)).await;
@@ -259,15 +262,19 @@ impl Executor {
     async fn decline(&self, attempt: &Arc<Attempt>, dirs: &AttemptDirs, reason: String) {
         let dirs = dirs.clone();
         blocking(move || {
-            if let Some(cgroup) = intent::Intent::read(&dirs.record).and_then(|intent| intent.cgroup()) {
-                cgroup.remove();
-            }
+            remove_cgroup(&dirs.record);
             discard(&dirs.record);
             discard(&dirs.private);
         })
         .await;
         self.leases.forget(attempt.key);
         self.roster.decline(attempt.key, reason);
+    }
+}
+
+fn remove_cgroup(record: &std::path::Path) {
+    if let Some(cgroup) = intent::Intent::read(record).and_then(|intent| intent.cgroup()) {
+        cgroup.remove();
     }
 }
 
