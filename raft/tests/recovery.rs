@@ -11,8 +11,13 @@ use std::{
     time::Duration,
 };
 
-use hodei_raft::{Config, Handle, StartError, start};
+use hodei_raft::{
+    Config, Handle, StartError,
+    codec::{self, LogIdV1, StoredMembershipV1},
+    start,
+};
 use hodei_state::{
+    RowKey, State,
     command::{Command, Envelope},
     ids::JobId,
 };
@@ -304,5 +309,62 @@ async fn a_single_node_is_ready_soon_after_a_restart() {
     restart(&mut cluster, 1).await;
     cluster.submit(1, 2).await;
     assert!(begun.elapsed() < Duration::from_secs(5));
+    cluster.shutdown().await;
+}
+
+/// As the store's meta row is.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Meta {
+    applied: Option<LogIdV1>,
+    membership: StoredMembershipV1,
+    hash: u128,
+    log_bytes: u64,
+}
+
+fn seal(key: &[u8], value: &[u8]) -> Vec<u8> {
+    let crc = crc32c::crc32c_append(crc32c::crc32c(key), value);
+    [&[1], &crc.to_le_bytes()[..], value].concat()
+}
+
+/// Adds a job to a stopped node's store that was never committed, so that everything still adds up.
+fn forge(db: &Path) {
+    let db = sled::open(db).unwrap();
+    let rows = db.scan_prefix(b"r").map(|row| {
+        let (key, value) = row.unwrap();
+        (RowKey::from_bytes(&key[1..]).unwrap(), value[5..].to_vec())
+    });
+    let mut state = State::from_rows(rows).unwrap();
+    let mut meta: Meta = codec::decode(&db.get(b"m").unwrap().unwrap()[5..]).unwrap();
+    state.apply(meta.applied.unwrap().index, 99, state.stamp(), &submission(999, 16));
+    for (key, value) in state.take_changes().rows {
+        let key = [b"r", key.to_bytes().as_slice()].concat();
+        let value = seal(&key, &value.unwrap());
+        db.insert(key, value).unwrap();
+    }
+    meta.hash = state.hash();
+    db.insert(b"m", seal(b"m", &codec::encode(&meta))).unwrap();
+    db.flush().unwrap();
+}
+
+#[tokio::test]
+async fn a_node_that_differs_from_the_majority_stops_itself() {
+    let mut cluster = Cluster::start(3, as_is).await;
+    cluster.submit(1, 1).await;
+    cluster.converged().await;
+    let odd = cluster.follower().await;
+    stored(cluster.node(odd)).await;
+    cluster.stop(odd).await;
+    forge(&cluster.dir_of(odd).join("db"));
+    restart(&mut cluster, odd).await;
+    assert!(cluster.node(odd).view().state.job(JobId(999)).is_some());
+    for job in 2..=140 {
+        cluster.submit(1, job).await;
+    }
+    let fatal = tokio::time::timeout(PATIENCE, cluster.node(odd).fatal()).await.unwrap();
+    assert_eq!(fatal.code, "HODEI-STATE-001");
+    let others = cluster.nodes.iter().filter(|(id, _)| **id != odd);
+    for (_, node) in others {
+        assert!(futures::FutureExt::now_or_never(node.handle.fatal()).is_none());
+    }
     cluster.shutdown().await;
 }
