@@ -103,8 +103,8 @@ impl Replica {
     }
 
     pub fn done(&self, caller: Caller, command: Command) {
-        let outcome = self.apply(caller, command.clone());
-        assert!(!matches!(outcome, Outcome::Refused(_)), "{command:?}: {outcome:?}");
+        let outcome = self.apply(caller, command);
+        assert!(!matches!(outcome, Outcome::Refused(_)), "{outcome:?}");
     }
 
     pub fn apply(&self, caller: Caller, command: Command) -> Outcome {

@@ -63,7 +63,7 @@ pub fn start(handle: Handle, dialer: Arc<dyn Dialer>, logs: &Path, stop: Cancell
     let upstream = Arc::new(Peers { dialer: dialer.clone() });
     let hub = Hub::start(handle.node_id(), logs, ledger, upstream, stop.clone())?;
     let door = Door::default();
-    let (relay, relaying) = Relay::new(handle.clone(), dialer, door.clone(), stop.clone());
+    let (relay, relaying) = Relay::new(&handle, dialer, door.clone(), stop.clone());
     hub.spawn(relaying);
     hub.spawn(leader::supervise(handle.clone(), door.clone(), stop.clone()));
     hub.spawn(sweep(handle.clone(), hub.clone(), stop.clone()));

@@ -6,7 +6,7 @@ use hodei_proto::v1;
 use hodei_state::{
     codec,
     command::{OpenSession, SubmitJob},
-    ids::{AttemptRef, Caller, JobId, SessionId, UserId, WorkerId},
+    ids::{AttemptRef, Caller, JobId, SessionId, WorkerId},
     job::{Deadline, JobState, LogEnd, Reason, StartFailure},
     registry::{AgentInfo, Capacity, SessionRef},
     spec::{
@@ -280,19 +280,6 @@ pub fn states(states: &[i32]) -> Result<Vec<JobState>, Bad> {
         Ok(Wire::Unspecified) | Err(_) => Err(Bad::new("states", "states of jobs")),
     };
     states.iter().map(one).collect()
-}
-
-/// Who is meant by the text `role/id` of a [`Caller`].
-#[must_use]
-pub fn caller(text: &str) -> Option<Caller> {
-    let (role, id) = text.split_once('/')?;
-    Some(match role {
-        "node" => Caller::Node(id.parse().ok()?),
-        "agent" => Caller::Agent(id.parse::<WorkerId>().ok()?),
-        "user" => Caller::User(id.parse::<UserId>().ok()?),
-        "admin" => Caller::Admin(id.parse::<UserId>().ok()?),
-        _ => return None,
-    })
 }
 
 fn optional(text: String) -> Option<String> {

@@ -73,14 +73,6 @@ fn reasons_survive() {
     }
 }
 
-#[test]
-fn callers_survive_their_text() {
-    for caller in [Caller::Node(3), Caller::Agent(WorkerId(9)), Caller::Admin(hodei_state::ids::UserId(1))] {
-        assert_eq!(from_proto::caller(&caller.to_string()), Some(caller));
-    }
-    assert_eq!(from_proto::caller("root/1"), None);
-}
-
 prop_compose! {
     fn spec()(
         name in "[g-z]{0,20}",

@@ -104,22 +104,21 @@ pub enum Action {
 pub fn decide(truth: &Truth, said: Said, told: Told, now: Instant) -> Action {
     let due = |last: Option<Instant>, every: Duration| last.is_none_or(|last| now >= last + every);
     match (truth, said) {
-        (Truth::Owned { .. }, Said::Ended) => Action::Nothing(None),
+        // Its result is under way, or known: only its log is still of interest.
+        (Truth::Owned { .. } | Truth::Reported, Said::Ended) => Action::Nothing(None),
         // An agent that does not have it declines it, unless it is told to run it first.
         (Truth::Owned { cancel: Some((reason, grace_period_ms)), .. }, _) if due(told.cancel, REPEAT_CANCEL) => {
             Action::Cancel { reason: reason.clone(), grace_period_ms: *grace_period_ms }
         }
         (Truth::Owned { cancel: Some(_), .. }, _) => Action::Nothing(told.cancel.map(|at| at + REPEAT_CANCEL)),
         (Truth::Owned { started: false, .. }, Said::Running) => Action::Started,
-        (Truth::Owned { .. }, Said::Running) => Action::Nothing(None),
         // The same order for an attempt that its session once reported to run and does not list any more: the agent
         // starts no attempt twice, and its answer settles the matter.
         (Truth::Owned { .. }, Said::Nothing | Said::Starting) if due(told.run, REPEAT_RUN) => Action::Run,
         (Truth::Owned { .. }, Said::Nothing | Said::Starting) => Action::Nothing(told.run.map(|at| at + REPEAT_RUN)),
-        (_, Said::Nothing) => Action::Nothing(None),
+        (Truth::Owned { .. }, Said::Running) | (_, Said::Nothing) => Action::Nothing(None),
         (Truth::Unknown, _) => Action::Forget("the cluster does not know it"),
-        (Truth::Reported, Said::Ended) => Action::Nothing(None),
-        _ if told.released => Action::Nothing(None),
+        (Truth::Reported | Truth::Freed | Truth::Foreign, _) if told.released => Action::Nothing(None),
         (Truth::Reported, _) => Action::Release("its result is known"),
         (Truth::Freed, _) => Action::Release("it was given up"),
         (Truth::Foreign, _) => Action::Release("another session owns it"),

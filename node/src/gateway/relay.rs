@@ -85,10 +85,9 @@ impl Drop for Enlisted {
 }
 
 impl Relay {
-    /// Starts the relay's task, to be spawned by whoever owns it.
-    #[must_use]
+    /// The relay, and its task to be spawned by whoever owns it.
     pub fn new(
-        handle: Handle,
+        handle: &Handle,
         dialer: Arc<dyn Dialer>,
         door: Door,
         stop: CancellationToken,

@@ -8,7 +8,7 @@ mod inbound;
 mod outbound;
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashSet, btree_map::Entry},
     sync::Arc,
     time::Duration,
 };
@@ -286,8 +286,8 @@ impl Session {
         let now = Instant::now();
         let on = self.on;
         for live in state.live_attempts(on.worker).filter(|live| live.session == on.session) {
-            if !self.attempts.contains_key(&live.id) {
-                self.attempts.insert(live.id, Attempt::new(live.id, now));
+            if let Entry::Vacant(vacant) = self.attempts.entry(live.id) {
+                vacant.insert(Attempt::new(live.id, now));
                 self.watch(live.id.job);
             }
         }

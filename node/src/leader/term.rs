@@ -59,14 +59,17 @@ pub struct Term {
     liveness: Liveness,
     links: BTreeMap<u64, Link>,
     waiting: Vec<Beat>,
-    reading: Option<BoxFuture<'static, (Result<View, ReadError>, Vec<Beat>)>>,
-    proposing: Option<BoxFuture<'static, Result<Vec<Outcome>, ProposeError>>>,
+    reading: UnderWay<(Result<View, ReadError>, Vec<Beat>)>,
+    proposing: UnderWay<Result<Vec<Outcome>, ProposeError>>,
     asked: HashMap<WorkerId, Instant>,
     /// Plan now, unless a proposal is under way.
     plan_due: bool,
     /// Plan again then.
     wake_at: Option<Instant>,
 }
+
+/// At most one of its kind.
+type UnderWay<T> = Option<BoxFuture<'static, T>>;
 
 /// The leader's two clocks: its own monotonic one, and the state's stamps carried on by it.
 struct Clock {
@@ -263,7 +266,7 @@ impl Term {
 }
 
 /// The result of what is under way; never, where nothing is. What has come is taken.
-async fn under_way<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
+async fn under_way<T>(future: &mut UnderWay<T>) -> T {
     match future {
         Some(running) => running.await,
         None => std::future::pending().await,

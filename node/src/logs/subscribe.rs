@@ -2,7 +2,7 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use hodei_proto::v1::{self, AttemptLogEnd, LogBatch, LogEvent, LogNotice, SubscribeLogsRequest, log_event::Kind};
+use hodei_proto::v1::{AttemptLogEnd, LogBatch, LogEvent, LogNotice, SubscribeLogsRequest, log_event::Kind};
 use hodei_state::{
     State,
     ids::{AttemptRef, JobId, NodeId},
@@ -261,7 +261,7 @@ impl Subscriber {
     }
 
     async fn send(&self, kind: Kind) -> Result<(), Over> {
-        self.events.send(Ok(v1::LogEvent { kind: Some(kind) })).await.map_err(|_| Over)
+        self.events.send(Ok(LogEvent { kind: Some(kind) })).await.map_err(|_| Over)
     }
 
     async fn fail(&self, status: Status) -> Result<(), Over> {
@@ -302,5 +302,5 @@ async fn grown(progress: &mut Option<watch::Receiver<Progress>>) {
     {
         return;
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }

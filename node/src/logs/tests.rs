@@ -122,12 +122,12 @@ struct Reader {
 }
 
 impl Reader {
-    fn open(hub: &Hub, request: v1::SubscribeLogsRequest) -> Self {
-        Self { events: subscribe::serve(hub, JOB, &request) }
+    fn open(hub: &Hub, request: &v1::SubscribeLogsRequest) -> Self {
+        Self { events: subscribe::serve(hub, JOB, request) }
     }
 
     fn follow(hub: &Hub) -> Self {
-        Self::open(hub, v1::SubscribeLogsRequest { follow: true, ..Default::default() })
+        Self::open(hub, &v1::SubscribeLogsRequest { follow: true, ..Default::default() })
     }
 
     async fn next(&mut self) -> Option<Kind> {
@@ -314,15 +314,15 @@ async fn without_follow_there_is_what_there_is() {
     write(&gateway, attempt, lines(1, &["a\n", "b\n", "c\n"])).await;
     nodes.place(attempt, 1);
     for hub in [&gateway, &elsewhere] {
-        let mut reader = Reader::open(hub, v1::SubscribeLogsRequest::default());
+        let mut reader = Reader::open(hub, &v1::SubscribeLogsRequest::default());
         assert_eq!(reader.text(3).await, "a\nb\nc\n");
         assert!(reader.next().await.is_none());
-        let mut reader = Reader::open(hub, v1::SubscribeLogsRequest { tail: 2, ..Default::default() });
+        let mut reader = Reader::open(hub, &v1::SubscribeLogsRequest { tail: 2, ..Default::default() });
         assert_eq!(reader.text(2).await, "b\nc\n");
         assert!(reader.next().await.is_none());
-        let mut reader = Reader::open(hub, v1::SubscribeLogsRequest { since_ms: 1_020, ..Default::default() });
+        let mut reader = Reader::open(hub, &v1::SubscribeLogsRequest { since_ms: 1_020, ..Default::default() });
         assert_eq!(reader.text(1).await, "c\n");
-        let mut reader = Reader::open(hub, v1::SubscribeLogsRequest { from_sequence: 3, ..Default::default() });
+        let mut reader = Reader::open(hub, &v1::SubscribeLogsRequest { from_sequence: 3, ..Default::default() });
         assert_eq!(reader.text(1).await, "c\n");
     }
 }

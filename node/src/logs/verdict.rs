@@ -50,6 +50,7 @@ pub enum Verdict {
 #[must_use]
 pub fn verdict(now: &Situation<'_>) -> Verdict {
     let end = |complete: bool| Verdict::End { complete, missing: Vec::new() };
+    // Where everything that holders have was read, none of them is missing.
     let give_up = || Verdict::End { complete: false, missing: now.missing.to_vec() };
     match now.end {
         Some(AttemptEnd { log: Some(figures), .. }) => {
@@ -65,12 +66,10 @@ pub fn verdict(now: &Situation<'_>) -> Verdict {
         // Never started: there is no log, and nothing of it is lacking.
         Some(AttemptEnd { by: EndedBy::Declined, .. }) => end(true),
         // Lost: what its holders have is all there may ever be, though late lines may still come.
-        Some(_) if now.settled => end(false),
-        Some(_) if now.patience_over => give_up(),
-        Some(_) => Verdict::Wait { impatient: true },
+        Some(_) if now.settled || now.patience_over => give_up(),
         None if now.follow => Verdict::Wait { impatient: false },
         None if now.settled || now.patience_over => Verdict::Stop { missing: now.missing.to_vec() },
-        None => Verdict::Wait { impatient: true },
+        Some(_) | None => Verdict::Wait { impatient: true },
     }
 }
 
