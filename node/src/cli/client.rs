@@ -218,8 +218,11 @@ struct Open {
 
 impl Open {
     fn add(&mut self, sent: bool, why: String) {
+        // The try that may have had an effect is the one to tell of.
+        if sent || !self.may_have_had_effect {
+            self.last = why;
+        }
         self.may_have_had_effect |= sent;
-        self.last = why;
     }
 
     fn failure(self, kind: Kind) -> Failure {
