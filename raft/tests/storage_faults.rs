@@ -210,7 +210,11 @@ fn a_full_disk_below_ends_the_process_with_its_code() {
     let (worker, status, errors) = worker.end();
     assert_eq!(status.signal(), Some(nix::libc::SIGABRT), "{errors}");
     let codes: Vec<&str> = errors.lines().filter(|line| line.contains("HODEI-STORAGE-")).collect();
-    assert!(matches!(codes[..], [line] if line.starts_with("HODEI-STORAGE-001 ")), "{errors}");
+    // Usually a sync fails first; if the kernel writes back by itself before, the file system turns read-only.
+    assert!(
+        matches!(codes[..], [line] if ["HODEI-STORAGE-001 ", "HODEI-STORAGE-002 "].contains(&&line[..18])),
+        "{errors}"
+    );
     println!("full disk below: {} acknowledged, then: {}", worker.acks, codes[0]);
     // With room again, nothing acknowledged is missing.
     drop(filler);
