@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use futures::StreamExt;
 use hodei_raft::{Config, Dialer, Handle, Leadership, Reply, Status, View, start};
 use hodei_state::{
     codec::encode_execution,
@@ -79,7 +80,13 @@ impl Cluster {
         let address = listener.local_addr().unwrap();
         let handle = start(config, self.net.clone()).await.unwrap();
         let service = handle.service().into_server();
-        let server = Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener));
+        // Without it a small answer waits for the acknowledgement of the one before, for 40 ms.
+        let incoming = TcpListenerStream::new(listener).inspect(|stream| {
+            if let Ok(stream) = stream {
+                stream.set_nodelay(true).unwrap();
+            }
+        });
+        let server = Server::builder().add_service(service).serve_with_incoming(incoming);
         let server = tokio::spawn(async move { server.await.unwrap() });
         let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
         self.net.channels.lock().insert(id, endpoint.tcp_nodelay(true).connect_lazy());
