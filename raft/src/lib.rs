@@ -24,10 +24,12 @@
 //!
 //! # Life of a write
 //!
-//! 1. [`Handle::propose`] encodes the command. On a follower it goes to the leader over one stream (`handle/forward.rs`).
+//! 1. [`Handle::propose`] encodes the command. On a follower it goes to the leader over one stream
+//!    (`handle/forward.rs`).
 //! 2. On the leader the coalescer (`handle/propose.rs`) makes one entry of all that waits, with one stamp.
 //! 3. openraft appends it to the log store and streams it to the followers (`network/append.rs`).
-//! 4. When a majority has it durably, [`machine`] applies it on every node; on the leader each waiter gets its outcome.
+//! 4. When a majority has it durably, the state machine (`machine/`) applies it on every node; on the leader each
+//!    waiter gets its outcome.
 //! 5. The write-behind thread brings the changed rows to sled (`machine/behind.rs`); now and then a snapshot is built
 //!    (`machine/snapshot`), and openraft purges the log behind it.
 //!
