@@ -1,6 +1,6 @@
 //! A small replicated state for tests, made by real commands: three nodes, one worker, a job that is assigned to it.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use hodei_state::{
     State, codec,
@@ -19,6 +19,61 @@ pub const WORKER: WorkerId = WorkerId(0x77);
 pub const JOB: JobId = JobId(0x10b);
 pub const ON: SessionRef = SessionRef { worker: WORKER, session: SessionId(0x5e) };
 
+/// The commands that make the cluster: three nodes, and a worker with an open session that is not attached yet.
+pub fn founding() -> Vec<Envelope> {
+    let init = Init {
+        cluster: ClusterId(1),
+        ca: vec![1],
+        address: "127.0.0.1:1".into(),
+        key: [1; 32],
+        version: "0".into(),
+        feature_level: 1,
+        admin: (ADMIN, [9; 32]),
+    };
+    let mut commands = vec![Envelope { caller: Caller::Node(1), command: Command::Init(init) }];
+    for (number, role) in [(2u8, Role::Node), (3, Role::Node), (4, Role::Agent)] {
+        commands.extend(enrolment(number, role));
+    }
+    let info = AgentInfo { capacity: Capacity { slots: 4, ..Capacity::default() }, ..AgentInfo::default() };
+    let open = OpenSession { on: ON, previous: None, info, adopted: vec![], dead: vec![] };
+    commands.push(Envelope { caller: Caller::Agent(WORKER), command: Command::OpenSession(Box::new(open)) });
+    commands
+}
+
+fn enrolment(number: u8, role: Role) -> [Envelope; 2] {
+    let secret = [number; 32];
+    let token = CreateToken { token: TokenId(u128::from(number)), role, secret, ttl_ms: 3_600_000, uses: 1 };
+    let used = UseToken {
+        secret,
+        role,
+        nonce: [number; 16],
+        key: [number; 32],
+        id: WORKER.0,
+        address: format!("127.0.0.1:{number}"),
+        version: "0".into(),
+        feature_level: 1,
+    };
+    [
+        Envelope { caller: Caller::Admin(ADMIN), command: Command::CreateToken(token) },
+        Envelope { caller: Caller::Node(1), command: Command::UseToken(used) },
+    ]
+}
+
+/// Submits [`JOB`].
+pub fn submission() -> Envelope {
+    let action = Action::Exec { cmd: "true".into(), args: vec![] };
+    let execution = Execution { action, env: BTreeMap::new(), working_directory: None };
+    let spec = JobSpec {
+        lost_after_ms: defaults::LOST_AFTER_MS,
+        grace_period_ms: defaults::GRACE_PERIOD_MS,
+        retry: Retry { backoff_initial_ms: 0, backoff_max_ms: 0, ..Retry::default() },
+        body: Body::Inline(codec::encode_execution(&execution)),
+        ..JobSpec::default()
+    };
+    let submit = SubmitJob { job: JOB, digest: [0; 32], idempotency_key: None, spec };
+    Envelope { caller: Caller::Admin(ADMIN), command: Command::SubmitJob(Box::new(submit)) }
+}
+
 /// See the module. Every change bumps one watch.
 #[derive(Clone)]
 pub struct Replica {
@@ -29,41 +84,11 @@ pub struct Replica {
 impl Replica {
     pub fn new() -> Self {
         let replica = Self { state: Arc::default(), changed: watch::Sender::new(0) };
-        let init = Init {
-            cluster: ClusterId(1),
-            ca: vec![1],
-            address: "127.0.0.1:1".into(),
-            key: [1; 32],
-            version: "0".into(),
-            feature_level: 1,
-            admin: (ADMIN, [9; 32]),
-        };
-        replica.done(Caller::Node(1), Command::Init(init));
-        for (number, role) in [(2u8, Role::Node), (3, Role::Node), (4, Role::Agent)] {
-            replica.enroll(number, role);
+        for Envelope { caller, command } in founding() {
+            replica.done(caller, command);
         }
-        let info = AgentInfo { capacity: Capacity { slots: 4, ..Capacity::default() }, ..AgentInfo::default() };
-        let open = OpenSession { on: ON, previous: None, info, adopted: vec![], dead: vec![] };
-        replica.done(Caller::Agent(WORKER), Command::OpenSession(Box::new(open)));
         replica.attach(1, 1);
         replica
-    }
-
-    fn enroll(&self, number: u8, role: Role) {
-        let secret = [number; 32];
-        let token = CreateToken { token: TokenId(u128::from(number)), role, secret, ttl_ms: 3_600_000, uses: 1 };
-        self.done(Caller::Admin(ADMIN), Command::CreateToken(token));
-        let used = UseToken {
-            secret,
-            role,
-            nonce: [number; 16],
-            key: [number; 32],
-            id: WORKER.0,
-            address: format!("127.0.0.1:{number}"),
-            version: "0".into(),
-            feature_level: 1,
-        };
-        self.done(Caller::Node(1), Command::UseToken(used));
     }
 
     /// The worker's stream is with this gateway now.
@@ -73,17 +98,8 @@ impl Replica {
 
     /// Submits [`JOB`] and assigns its first attempt.
     pub fn assigned(&self) -> AttemptRef {
-        let action = Action::Exec { cmd: "true".into(), args: vec![] };
-        let execution = Execution { action, env: Default::default(), working_directory: None };
-        let spec = JobSpec {
-            lost_after_ms: defaults::LOST_AFTER_MS,
-            grace_period_ms: defaults::GRACE_PERIOD_MS,
-            retry: Retry { backoff_initial_ms: 0, backoff_max_ms: 0, ..Retry::default() },
-            body: Body::Inline(codec::encode_execution(&execution)),
-            ..JobSpec::default()
-        };
-        let submit = SubmitJob { job: JOB, digest: [0; 32], idempotency_key: None, spec };
-        self.apply(Caller::Admin(ADMIN), Command::SubmitJob(Box::new(submit)));
+        let Envelope { caller, command } = submission();
+        self.done(caller, command);
         self.assign(1)
     }
 

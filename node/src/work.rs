@@ -191,3 +191,6 @@ async fn sweep(handle: Handle, hub: Hub, stop: CancellationToken) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,7 +25,8 @@ use crate::{
 /// Serves `WorkerAgentService`.
 #[derive(Clone)]
 pub struct Workers {
-    gateway: Gateway,
+    /// Serves the streams.
+    pub gateway: Gateway,
 }
 
 impl Workers {
