@@ -46,7 +46,7 @@ pub fn print(format: Format, output: &impl Output) -> Result<(), Failure> {
 /// Prints one line to standard output and flushes it.
 ///
 /// # Errors
-/// As [`print`].
+/// As for [`print()`].
 pub fn line(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     match writeln!(out, "{text}").and_then(|()| out.flush()) {

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! - A **log** is one attempt's entries, numbered by its agent across both streams ([`entries`]).
-//! - A **copy** is a node's file of a log ([`file`]): appended by its gateway, synced, kept. Which nodes hold copies is
+//! - A **copy** is a node's file of a log ([`mod@file`]): appended by its gateway, synced, kept. Which nodes hold copies is
 //!   in the replicated state (segments); the newest segment is where the agent delivers now.
 //! - A **cache** is a file that a node without a copy fills by one upstream pull, for all its subscribers of that log.
 //! - A **source** ([`source`]) decides for one log on one node which file is read, and moves on to the next holder when

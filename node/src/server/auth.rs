@@ -1,4 +1,4 @@
-//! Decides for each request whether its caller may make it, by the one [`table`](super::table).
+//! Decides for each request whether its caller may make it, by the one [`table`].
 //!
 //! A connection outlives a revocation and even a certificate, so nothing is decided once per connection but who speaks.
 //! Who passes is put into the request's extensions as [`Peer`]; handlers and `apply` go by that.
