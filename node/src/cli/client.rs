@@ -27,6 +27,9 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// No single try gets less than this while the deadline allows it.
 const SHORTEST_TRY: Duration = Duration::from_secs(1);
 
+/// A further try is not begun with less than this: cut off before its answer, it would turn "not done" into "unknown".
+const TOO_SHORT: Duration = Duration::from_millis(500);
+
 /// A connection to one server, with the time that a call on it may take.
 #[derive(Clone)]
 pub struct Conn {
@@ -132,7 +135,7 @@ impl Client {
         let mut tries = 0;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if left.is_zero() || (tries > 0 && left < TOO_SHORT) {
                 return Err(open.failure(kind));
             }
             let share = if self.servers.len() > 1 { (left / 2).max(SHORTEST_TRY).min(left) } else { left };
@@ -194,7 +197,9 @@ enum Tried {
 }
 
 fn classify(server: &str, status: &Status) -> Tried {
-    let why = || format!("{server}: {}", status.message());
+    // The failure begins with these words already.
+    let message = status.message().strip_prefix("outcome unknown: ").unwrap_or(status.message());
+    let why = || format!("{server}: {message}");
     match error::detail(status) {
         Some(detail) if status.code() == Code::Unavailable => Tried::Open { sent: !detail.not_done, why: why() },
         Some(detail) if detail.code == error::code::OUTCOME_UNKNOWN => Tried::Open { sent: true, why: why() },
