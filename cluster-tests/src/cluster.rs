@@ -154,7 +154,9 @@ impl Cluster {
         self.agents.push(Agent { worker: worker.clone(), data, name, starts: 0, flags, process: None });
         let index = self.agents.len() - 1;
         self.agents[index].start();
-        self.wait_worker(&worker, |worker| worker["state"] == "Ready" && !worker["gateway"].is_null()).await;
+        // Busy where a job was waiting for it.
+        let takes_jobs = |row: &Value| row["state"] == "Ready" || row["state"] == "Busy";
+        self.wait_worker(&worker, |row| takes_jobs(row) && !row["gateway"].is_null()).await;
         index
     }
 

@@ -40,11 +40,16 @@ async fn a_node_comes_back_under_another_address() {
 
 #[tokio::test]
 async fn joining_again_is_running() {
-    let mut cluster = Cluster::start(2).await;
-    cluster.nodes[1].stop().await;
-    let seed = cluster.nodes[0].address.to_string();
-    // The token is ignored on a directory that is prepared.
-    cluster.nodes[1].start(&["join", &seed, "--token", "hodei1.node.nonsense.nonsense"]).await;
+    let mut cluster = Cluster::one().await;
+    let (seed, token) = (cluster.nodes[0].address.to_string(), cluster.token("node").await);
+    let index = cluster.prepare();
+    let join = ["join", &seed, "--token", &token];
+    cluster.nodes[index].start(&join).await;
+    cluster.wait_healthy(2).await;
+    cluster.nodes[index].stop().await;
+    // The token is spent, and ignored on a directory that is prepared.
+    cluster.nodes[index].start(&join).await;
+    cluster.wait_healthy(2).await;
     cluster.nodes[0].stop().await;
     cluster.nodes[0].start(&["init"]).await;
     cluster.wait_healthy(2).await;
@@ -90,19 +95,18 @@ async fn a_removed_node_is_refused_for_good() {
 #[tokio::test]
 async fn a_directory_and_a_port_belong_to_one_process() {
     let mut cluster = Cluster::one().await;
-    let other_address = net::fresh().to_string();
-
-    let mut second = cluster.nodes[0].command(&["run"]);
-    second.args(["--listen", &other_address]);
-    let output = second.output().unwrap();
+    let second = cluster.prepare();
+    cluster.nodes[second].data = cluster.nodes[0].data.clone();
+    let output = cluster.nodes[second].command(&["run"]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && said.contains("in use"), "{said}");
+    assert!(output.status.code() == Some(2) && said.contains("in use"), "{said}");
+    cluster.nodes.pop();
 
     let index = cluster.prepare();
     cluster.nodes[index].address = cluster.nodes[0].address;
     let output = cluster.nodes[index].command(&["init"]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && said.contains("in use"), "{said}");
+    assert!(output.status.code() == Some(2) && said.contains("in use"), "{said}");
     assert!(!cluster.nodes[index].data.join("pki").exists(), "nothing is written before the port is ours");
     cluster.nodes.pop();
     assert_eq!(cluster.cli().run(&["job", "list"]).await.code, 0, "the first one goes on");
