@@ -56,7 +56,7 @@ impl DataDir {
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                return Err(Exit::other(format!("data directory {}: in use by another process", root.display())));
+                return Err(Exit::bad_input(format!("data directory {}: in use by another process", root.display())));
             }
             Err(TryLockError::Error(error)) => return Err(failed(&error)),
         }

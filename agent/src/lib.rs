@@ -109,10 +109,7 @@ fn check_token_before_writing(config: &Config) -> Result<(), Exit> {
         return Ok(());
     }
     match config.token.as_deref().filter(|token| !token.trim().is_empty()) {
-        Some(token) => match trust::token::Token::parse(token) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(Exit::bad_input(format!("token: {error}"))),
-        },
+        Some(token) => Ok(trust::token::Token::parse(token).map(drop)?),
         None => Err(Exit::bad_input(format!(
             "{} holds no identity yet: the first start needs --token or HODEI_TOKEN",
             config.data_dir.display()

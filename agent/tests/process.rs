@@ -32,7 +32,7 @@ fn bad_input_is_refused_in_one_line_and_writes_nothing() {
     assert!(code == Some(2) && said.contains("not a token") && !said.contains("s3cr3t"), "{said}");
     let node_token = format!("hodei1.node.{}.mzxw6ytb", "a".repeat(52));
     let (code, said) = refused(&dir, &["--token", &node_token]);
-    assert!(code == Some(2) && said.contains("role node"), "{said}");
+    assert!(code == Some(77) && said.contains("role node"), "{said}");
     assert!(!dir.exists(), "nothing is written");
 }
 
@@ -42,7 +42,7 @@ fn a_directory_in_use_or_unusable_is_refused() {
     let token = format!("hodei1.agent.{}.mzxw6ytb", "a".repeat(52));
     let held = DataDir::open(parent.path()).unwrap();
     let (code, said) = refused(parent.path(), &["--token", &token]);
-    assert!(code == Some(1) && said.contains("in use"), "{said}");
+    assert!(code == Some(2) && said.contains("in use"), "{said}");
     drop(held);
     let file = parent.path().join("file");
     std::fs::write(&file, "").unwrap();

@@ -39,7 +39,7 @@ struct Pending {
 
 /// Enrols over any of `servers`, and stores what it is given in `pki`.
 pub async fn enrol(pki: &Path, token: &str, servers: &[String], worker_id: &str) -> Result<Identity, Exit> {
-    let token = Token::parse(token).map_err(|error| Exit::bad_input(format!("token: {error}")))?;
+    let token = Token::parse(token)?;
     let pending = prepare(pki, &token, worker_id).map_err(|error| unwritable(pki, &error))?;
     match ask_all(&token, &pending.request, servers).await {
         Ok(response) => store(pki, &pending.key, &response),

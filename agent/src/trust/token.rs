@@ -2,6 +2,8 @@
 
 use sha2::{Digest as _, Sha256};
 
+use crate::error::Exit;
+
 /// A token that lets an agent join. The secret stays in the text, which goes to the node as it is.
 #[derive(Clone)]
 pub struct Token {
@@ -25,6 +27,17 @@ pub enum InvalidToken {
     /// For somebody else.
     #[error("this token is for the role {0}; an agent needs one made with `token create --role agent`")]
     Role(String),
+}
+
+impl From<InvalidToken> for Exit {
+    fn from(invalid: InvalidToken) -> Self {
+        let message = format!("token: {invalid}");
+        match invalid {
+            InvalidToken::Malformed => Self::bad_input(message),
+            // A sound token that permits something else.
+            InvalidToken::Role(_) => Self::not_allowed(message),
+        }
+    }
 }
 
 impl Token {
