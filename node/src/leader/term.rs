@@ -138,7 +138,11 @@ impl Term {
                     Ok(()) => self.plan_due = true,
                     Err(_) => return,
                 },
-                () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => self.plan_due = true,
+                () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {
+                    // Past once: while a proposal is under way, its end is what is waited for.
+                    self.wake_at = None;
+                    self.plan_due = true;
+                }
             }
         }
     }
