@@ -6,10 +6,13 @@ mod nodes;
 
 use std::time::Duration;
 
-use hodei_raft::{Config, NotDone, ProposeError, ReadError};
+use bytes::Bytes;
+use hodei_proto::v1::{RaftMessage, raft_service_client::RaftServiceClient};
+use hodei_raft::{Config, Dialer, NotDone, ProposeError, ReadError};
 use hodei_state::{ids::JobId, outcome::Outcome};
 use nodes::{Cluster, soon, submission, until};
 use tokio::time::Instant;
+use tonic::Code;
 
 fn as_is(_: &mut Config) {}
 
@@ -196,5 +199,22 @@ async fn stamps_go_on_under_a_new_leader() {
     cluster.node(1).transfer_leader(None).await.unwrap();
     cluster.submit(1, 2).await;
     assert!(cluster.read(1).await.state.stamp() >= before);
+    cluster.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_is_for_another_cluster_or_node_is_refused() {
+    let cluster = Cluster::start(1, as_is).await;
+    let mut client = RaftServiceClient::new(cluster.net.channel(1).unwrap());
+    let message = |cluster_id: String, to| RaftMessage { cluster_id, from: 9, to, payload: Bytes::new() };
+    let foreign = client.probe(message("another".to_owned(), 1)).await.unwrap_err();
+    assert_eq!(foreign.code(), Code::FailedPrecondition, "{foreign:?}");
+    let misdirected = client.probe(message(nodes::CLUSTER.to_string(), 2)).await.unwrap_err();
+    assert_eq!(misdirected.code(), Code::FailedPrecondition, "{misdirected:?}");
+    let malformed = client.probe(message(nodes::CLUSTER.to_string(), 1)).await.unwrap_err();
+    assert_eq!(malformed.code(), Code::InvalidArgument, "{malformed:?}");
+    let stream = futures::stream::iter([message("another".to_owned(), 1)]);
+    let foreign = client.append(stream).await.unwrap_err();
+    assert_eq!(foreign.code(), Code::FailedPrecondition, "{foreign:?}");
     cluster.shutdown().await;
 }

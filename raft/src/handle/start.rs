@@ -4,7 +4,7 @@ use std::{io, sync::Arc};
 
 use openraft::async_runtime::watch::WatchReceiver;
 use parking_lot::Mutex;
-use tokio::{sync::watch, task::JoinSet, time::sleep};
+use tokio::{sync::watch, time::sleep};
 
 use super::{Handle, Inner, Leadership, Raft, compare, forward, lead::Leader, propose, quorum::Quorum, read};
 use crate::{
@@ -69,7 +69,7 @@ pub async fn start(config: Config, dialer: Arc<dyn Dialer>) -> Result<Handle, St
         tasks: Mutex::default(),
     };
     let handle = Handle { inner: Arc::new(inner) };
-    let mut tasks = JoinSet::new();
+    let mut tasks = handle.inner.tasks.lock();
     tasks.spawn(leader.run());
     tasks.spawn(coalescer.run());
     tasks.spawn(link.run());
@@ -77,7 +77,7 @@ pub async fn start(config: Config, dialer: Arc<dyn Dialer>) -> Result<Handle, St
     tasks.spawn(compare::run(handle.clone()));
     tasks.spawn(take_snapshots(handle.clone()));
     tasks.spawn(watch_over(handle.clone()));
-    *handle.inner.tasks.lock() = tasks;
+    drop(tasks);
     Ok(handle)
 }
 

@@ -35,7 +35,7 @@ use crate::{
 /// Staged changes above this are written without a rest.
 const URGENT_BYTES: usize = 64 << 20;
 /// For each part of time spent writing, so many parts of rest.
-const REST: u32 = 4;
+const REST: u32 = 9;
 /// How long a pass waits for the log to become durable before it looks again.
 const LOG_PATIENCE: Duration = Duration::from_secs(1);
 
