@@ -27,7 +27,7 @@ step() {
   printf '\n==> %s\n' "$name"
   "$@" 2>&1 | tee "$logs/$name" || status=1
   local closing
-  closing=$(grep -aE '^ *(Summary|test result:)' "$logs/$name" | sed 's/\x1b\[[0-9;]*m//g; s/^ *//' | tail -n 3 | paste -sd ';' || true)
+  closing=$(sed 's/\x1b\[[0-9;]*m//g; s/^ *//' "$logs/$name" | grep -aE '^(Summary|test result:)' | tail -n 3 | paste -sd ';' || true)
   if [[ $status == 0 ]]; then
     report+=("ok      $(printf '%-11s %4d s  %s' "$name" $((SECONDS - start)) "$closing")")
   else
