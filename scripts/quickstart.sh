@@ -92,7 +92,7 @@ within() {
 
 ready() {
   kill -0 "${pid[$1]}" 2> /dev/null || die "$1 ended before it was ready: $(tail -n 1 "$work/$1.err")"
-  grep -qx ready "$work/$1.out"
+  grep -qsx ready "$work/$1.out"
 }
 
 # A little JSON, so that no other program is needed; our names and values hold no braces, brackets or spaces.

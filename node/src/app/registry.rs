@@ -30,12 +30,11 @@ impl Registry for Known {
     }
 
     fn standing(&self, caller: Caller) -> Standing {
-        let state = self.handle.view().state;
-        match state.identity(caller) {
+        self.handle.inspect(|state| match state.identity(caller) {
             None => Standing::Unknown,
             Some(_) if state.is_revoked(caller) => Standing::Revoked,
             Some(_) => Standing::Good,
-        }
+        })
     }
 
     async fn refresh(&self, deadline: Instant) -> Result<(), Status> {

@@ -284,6 +284,12 @@ impl Handle {
         View { state: held.state, position: held.applied.map(Position::from).unwrap_or_default() }
     }
 
+    /// Looks at the state as this node has it without copying it, for what every request asks. `look` must be short:
+    /// applying waits for it.
+    pub fn inspect<R>(&self, look: impl FnOnce(&State) -> R) -> R {
+        self.inner.replica.with(|held| look(&held.state))
+    }
+
     /// Wakes when something about `topic` was applied; the value is the index. Several changes may be one wake-up.
     #[must_use]
     pub fn subscribe(&self, topic: Topic) -> watch::Receiver<u64> {

@@ -29,14 +29,14 @@
 //! # Flow of a job
 //!
 //! 1. `SubmitJob` makes a job and its spec, and puts it in the queue (`apply/jobs.rs`, `queue.rs`).
-//! 2. [`plan`] finds a worker with room whose newest confirmed heartbeat is young enough, and yields `Assign`.
+//! 2. [`plan()`] finds a worker with room whose newest confirmed heartbeat is young enough, and yields `Assign`.
 //! 3. `Assign` checks all that again, reserves the capacity and makes the attempt (`apply/scheduling.rs`).
 //! 4. The worker's gateway sees the attempt in the state and has it run; `JobStarted`, `JobResult` or `JobDeclined` come
 //!    back from the session that owns it (`apply/sessions.rs`).
 //! 5. Meanwhile heartbeats extend the attempt's lease in [`Liveness`]; if they stop, it yields `AttemptLost`.
 //! 6. The end of an attempt gives its capacity back and settles the job: ended, or pending again, within the retry
 //!    budgets and after a backoff (`apply/ending.rs`).
-//! 7. [`retention`] removes what ended long ago; a tombstone recognises a repeated submission for another hour.
+//! 7. [`retention()`] removes what ended long ago; a tombstone recognises a repeated submission for another hour.
 //!
 //! # How it is kept
 //!

@@ -57,7 +57,7 @@ pub mod defaults {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Body {
     /// In the row itself.
-    Inline(Vec<u8>),
+    Inline(#[serde(with = "serde_bytes")] Vec<u8>),
     /// In a content-addressed payload file.
     Payload {
         /// SHA-256 of the bytes.

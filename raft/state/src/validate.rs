@@ -184,7 +184,7 @@ fn constraint(constraint: &Constraint, field: &str) -> Result<(), Invalid> {
 pub fn execution(execution: &Execution) -> Result<(), Invalid> {
     match &execution.action {
         Action::Exec { cmd, args } => {
-            check(!cmd.is_empty() && no_nul(cmd), "command.shell.cmd", "a command without NUL")?;
+            check(!cmd.is_empty() && no_nul(cmd), "command.shell.cmd", "a command that is not empty and has no NUL")?;
             check(args.iter().all(|arg| no_nul(arg)), "command.shell.args", "arguments without NUL")?;
         }
         Action::Script { interpreter, content } => {
