@@ -29,9 +29,14 @@ impl CgroupRoot {
     /// Finds out where this process may create groups; `None` where it may not.
     #[must_use]
     pub fn detect() -> Option<Self> {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-        let own = fs::read_to_string("/proc/self/cgroup").ok()?;
-        candidates(&mounts, &own).into_iter().map(|dir| Self { dir }).find(Self::usable)
+        Self::usable_ones().next()
+    }
+
+    /// All such places, the best one first.
+    pub(super) fn usable_ones() -> impl Iterator<Item = Self> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        candidates(&mounts, &own).into_iter().map(|dir| Self { dir }).filter(Self::usable)
     }
 
     /// A new group.
@@ -102,7 +107,7 @@ impl Cgroup {
         &self.dir
     }
 
-    /// What a process writes `0` to in order to join.
+    /// What a process writes `0` to in order to join, where it cannot be made inside.
     pub fn entrance(&self) -> io::Result<File> {
         OpenOptions::new().write(true).open(self.dir.join("cgroup.procs"))
     }

@@ -5,15 +5,20 @@
 //! rest of the output, the result. A job has ended when its main process has.
 
 pub mod cgroup;
-mod enter;
 pub mod intent;
 mod lookup;
 pub mod outcome;
+pub mod process;
 mod script;
 pub mod spawn;
 pub mod tree;
 
-use std::{io, os::fd::OwnedFd, process::Child, sync::Arc, time::Duration};
+use std::{
+    io,
+    os::fd::{BorrowedFd, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
 
 use hodei_proto::v1::{JobResult, JobSpec, LogEnd, OutputPolicy, Reason};
 use nix::{
@@ -22,6 +27,7 @@ use nix::{
 };
 use prost::Message as _;
 use tokio::{
+    io::unix::AsyncFd,
     net::unix::pipe,
     signal::unix::{Signal, SignalKind, signal},
     sync::watch,
@@ -32,6 +38,7 @@ use tokio_util::sync::CancellationToken;
 use self::{
     cgroup::CgroupRoot,
     outcome::Cause,
+    process::Process,
     spawn::{Launched, Plan},
     tree::Tree,
 };
@@ -177,16 +184,16 @@ impl Executor {
         launched: Launched,
         limits: Limits,
     ) -> JobResult {
-        let Launched { mut child, tree, stdout, stderr } = launched;
-        attempt.started(child.id());
+        let Launched { process, tree, stdout, stderr } = launched;
+        attempt.started(process.id());
         self.roster.changed(attempt);
         let ended = CancellationToken::new();
         let give_up = CancellationToken::new();
         let capture = self.capture(attempt, dirs, limits.when_full, (stdout, stderr), (ended.clone(), give_up.clone()));
-        let cause = wait_for_end(&child, &tree, attempt.stops(), &limits).await;
+        let cause = wait_for_end(&process, &tree, attempt.stops(), &limits).await;
         ended.cancel();
         let out_of_memory = tree.cgroup().is_some_and(cgroup::Cgroup::out_of_memory);
-        let status = self.end_tree(&mut child, &tree).await;
+        let status = self.end_tree(&process, &tree).await;
         let lease_lost = self.leases.ended(attempt.key);
         let log = drain(capture, &give_up).await;
         let cause = if lease_lost { Cause::LeaseLost } else { cause };
@@ -223,7 +230,7 @@ impl Executor {
     }
 
     /// Ends what the main process left behind, then reaps it: until then nobody else can have its group's number.
-    async fn end_tree(&self, child: &mut Child, tree: &Arc<Tree>) -> io::Result<std::process::ExitStatus> {
+    async fn end_tree(&self, process: &Process, tree: &Arc<Tree>) -> io::Result<std::process::ExitStatus> {
         let end = Arc::clone(tree);
         blocking(move || {
             end.kill();
@@ -234,7 +241,7 @@ impl Executor {
             }
         })
         .await;
-        tree.reap(child)
+        tree.reap(process)
     }
 
     /// The result is on disk before anybody is told, and before the control group goes: one that is missing without a
@@ -293,10 +300,10 @@ impl Limits {
 }
 
 /// Waits for the main process, and cuts it short where it is asked to. Leaves it unreaped.
-async fn wait_for_end(child: &Child, tree: &Tree, mut stops: watch::Receiver<Stop>, limits: &Limits) -> Cause {
+async fn wait_for_end(process: &Process, tree: &Tree, mut stops: watch::Receiver<Stop>, limits: &Limits) -> Cause {
     let (mut cause, mut kill_at) = (Cause::Itself, None::<Boot>);
     let deadline = limits.timeout.map(|timeout| Boot::now().plus(timeout));
-    let mut exit = Exited::of(child);
+    let mut exit = Exited::of(process);
     loop {
         tokio::select! {
             biased;
@@ -331,26 +338,39 @@ async fn wait_for_end(child: &Child, tree: &Tree, mut stops: watch::Receiver<Sto
 }
 
 /// The end of a process, seen without reaping it.
-struct Exited {
-    pid: Pid,
-    children: Option<Signal>,
+enum Exited<'a> {
+    /// Of the process itself.
+    Told(AsyncFd<BorrowedFd<'a>>),
+    /// Where the kernel has no such thing: looks again whenever a child has changed.
+    Watched { pid: Pid, children: Option<Signal> },
 }
 
-impl Exited {
-    fn of(child: &Child) -> Self {
-        let pid = Pid::from_raw(i32::try_from(child.id()).expect("pids are positive and fit"));
-        Self { pid, children: signal(SignalKind::child()).ok() }
+impl<'a> Exited<'a> {
+    fn of(process: &'a Process) -> Self {
+        process.end().map_or_else(|| Self::watched(process), Self::Told)
     }
 
-    /// Looks again whenever a child has changed; the signal was subscribed to before the first look.
+    fn watched(process: &Process) -> Self {
+        let pid = Pid::from_raw(i32::try_from(process.id()).expect("pids are positive and fit"));
+        Self::Watched { pid, children: signal(SignalKind::child()).ok() }
+    }
+
+    /// The signal was subscribed to before the first look.
     async fn wait(&mut self) {
+        let (pid, children) = match self {
+            Self::Told(fd) => {
+                let ended = fd.readable().await;
+                return ended.map(drop).expect("the runtime outlives its jobs");
+            }
+            Self::Watched { pid, children } => (*pid, children),
+        };
         loop {
             let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
             // Anything but "still alive" is the end: a signal that nix does not know is reported as an error.
-            if !matches!(waitid(Id::Pid(self.pid), flags), Ok(WaitStatus::StillAlive)) {
+            if !matches!(waitid(Id::Pid(pid), flags), Ok(WaitStatus::StillAlive)) {
                 return;
             }
-            match &mut self.children {
+            match children {
                 Some(children) => drop(children.recv().await),
                 None => tokio::time::sleep(Duration::from_millis(10)).await,
             }

@@ -2,13 +2,12 @@
 //! control group, intent on disk, private directory, process, its pid on disk.
 
 use std::{
-    env, fs, io,
-    os::{
-        fd::OwnedFd,
-        unix::{fs::chown, process::CommandExt as _},
-    },
+    collections::BTreeMap,
+    env,
+    ffi::CString,
+    fs, io,
+    os::{fd::OwnedFd, unix::fs::chown},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
     sync::Arc,
 };
 
@@ -19,9 +18,10 @@ use parking_lot::Mutex;
 use super::{
     NotStarted,
     cgroup::CgroupRoot,
-    enter::enter,
     intent::{Intent, ProcessMark},
-    lookup, script,
+    lookup,
+    process::{Image, Process, c_string},
+    script,
     tree::Tree,
 };
 use crate::{data_dir::AttemptDirs, key::AttemptKey};
@@ -51,7 +51,7 @@ pub struct Plan {
 /// A process that runs.
 pub struct Launched {
     /// Not yet reaped.
-    pub child: Child,
+    pub process: Process,
     /// The same as a tree.
     pub tree: Arc<Tree>,
     /// The read end of its standard output.
@@ -84,25 +84,20 @@ impl Plan {
         }
         let user = self.user()?;
         self.private_dir(user.as_ref()).map_err(|error| NotStarted::io("private directory", &error))?;
-        let mut command = self.command(user.as_ref())?;
+        let image = self.image(user.as_ref())?;
         let cgroup = intent.cgroup();
-        let entrance = cgroup.as_ref().map(super::cgroup::Cgroup::entrance).transpose();
-        enter(&mut command, entrance.map_err(|error| NotStarted::io("control group", &error))?);
-        let mut child = {
+        let (process, stdout, stderr) = {
             let _no_script_is_written = FORK.lock();
-            command.spawn().map_err(|error| NotStarted::io("exec", &error))?
+            image.spawn(cgroup.as_ref()).map_err(|error| NotStarted::io("exec", &error))?
         };
-        let tree = Arc::new(Tree::new(child.id(), cgroup));
-        if let Err(error) = ProcessMark::of(child.id()).and_then(|mark| mark.write(&self.dirs.record)) {
+        let tree = Arc::new(Tree::new(process.id(), cgroup));
+        if let Err(error) = ProcessMark::of(process.id()).and_then(|mark| mark.write(&self.dirs.record)) {
             // Without the mark a successor could not find it; better no job than one that nobody can end.
             tree.kill();
-            let _ = tree.reap(&mut child);
+            let _ = tree.reap(&process);
             return Err(NotStarted::io("cannot record the process", &error));
         }
-        let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
-            unreachable!("both were asked for as pipes");
-        };
-        Ok(Launched { child, tree, stdout: stdout.into(), stderr: stderr.into() })
+        Ok(Launched { process, tree, stdout, stderr })
     }
 
     fn user(&self) -> Result<Option<User>, NotStarted> {
@@ -125,26 +120,36 @@ impl Plan {
         }
     }
 
-    fn command(&self, user: Option<&User>) -> Result<Command, NotStarted> {
+    fn image(&self, user: Option<&User>) -> Result<Image, NotStarted> {
         let dir = self.working_directory()?;
         let env = self.environment(user);
         let kind = self.spec.command.as_ref().and_then(|command| command.kind.as_ref());
-        let mut command = match kind {
+        let (program, arguments) = match kind {
             Some(Kind::Shell(shell)) if !shell.cmd.is_empty() => {
-                let path = env.iter().rev().find(|(name, _)| name == "PATH").map_or("", |(_, value)| value.as_str());
-                let mut command = Command::new(lookup::program(&shell.cmd, path, &dir)?);
-                command.arg0(&shell.cmd).args(&shell.args);
-                command
+                let path = env.get("PATH").map_or("", String::as_str);
+                let program = lookup::program(&shell.cmd, path, &dir)?;
+                (program, [&shell.cmd].into_iter().chain(&shell.args).map(c_string).collect())
             }
-            Some(Kind::Script(script)) => Command::new(self.script(script, user)?),
+            Some(Kind::Script(script)) => {
+                let program = self.script(script, user)?;
+                let name = c_string(&program);
+                (program, [name].into_iter().collect())
+            }
             _ => return Err(NotStarted::other("the job names no command")),
         };
-        command.env_clear().envs(env).current_dir(dir);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        if let Some(user) = user {
-            command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
-        }
-        Ok(command)
+        let image = |arguments: io::Result<Vec<CString>>| {
+            Ok(Image {
+                program: c_string(program)?,
+                arguments: arguments?,
+                environment: env
+                    .iter()
+                    .map(|(name, value)| c_string(format!("{name}={value}")))
+                    .collect::<io::Result<_>>()?,
+                directory: c_string(dir)?,
+                user: user.map(|user| (user.uid.as_raw(), user.gid.as_raw())),
+            })
+        };
+        image(arguments).map_err(|error| NotStarted::io("exec", &error))
     }
 
     fn script(&self, script: &hodei_proto::v1::Script, user: Option<&User>) -> Result<PathBuf, NotStarted> {
@@ -171,7 +176,7 @@ impl Plan {
     }
 
     /// A clean one: nothing of the agent's own but PATH, HOME and LANG. What Hodei sets, a job cannot override.
-    fn environment(&self, user: Option<&User>) -> Vec<(String, String)> {
+    fn environment(&self, user: Option<&User>) -> BTreeMap<String, String> {
         let inherited = |name: &str, default: &str| {
             (name.to_owned(), env::var(name).ok().filter(|value| !value.is_empty()).unwrap_or(default.to_owned()))
         };
@@ -180,7 +185,7 @@ impl Plan {
             Some(user) => ("HOME".to_owned(), user.dir.to_string_lossy().into_owned()),
             None => inherited("HOME", &private),
         };
-        let mut env = vec![inherited("PATH", DEFAULT_PATH), home, inherited("LANG", "C.UTF-8")];
+        let mut env = BTreeMap::from([inherited("PATH", DEFAULT_PATH), home, inherited("LANG", "C.UTF-8")]);
         env.extend(self.spec.env.iter().map(|(name, value)| (name.clone(), value.clone())));
         env.extend([
             ("HODEI_JOB_ID".to_owned(), self.key.job.to_string()),

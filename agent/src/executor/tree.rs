@@ -1,6 +1,6 @@
 //! The process tree of an attempt: its process group and, where permitted, its control group.
 
-use std::process::{Child, ExitStatus};
+use std::process::ExitStatus;
 
 use nix::{
     sys::signal::{Signal, killpg},
@@ -8,7 +8,7 @@ use nix::{
 };
 use parking_lot::Mutex;
 
-use super::cgroup::Cgroup;
+use super::{cgroup::Cgroup, process::Process};
 
 /// What can be signalled. The group's number is the main process' pid, which the kernel may give to somebody else once
 /// that process is reaped; so signals and reaping exclude each other, and nothing is sent to the group afterwards.
@@ -39,10 +39,10 @@ impl Tree {
     }
 
     /// Reaps the main process, which must have ended.
-    pub fn reap(&self, child: &mut Child) -> std::io::Result<ExitStatus> {
+    pub fn reap(&self, process: &Process) -> std::io::Result<ExitStatus> {
         let mut group = self.group.lock();
         *group = None;
-        child.wait()
+        process.reap()
     }
 
     /// Its control group.
