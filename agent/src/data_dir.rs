@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io,
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -45,11 +45,10 @@ struct Remembered {
 }
 
 impl DataDir {
-    /// Creates what is missing and takes the lock.
+    /// Creates what is missing, takes the lock, and keeps everybody else out.
     pub fn open(root: &Path) -> Result<Self, Exit> {
         let failed = |error: &io::Error| Exit::bad_input(format!("data directory {}: {error}", root.display()));
-        // Others may pass through to a private directory that is theirs, but read nothing.
-        disk::make_dir(root, 0o711).map_err(|error| failed(&error))?;
+        disk::make_dir(root, mode()).map_err(|error| failed(&error))?;
         let root = root.canonicalize().map_err(|error| failed(&error))?;
         let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(root.join("lock"));
         let lock = lock.map_err(|error| failed(&error))?;
@@ -60,6 +59,7 @@ impl DataDir {
             }
             Err(TryLockError::Error(error)) => return Err(failed(&error)),
         }
+        make_private(&root).map_err(|error| failed(&error))?;
         let dir = Self { root, _lock: lock };
         disk::make_dir(&dir.attempts(), 0o700).map_err(|error| failed(&error))?;
         disk::make_dir(&dir.work(), 0o711).map_err(|error| failed(&error))?;
@@ -105,6 +105,22 @@ impl DataDir {
     }
 }
 
+/// What the directory is for others: nothing. Where jobs may run as other users, these may pass through to a private
+/// directory that is theirs, but read nothing.
+fn mode() -> u32 {
+    if nix::unistd::geteuid().is_root() { 0o711 } else { 0o700 }
+}
+
+/// Takes away what others may do in a directory that was there before.
+fn make_private(root: &Path) -> io::Result<()> {
+    let mut permissions = fs::metadata(root)?.permissions();
+    if permissions.mode() & 0o077 & !mode() == 0 {
+        return Ok(());
+    }
+    permissions.set_mode(mode());
+    fs::set_permissions(root, permissions)
+}
+
 /// Removes a directory in two steps, so that a crash in between leaves nothing that looks like an attempt. Blocking.
 pub fn discard(dir: &Path) {
     let Some(name) = dir.file_name() else { return };
@@ -130,5 +146,13 @@ mod tests {
         first.remember_peers(&["a:1".into()]).unwrap();
         drop(first);
         assert_eq!(DataDir::open(dir.path()).unwrap().peers(), ["a:1"]);
+    }
+
+    #[test]
+    fn a_directory_that_others_could_read_is_made_private() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let _held = DataDir::open(dir.path()).unwrap();
+        assert_eq!(fs::metadata(dir.path()).unwrap().permissions().mode() & 0o7777, mode());
     }
 }

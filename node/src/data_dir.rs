@@ -12,7 +12,7 @@
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io,
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -94,10 +94,10 @@ mod text {
 }
 
 impl DataDir {
-    /// Makes the directory where it is missing, and locks it.
+    /// Makes the directory where it is missing, locks it, and keeps everybody else out of it.
     ///
     /// # Errors
-    /// Bad input: not writable, or in use by another process.
+    /// Bad input: not writable, somebody else's, or in use by another process.
     pub fn open(path: &Path) -> Result<Self, Failure> {
         let fail = |error: io::Error| not_writable(path, &error);
         let created = durable::make_directory(path).map_err(fail)?;
@@ -123,6 +123,7 @@ impl DataDir {
             // A process that gave up removes its lock file; a lock on a file that has no name any more locks nobody out.
             let held = lock.metadata().map_err(fail)?.ino();
             if fs::metadata(path.join("lock")).is_ok_and(|named| named.ino() == held) {
+                make_private(path)?;
                 return Ok(Self { path: path.to_owned(), created, _lock: lock });
             }
         }
@@ -228,6 +229,21 @@ impl DataDir {
     }
 }
 
+/// Takes the directory away from everybody but its owner; what lies below may be readable by itself.
+fn make_private(path: &Path) -> Result<(), Failure> {
+    let made = fs::metadata(path).and_then(|found| {
+        let mut permissions = found.permissions();
+        if permissions.mode() & 0o077 == 0 {
+            return Ok(());
+        }
+        permissions.set_mode(0o700);
+        fs::set_permissions(path, permissions)
+    });
+    made.map_err(|error| {
+        Failure::bad_input(format!("the data directory {} cannot be made private: {error}", path.display()))
+    })
+}
+
 fn not_writable(path: &Path, error: &io::Error) -> Failure {
     Failure::bad_input(format!("the data directory {} is not writable: {error}", path.display()))
 }
@@ -271,6 +287,16 @@ mod tests {
         let failure = DataDir::open(&base.path().join("file/n1")).unwrap_err();
         assert_eq!(failure.exit, 2);
         assert!(failure.message.contains("is not writable"), "{failure}");
+    }
+
+    #[test]
+    fn a_directory_that_others_could_read_is_made_private() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("n1");
+        fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        let _dir = DataDir::open(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o700);
     }
 
     #[test]
