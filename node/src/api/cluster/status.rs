@@ -120,7 +120,8 @@ fn even(what: &str, count: usize) -> String {
 /// A change of membership or leadership that did not happen.
 fn membership(error: MembershipError) -> Status {
     match error {
-        MembershipError::NotLeader { .. } | MembershipError::NoQuorum(_) => error::no_quorum(error),
+        MembershipError::NoQuorum(why) => error::no_quorum(why),
+        MembershipError::NotLeader { .. } => error::no_quorum(error),
         MembershipError::InProgress | MembershipError::Stopped => error::unavailable(error.to_string()),
         MembershipError::Refused(why) => error::failed_precondition(why),
     }
