@@ -13,6 +13,7 @@ use crate::cli::{Global, exit::CommandResult, output};
 
 /// The nodes of the cluster.
 #[derive(Debug, Subcommand)]
+#[command(after_help = "Example:\n  hodei-node cluster status")]
 pub enum Command {
     /// Show the cluster as one node sees it, with or without a quorum
     Status(status::Args),

@@ -19,6 +19,7 @@ use crate::cli::{Global, exit::CommandResult};
 
 /// Jobs.
 #[derive(Debug, Subcommand)]
+#[command(after_help = "Example:\n  hodei-node job run -- echo hello")]
 pub enum Command {
     /// Submit a job, follow its output, exit with its exit code; Ctrl-C cancels it
     Run(run::Args),

@@ -12,6 +12,7 @@ use crate::cli::{Global, exit::CommandResult};
 
 /// Tokens that let nodes, agents and people in.
 #[derive(Debug, Subcommand)]
+#[command(after_help = "Example:\n  hodei-node token create --role agent --ttl 24h")]
 pub enum Command {
     /// Make a token
     Create(create::Args),

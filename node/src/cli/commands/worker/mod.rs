@@ -8,6 +8,7 @@ use crate::cli::{Global, exit::CommandResult};
 
 /// Workers.
 #[derive(Debug, Subcommand)]
+#[command(after_help = "Example:\n  hodei-node worker list")]
 pub enum Command {
     /// Show the workers
     List(list::Args),
