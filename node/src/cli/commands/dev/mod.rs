@@ -106,7 +106,7 @@ impl Args {
         }
         let client = client(place, &addresses)?;
         self.start_agents(programs, place, children, &client, &addresses).await?;
-        *default = ClientDefault::set(&addresses, &place.path().join("node1/admin"));
+        *default = ClientDefault::set(&addresses, &place.path().join("node1/admin")).await;
         output::note(format_args!(
             "{} node(s) at {}, {} agent(s); everything lives in {} and goes with Ctrl-C",
             self.nodes,

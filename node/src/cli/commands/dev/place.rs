@@ -14,6 +14,7 @@ use crate::{
         output,
     },
     durable,
+    net::{connector, tls},
 };
 
 /// First line of a default that `dev` made: it may be replaced when its cluster is gone.
@@ -72,7 +73,7 @@ pub struct ClientDefault {
 
 impl ClientDefault {
     /// Makes a cluster this user's default where there is none; says what to do otherwise.
-    pub fn set(servers: &[String], identity: &Path) -> Option<Self> {
+    pub async fn set(servers: &[String], identity: &Path) -> Option<Self> {
         let export = || {
             output::note(format_args!(
                 "use it with: export HODEI_SERVER={} HODEI_IDENTITY={}",
@@ -80,9 +81,12 @@ impl ClientDefault {
                 identity.display()
             ));
         };
-        let Some(path) = identity::client_file_path().filter(|path| is_free(path)) else {
-            export();
-            return None;
+        let path = match identity::client_file_path() {
+            Some(path) if is_free(&path).await => path,
+            _ => {
+                export();
+                return None;
+            }
         };
         let file = ClientFile { servers: servers.to_vec(), identity: Some(identity.to_owned()) };
         let written = toml::to_string(&file).map_err(io::Error::other).and_then(|body| {
@@ -114,14 +118,28 @@ impl Drop for ClientDefault {
 }
 
 /// There is no default, or one of a `dev` that was killed.
-fn is_free(path: &Path) -> bool {
+async fn is_free(path: &Path) -> bool {
     match fs::read_to_string(path) {
         Err(error) => error.kind() == io::ErrorKind::NotFound,
-        Ok(text) => {
-            let gone = |file: ClientFile| file.identity.is_none_or(|identity| !identity.exists());
-            text.starts_with(MARK) && toml::from_str(&text).is_ok_and(gone)
+        Ok(text) if text.starts_with(MARK) => match toml::from_str(&text) {
+            Ok(file) => !answers(&file).await,
+            Err(_) => false,
+        },
+        Ok(_) => false,
+    }
+}
+
+/// Whether any of the servers is there and of the identity's cluster; a port may be another's by now.
+async fn answers(file: &ClientFile) -> bool {
+    let Some(tls) = file.identity.as_deref().and_then(|identity| identity::read_identity(identity).ok()) else {
+        return false;
+    };
+    for server in &file.servers {
+        if connector::connect(server, tls::ANY_NODE, tls.clone()).await.is_ok() {
+            return true;
         }
     }
+    false
 }
 
 #[cfg(test)]
@@ -142,17 +160,16 @@ mod tests {
         assert!(place.message.contains("is not empty"), "{place}");
     }
 
-    #[test]
-    fn only_the_default_of_a_dead_dev_is_replaced() {
+    #[tokio::test]
+    async fn only_the_default_of_a_dead_dev_is_replaced() {
         let base = tempfile::tempdir().unwrap();
         let path = base.path().join("client.toml");
-        assert!(is_free(&path));
-        let alive = format!("{MARK}identity = {:?}\n", base.path());
-        fs::write(&path, &alive).unwrap();
-        assert!(!is_free(&path));
+        assert!(is_free(&path).await);
+        fs::write(&path, format!("{MARK}servers = [\"127.0.0.1:1\"]\nidentity = {:?}\n", base.path())).unwrap();
+        assert!(is_free(&path).await);
         fs::write(&path, format!("{MARK}identity = \"/nowhere/admin\"\n")).unwrap();
-        assert!(is_free(&path));
+        assert!(is_free(&path).await);
         fs::write(&path, "identity = \"/nowhere/admin\"\n").unwrap();
-        assert!(!is_free(&path), "a user's own");
+        assert!(!is_free(&path).await, "a user's own");
     }
 }
