@@ -133,6 +133,8 @@ impl Client {
     {
         let mut open = Open::default();
         let mut tries = 0;
+        // Servers of another cluster in a row.
+        let mut foreign = 0;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() || (tries > 0 && left < TOO_SHORT) {
@@ -142,7 +144,18 @@ impl Client {
             match self.attempt(share, &mut call).await {
                 Ok(answer) => return Ok(answer),
                 Err(Tried::Definite(failure)) => return Err(failure),
-                Err(Tried::Open { sent, why }) => open.add(sent, why),
+                Err(Tried::Foreign { server }) => {
+                    foreign += 1;
+                    let message = format!("{server} belongs to another cluster than this identity");
+                    if foreign >= self.servers.len() && !open.may_have_had_effect {
+                        return Err(Failure::not_allowed(message));
+                    }
+                    open.add(false, message);
+                }
+                Err(Tried::Open { sent, why }) => {
+                    foreign = 0;
+                    open.add(sent, why);
+                }
             }
             self.next_server();
             tries += 1;
@@ -183,6 +196,7 @@ impl Client {
             Err(error @ ConnectError::Identity(_)) => {
                 Err(Tried::Definite(Failure::not_allowed(format!("{server}: {error}"))))
             }
+            Err(ConnectError::Foreign) => Err(Tried::Foreign { server }),
             Err(error) => Err(Tried::Open { sent: false, why: format!("{server}: {error}") }),
         }
     }
@@ -192,6 +206,8 @@ impl Client {
 enum Tried {
     /// Somebody who knows said no.
     Definite(Failure),
+    /// The server is not of this cluster; another one may be.
+    Foreign { server: String },
     /// Another try may help. `sent`: this one may have had an effect.
     Open { sent: bool, why: String },
 }
@@ -246,7 +262,7 @@ mod tests {
 
     fn sent(status: &Status) -> Option<bool> {
         match classify("n1:1", status) {
-            Tried::Definite(_) => None,
+            Tried::Definite(_) | Tried::Foreign { .. } => None,
             Tried::Open { sent, .. } => Some(sent),
         }
     }

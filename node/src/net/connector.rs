@@ -10,7 +10,7 @@ use std::{
 };
 
 use hyper_util::rt::TokioIo;
-use rustls::{AlertDescription, ClientConfig};
+use rustls::{AlertDescription, CertificateError, ClientConfig};
 use rustls_pki_types::ServerName;
 use tokio::{net::TcpStream, sync::watch, time};
 use tonic::transport::{Channel, Endpoint};
@@ -100,6 +100,9 @@ pub enum ConnectError {
     /// The other side does not accept the certificate that was shown, or wants one.
     #[error("this identity is not accepted: {0:?}")]
     Identity(AlertDescription),
+    /// The other side's certificate is of an authority that is not trusted.
+    #[error("its certificate is of another cluster")]
+    Foreign,
     /// Nobody there, or not whom it should be.
     #[error("{0}")]
     Other(String),
@@ -113,9 +116,12 @@ pub async fn connect(address: &str, name: &str, config: Arc<ClientConfig>) -> Re
     let other = |error: io::Error| ConnectError::Other(error.to_string());
     let connector = Connector::new(address, name, watch::channel(config).1).map_err(other)?;
     let endpoint = endpoint(address).map_err(other)?;
-    endpoint.connect_with_connector(connector).await.map_err(|error| match alert(&error).filter(is_about_identity) {
-        Some(alert) => ConnectError::Identity(alert),
-        None => ConnectError::Other(root_cause(&error)),
+    endpoint.connect_with_connector(connector).await.map_err(|error| match tls_error(&error) {
+        Some(rustls::Error::AlertReceived(alert)) if is_about_identity(alert) => ConnectError::Identity(*alert),
+        Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)) => {
+            ConnectError::Foreign
+        }
+        _ => ConnectError::Other(root_cause(&error)),
     })
 }
 
@@ -128,15 +134,15 @@ pub fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
     cause.to_string()
 }
 
-/// The TLS alert with which the other side refused the connection, where that is what went wrong.
-fn alert(error: &(dyn std::error::Error + 'static)) -> Option<AlertDescription> {
+/// What TLS says, where that is what went wrong.
+fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
     let mut next = Some(error);
     while let Some(error) = next {
         // An io::Error hides the error that it wraps from `source`.
         let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
         let tls = wrapped.and_then(|inner| inner.downcast_ref::<rustls::Error>());
-        if let Some(rustls::Error::AlertReceived(alert)) = tls.or_else(|| error.downcast_ref()) {
-            return Some(*alert);
+        if let Some(tls) = tls.or_else(|| error.downcast_ref()) {
+            return Some(tls);
         }
         next = error.source();
     }
