@@ -27,6 +27,8 @@ use crate::{
 
 /// Between attempts to go on.
 const RETRY: Duration = Duration::from_millis(100);
+/// Between looks for nodes that hold what is missing.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// How following came to its end.
 pub enum Followed {
@@ -34,6 +36,8 @@ pub enum Followed {
     Ended(Box<Job>),
     /// Everything there is was printed; the job goes on.
     Printed,
+    /// Everything within reach was printed; the rest is on nodes that do not answer. Only without `follow`.
+    Lacking,
 }
 
 /// What is wanted of a job's output.
@@ -58,6 +62,10 @@ pub struct Follower<'a> {
     next: u64,
     /// Told once per outage.
     told: bool,
+    /// Told of this attempt that its output is out of reach (0: of none).
+    told_missing: u32,
+    /// Something was out of reach.
+    lacking: bool,
     sinks: Sinks,
 }
 
@@ -65,7 +73,8 @@ impl<'a> Follower<'a> {
     /// From the beginning.
     #[must_use]
     pub fn new(client: &'a Client, wanted: Wanted) -> Self {
-        Self { client, wanted, attempt: 0, next: 1, told: false, sinks: Sinks::default() }
+        let sinks = Sinks::default();
+        Self { client, wanted, attempt: 0, next: 1, told: false, told_missing: 0, lacking: false, sinks }
     }
 
     /// Prints until the job ends or, without `follow`, until everything there is was printed.
@@ -84,7 +93,12 @@ impl<'a> Follower<'a> {
                 Err(failure) => return Err(failure),
             };
             match self.read(&mut stream).await? {
+                Step::Done(_) if self.lacking => return Ok(Followed::Lacking),
                 Step::Done(followed) => return Ok(followed),
+                Step::Missing => {
+                    self.client.next_server();
+                    sleep(LOOK_AGAIN).await;
+                }
                 Step::Broken(why) => {
                     self.tell(&why);
                     self.client.next_server();
@@ -131,11 +145,23 @@ impl<'a> Follower<'a> {
                 Kind::AttemptEnd(end) => {
                     let number = end.attempt.as_ref().map_or(self.attempt, |attempt| attempt.attempt);
                     if !end.complete {
-                        incomplete(number, &end.missing_holders);
+                        self.tell_incomplete(number, &end.missing_holders);
                     }
+                    // Lines that are known to exist are worth waiting for; of a lost attempt there may be none.
+                    let missing = !end.missing_holders.is_empty();
+                    if missing && self.wanted.follow && end.log.is_some() {
+                        if self.attempt > 0 && self.attempt != number {
+                            (self.attempt, self.next) = (number, 1);
+                        }
+                        return Ok(Step::Missing);
+                    }
+                    self.lacking |= missing && !self.wanted.follow;
                     (self.attempt, self.next) = (number + 1, 1);
                 }
-                Kind::Notice(notice) => output::note(format_args!("hodei: {}", notice.text)),
+                Kind::Notice(notice) => {
+                    output::note(format_args!("hodei: {}", notice.text));
+                    self.lacking |= !self.wanted.follow;
+                }
                 Kind::JobEnd(end) => {
                     let job = end.job.ok_or_else(|| Failure::other("the node's answer is damaged"))?;
                     return Ok(Step::Done(Followed::Ended(Box::new(job))));
@@ -167,25 +193,27 @@ impl<'a> Follower<'a> {
             output::note(format_args!("hodei: lost the connection ({why}); trying again"));
         }
     }
+
+    fn tell_incomplete(&mut self, attempt: u32, missing: &[String]) {
+        if missing.is_empty() {
+            output::note(format_args!("hodei: the output of attempt {attempt} may be incomplete"));
+        } else if std::mem::replace(&mut self.told_missing, attempt) != attempt {
+            let nodes = missing.join(", ");
+            output::note(format_args!("hodei: output of attempt {attempt} is on nodes that do not answer: {nodes}"));
+        }
+    }
 }
 
 enum Step {
     Done(Followed),
     Broken(String),
+    /// What comes next is on nodes that do not answer.
+    Missing,
 }
 
 fn is_definite(status: &Status) -> bool {
     let detail = error::detail(status);
     detail.is_some() && !matches!(status.code(), Code::Unavailable | Code::Internal | Code::DeadlineExceeded)
-}
-
-fn incomplete(attempt: u32, missing: &[String]) {
-    if missing.is_empty() {
-        output::note(format_args!("hodei: the output of attempt {attempt} may be incomplete"));
-    } else {
-        let nodes = missing.join(", ");
-        output::note(format_args!("hodei: output of attempt {attempt} is on nodes that do not answer: {nodes}"));
-    }
 }
 
 /// Standard output and standard error. A reader that went away is not written to any more; the job goes on.

@@ -1,14 +1,20 @@
 //! `job get`.
 
+use std::time::Duration;
+
 use hodei_proto::v1::{GetJobRequest, Job, job_execution_service_client::JobExecutionServiceClient};
+use tokio::time::sleep;
 
 use super::{job_help, selector, show::One};
 use crate::cli::{
     Global,
     client::Client,
-    exit::{CommandResult, Failure},
+    exit::{CommandResult, Failure, code},
     output,
 };
+
+/// Between attempts to go on.
+const RETRY: Duration = Duration::from_millis(100);
 
 /// Show a job.
 #[derive(Debug, clap::Args)]
@@ -45,4 +51,23 @@ pub async fn get(client: &Client, text: &str, stale: bool) -> Result<Job, Failur
         })
         .await?;
     answer.job.ok_or_else(|| Failure::other("the node's answer is damaged"))
+}
+
+/// The job that `text` names, as soon as the cluster can tell: for those who wait for the job anyway.
+///
+/// # Errors
+/// A definite refusal; that there is none such.
+pub async fn get_patiently(client: &Client, text: &str) -> Result<Job, Failure> {
+    let mut told = false;
+    loop {
+        match get(client, text, false).await {
+            Err(failure) if failure.exit == code::UNREACHABLE => {
+                if !std::mem::replace(&mut told, true) {
+                    output::note(format_args!("hodei: {failure}; trying again"));
+                }
+                sleep(RETRY).await;
+            }
+            answer => return answer,
+        }
+    }
 }

@@ -3,11 +3,15 @@
 use super::{
     ending::exit_code,
     follow::{Followed, Follower, Wanted},
-    get::get,
+    get::{get, get_patiently},
     job_help,
 };
 use crate::{
-    cli::{Global, client::Client, exit::CommandResult},
+    cli::{
+        Global,
+        client::Client,
+        exit::{CommandResult, code},
+    },
     clock,
     jobfile::units,
 };
@@ -45,7 +49,9 @@ impl Args {
     pub async fn run(self, global: &Global) -> CommandResult {
         let client = Client::new(global)?;
         // `last` and names mean the job that they name now, also after a reconnect.
-        let job = get(&client, &self.job, false).await?.id;
+        let job =
+            if self.follow { get_patiently(&client, &self.job).await } else { get(&client, &self.job, false).await };
+        let job = job?.id;
         let wanted = Wanted {
             job,
             follow: self.follow,
@@ -55,6 +61,7 @@ impl Args {
         match Follower::new(&client, wanted).run().await? {
             Followed::Ended(job) if self.follow => Ok(exit_code(&job)),
             Followed::Ended(_) | Followed::Printed => Ok(0),
+            Followed::Lacking => Ok(code::UNREACHABLE),
         }
     }
 }

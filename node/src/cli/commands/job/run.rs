@@ -68,7 +68,7 @@ impl Args {
                 }
                 Ok(exit)
             }
-            Followed::Printed => Ok(code::FAILURE),
+            Followed::Printed | Followed::Lacking => Ok(code::FAILURE),
         }
     }
 }

@@ -7,7 +7,7 @@ use tokio::time::sleep;
 
 use super::{
     ending::{exit_code, is_over},
-    get::get,
+    get::get_patiently,
     job_help, selector,
     show::Many,
 };
@@ -36,7 +36,7 @@ impl Args {
         let client = Client::new(global)?;
         let mut jobs = Vec::with_capacity(self.jobs.len());
         for text in &self.jobs {
-            jobs.push(get(&client, text, false).await?);
+            jobs.push(get_patiently(&client, text).await?);
         }
         let ids: Vec<String> = jobs.iter().map(|job| job.id.clone()).collect();
         let mut ended: BTreeMap<String, Job> = BTreeMap::new();
