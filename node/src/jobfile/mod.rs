@@ -6,9 +6,10 @@
 use std::collections::BTreeMap;
 
 use hodei_proto::v1;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de};
 
 mod scalar;
+mod unique;
 pub mod units;
 
 pub use scalar::{Cores, Duration, Size};
@@ -31,14 +32,14 @@ pub enum BadJobFile {
 
 /// A job file. Unknown fields are errors: a misspelt limit must not run without a limit.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a job")]
 pub struct JobFile {
     /// At most 128 bytes.
     pub name: Option<String>,
     /// What is executed.
     pub command: Option<Command>,
     /// Added to the clean environment.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "unique::map")]
     pub env: BTreeMap<String, String>,
     /// Needs beside a slot.
     #[serde(default)]
@@ -49,7 +50,7 @@ pub struct JobFile {
     #[serde(default)]
     pub priority: i32,
     /// For selection.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "unique::map")]
     pub labels: BTreeMap<String, String>,
     /// How long a worker may be out of touch before its attempt is given up.
     pub lost_after: Option<Duration>,
@@ -89,13 +90,31 @@ pub struct JobFile {
 }
 
 /// `{shell: {cmd, args}}` or `{script: {interpreter, content}}`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "snake_case")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Executed as given, no shell in between.
     Shell(Shell),
     /// Written to a file and executed.
     Script(Script),
+}
+
+/// A [`Command`] before it is known that exactly one kind is given.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "shell or script")]
+struct Kinds {
+    shell: Option<Shell>,
+    script: Option<Script>,
+}
+
+impl<'de> Deserialize<'de> for Command {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Kinds::deserialize(deserializer)? {
+            Kinds { shell: Some(shell), script: None } => Ok(Self::Shell(shell)),
+            Kinds { shell: None, script: Some(script) } => Ok(Self::Script(script)),
+            Kinds { shell: None, script: None } => Err(de::Error::custom("expected shell or script")),
+            Kinds { .. } => Err(de::Error::custom("expected one of shell and script, not both")),
+        }
+    }
 }
 
 /// See [`Command::Shell`].
@@ -221,9 +240,22 @@ pub struct Secret {
 /// # Errors
 /// [`BadJobFile`] with the path of the first field that is wrong.
 pub fn parse(text: &str) -> Result<JobFile, BadJobFile> {
-    let file = if text.trim_start().starts_with('{') { parse_json(text) } else { parse_toml(text) }?;
+    let file = if text.trim_start().starts_with('{') {
+        parse_json(text)?
+    } else if is_json(text) {
+        return Err(BadJobFile::Syntax("expected one job: an object".to_owned()));
+    } else {
+        parse_toml(text)?
+    };
     file.check()?;
     Ok(file)
+}
+
+/// Whether a text that does not begin an object is JSON all the same. An array and a table of TOML begin alike, but the
+/// elements of an array of objects do not.
+fn is_json(text: &str) -> bool {
+    let objects = text.trim_start().strip_prefix('[').is_some_and(|rest| rest.trim_start().starts_with('{'));
+    objects || serde_json::from_str::<de::IgnoredAny>(text).is_ok()
 }
 
 fn parse_json(text: &str) -> Result<JobFile, BadJobFile> {
@@ -239,11 +271,24 @@ fn parse_json(text: &str) -> Result<JobFile, BadJobFile> {
 }
 
 fn parse_toml(text: &str) -> Result<JobFile, BadJobFile> {
-    let document = toml::Deserializer::parse(text).map_err(|error| BadJobFile::Syntax(error.to_string()))?;
+    let document = toml::Deserializer::parse(text).map_err(|error| BadJobFile::Syntax(toml_syntax(text, &error)))?;
     serde_path_to_error::deserialize(document).map_err(|error| {
         let problem = error.inner().message().to_owned();
         bad(&error.path().to_string(), &problem, false, &problem)
     })
+}
+
+/// What is wrong and where, in one line.
+fn toml_syntax(text: &str, error: &toml::de::Error) -> String {
+    let problem = error.message().lines().collect::<Vec<_>>().join(", ");
+    match error.span().and_then(|span| text.get(..span.start)) {
+        Some(before) => {
+            let line = before.matches('\n').count() + 1;
+            let column = before.chars().rev().take_while(|&c| c != '\n').count() + 1;
+            format!("{problem} at line {line} column {column}")
+        }
+        None => problem,
+    }
 }
 
 /// An error with its path; the path of an unknown field is completed by the field's name where the format leaves it out.
@@ -252,13 +297,19 @@ fn bad(path: &str, problem: &str, syntax: bool, whole: &str) -> BadJobFile {
         return BadJobFile::Syntax(whole.to_owned());
     }
     let mut field = if path == "." { String::new() } else { path.to_owned() };
-    if let Some(name) = problem.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next())
+    let named = |what: &str| problem.strip_prefix(what)?.strip_prefix(" field `")?.split('`').next();
+    let mut problem = problem;
+    if let Some(name) = named("unknown")
         && field.rsplit('.').next() != Some(name)
     {
         field = join(&field, name);
     }
-    if let Some(name) = problem.strip_prefix("missing field `").and_then(|rest| rest.split('`').next()) {
+    if let Some(name) = named("missing") {
         field = join(&field, name);
+    }
+    if let Some(name) = named("duplicate") {
+        field = join(&field, name);
+        problem = unique::DUPLICATE;
     }
     if field.is_empty() {
         field = "job".to_owned();

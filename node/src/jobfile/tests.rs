@@ -58,7 +58,19 @@ fn what_is_wrong_is_named_by_its_path() {
         ("priority = \"high\"", "priority", "expected i32"),
         ("priority = 3000000000", "priority", "expected i32"),
         (r#"{"command": {"shell": {}}}"#, "command.shell.cmd", "missing field"),
-        (r#"{"command": {"shel": {"cmd": "x"}}}"#, "command", "unknown variant"),
+        (r#"{"command": {"shel": {"cmd": "x"}}}"#, "command.shel", "expected `shell` or `script`"),
+        (r#"{"command": {}}"#, "command", "expected shell or script"),
+        ("[command]", "command", "expected shell or script"),
+        (r#"{"command": "x"}"#, "command", "expected shell or script"),
+        (
+            r#"{"command": {"shell": {"cmd": "x"}, "script": {"content": "x"}}}"#,
+            "command",
+            "expected one of shell and script, not both",
+        ),
+        (r#"{"env": {"A": "1", "B": "", "A": "1"}}"#, "env.A", "duplicate key"),
+        (r#"{"labels": {"a": "1", "a": "2"}}"#, "labels.a", "duplicate key"),
+        (r#"{"name": "a", "name": "b"}"#, "name", "duplicate key"),
+        (r#"{"resources": {"gpu": 0, "gpu": 1}}"#, "resources.gpu", "duplicate key"),
         (r#"{"command": {"shell": {"cmd": "x", "args": ["a", 1]}}}"#, "command.shell.args[1]", "expected a string"),
         ("[resources]\ncpu_cores = 0", "resources.cpu_cores", "expected more than zero"),
         (r#"{"timeout": "0s"}"#, "timeout", "expected more than zero"),
@@ -82,4 +94,24 @@ fn text_in_neither_format_is_a_syntax_error() {
     for text in ["{", "name = ", "{} {}", "just words"] {
         assert!(matches!(parse(text), Err(BadJobFile::Syntax(_))), "{text}: {:?}", parse(text));
     }
+}
+
+#[test]
+fn a_syntax_error_is_one_line_with_its_place() {
+    for (text, expected) in [
+        ("[env]\nA = \"1\"\nA = \"2\"", "duplicate key at line 3 column 1"),
+        ("name = \"a\"\nnäme", "at line 2 column"),
+        ("{\"name\": }", "at line 1 column 10"),
+    ] {
+        let message = parse(text).unwrap_err().to_string();
+        assert!(message.contains(expected) && !message.contains('\n'), "{text}: {message}");
+    }
+}
+
+#[test]
+fn json_that_is_no_object_is_no_job() {
+    for text in [" [{\"name\": \"x\"}]", "[ {", "[]", "[1, 2]", "\"x\"", "null", "7"] {
+        assert_eq!(parse(text).unwrap_err().to_string(), "expected one job: an object", "{text}");
+    }
+    parse("[[constraints]]\nattribute = \"a\"\noperator = \"=\"\nvalue = \"b\"").unwrap();
 }
