@@ -164,8 +164,9 @@ pub fn reason_text(reason: &Reason) -> String {
 fn command_text(spec: &JobSpec) -> String {
     match spec.command.as_ref().and_then(|command| command.kind.as_ref()) {
         Some(command::Kind::Shell(shell)) => {
-            let words = std::iter::once(&shell.cmd).chain(&shell.args);
-            words.map(|word| word.escape_debug().to_string()).collect::<Vec<_>>().join(" ")
+            // A first word with `=` would be an assignment.
+            let first = if shell.cmd.contains('=') { quoted(&shell.cmd) } else { word(&shell.cmd) };
+            std::iter::once(first).chain(shell.args.iter().map(|arg| word(arg))).collect::<Vec<_>>().join(" ")
         }
         Some(command::Kind::Script(script)) => {
             let first = script.content.lines().next().unwrap_or_default();
@@ -173,6 +174,30 @@ fn command_text(spec: &JobSpec) -> String {
         }
         None => String::new(),
     }
+}
+
+/// One word of a command as a shell reads it; as it is where that is the same.
+fn word(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "_@%+=:,./-".contains(c);
+    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { quoted(word) }
+}
+
+/// In quotes; what a terminal does not show as itself, escaped.
+fn quoted(word: &str) -> String {
+    let hidden = |c: char| !matches!(c, '\'' | '"' | '\\') && c.escape_debug().len() > 1;
+    if !word.chars().any(hidden) {
+        return format!("'{}'", word.replace('\'', "'\\''"));
+    }
+    let escaped = word.chars().map(|c| match c {
+        '\n' => "\\n".to_owned(),
+        '\t' => "\\t".to_owned(),
+        '\r' => "\\r".to_owned(),
+        '\'' | '\\' => format!("\\{c}"),
+        c if c.is_ascii() && hidden(c) => format!("\\x{:02x}", u32::from(c)),
+        c if hidden(c) => format!("\\U{:08x}", u32::from(c)),
+        c => c.to_string(),
+    });
+    format!("$'{}'", escaped.collect::<String>())
 }
 
 /// A spec in the words of a job file.
@@ -285,6 +310,20 @@ mod tests {
         let spec = jobfile::parse(text).unwrap().into_spec();
         let again = jobfile::parse(&super::spec(&spec).to_string()).unwrap().into_spec();
         assert_eq!(again, spec);
+    }
+
+    #[test]
+    fn a_command_can_be_copied() {
+        let text = |words: &[&str]| {
+            let (cmd, args) = words.split_first().unwrap();
+            let command = json!({ "command": { "shell": { "cmd": cmd, "args": args } } });
+            command_text(&jobfile::parse(&command.to_string()).unwrap().into_spec())
+        };
+        assert_eq!(text(&["make", "-j4", "CC=gcc", "a/b.c", "grün"]), "make -j4 CC=gcc a/b.c grün");
+        assert_eq!(text(&["sh", "-c", "echo \"$A\" \\ b"]), r#"sh -c 'echo "$A" \ b'"#);
+        assert_eq!(text(&["echo", "it's", "", "~", "*"]), r"echo 'it'\''s' '' '~' '*'");
+        assert_eq!(text(&["A=1", "x"]), "'A=1' x");
+        assert_eq!(text(&["echo", "a\n'b'\\\u{1b}\u{202e}"]), r"echo $'a\n\'b\'\\\x1b\U0000202e'");
     }
 
     #[test]
