@@ -1,8 +1,8 @@
 //! Flags and environment.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, ffi::OsStr, path::PathBuf, time::Duration};
 
-use clap::Parser;
+use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 
 /// The port of a server that is named without one.
 const PORT: u16 = 50051;
@@ -40,6 +40,13 @@ pub struct Config {
 }
 
 impl Config {
+    /// Reads flags and environment; ends the process where they are wrong.
+    #[must_use]
+    pub fn read() -> Self {
+        let command = without_empty_variables(Self::command(), is_empty);
+        Self::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
+    }
+
     /// The servers, each with a port.
     #[must_use]
     pub fn servers(&self) -> Vec<String> {
@@ -57,6 +64,19 @@ impl Config {
     pub fn capacity(&self) -> u32 {
         self.capacity.unwrap_or_else(cores)
     }
+}
+
+/// A command line for which an empty variable is one that is not set.
+fn without_empty_variables(command: clap::Command, is_empty: fn(&OsStr) -> bool) -> clap::Command {
+    command.mut_args(
+        |arg| {
+            if arg.get_env().is_some_and(is_empty) { arg.env(clap::builder::Resettable::Reset) } else { arg }
+        },
+    )
+}
+
+fn is_empty(variable: &OsStr) -> bool {
+    std::env::var_os(variable).is_some_and(|value| value.is_empty())
 }
 
 /// Cores that this process may use.
@@ -108,6 +128,13 @@ mod tests {
         ] {
             assert_eq!(with_port(given), expected);
         }
+    }
+
+    #[test]
+    fn an_empty_variable_is_not_set() {
+        let command = without_empty_variables(Config::command(), |name| name != "HODEI_TOKEN");
+        let variables: Vec<_> = command.get_arguments().filter_map(clap::Arg::get_env).collect();
+        assert_eq!(variables, ["HODEI_TOKEN"]);
     }
 
     #[test]

@@ -3,7 +3,6 @@
 
 use std::{io::IsTerminal as _, process::ExitCode};
 
-use clap::Parser as _;
 use hodei_agent::{config::Config, error::Exit, shutdown::Shutdown};
 use tokio::{
     runtime::{Builder, Runtime},
@@ -16,7 +15,7 @@ use tracing_subscriber::filter::LevelFilter;
 const THREADS: usize = 2;
 
 fn main() -> ExitCode {
-    let config = Config::parse();
+    let config = Config::read();
     log_to_stderr();
     match rustls::crypto::ring::default_provider().install_default().map_err(|_| "another TLS provider is installed") {
         Ok(()) => {}
@@ -50,7 +49,8 @@ fn fail(exit: &Exit) -> ExitCode {
 }
 
 fn log_to_stderr() {
-    let level = std::env::var("HODEI_LOG").ok().and_then(|level| level.parse().ok()).unwrap_or(LevelFilter::INFO);
+    let level = std::env::var("HODEI_LOG").ok().filter(|level| !level.is_empty());
+    let level = level.and_then(|level| level.parse().ok()).unwrap_or(LevelFilter::INFO);
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())

@@ -9,7 +9,8 @@ const DEFAULT: &str = "info,openraft=error,h2=warn,hyper=warn,rustls=warn,sled=w
 
 /// Begins to log. Later calls do nothing.
 pub fn start() {
-    let wanted = ["HODEI_LOG", "RUST_LOG"].iter().find_map(|name| std::env::var(name).ok());
+    let given = |name| std::env::var(name).ok().filter(|text| !text.is_empty());
+    let wanted = ["HODEI_LOG", "RUST_LOG"].into_iter().find_map(given);
     let filter = wanted.and_then(|text| EnvFilter::try_new(text).ok()).unwrap_or_else(|| EnvFilter::new(DEFAULT));
     let started = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -9,9 +9,9 @@ pub mod exit;
 pub mod identity;
 pub mod output;
 
-use std::{path::PathBuf, time::Duration};
+use std::{ffi::OsStr, path::PathBuf, time::Duration};
 
-use clap::{Args, Parser};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser};
 
 use self::output::Format;
 
@@ -68,6 +68,27 @@ pub struct Global {
     pub request_timeout: Duration,
 }
 
+impl Cli {
+    /// Reads flags and environment; ends the process where they are wrong.
+    #[must_use]
+    pub fn read() -> Self {
+        let command = without_empty_variables(Self::command(), is_empty);
+        Self::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
+    }
+}
+
+/// A command line for which an empty variable is one that is not set.
+fn without_empty_variables(command: clap::Command, is_empty: fn(&OsStr) -> bool) -> clap::Command {
+    let command = command.mut_args(|arg| {
+        if arg.get_env().is_some_and(is_empty) { arg.env(clap::builder::Resettable::Reset) } else { arg }
+    });
+    command.mut_subcommands(|sub| without_empty_variables(sub, is_empty))
+}
+
+fn is_empty(variable: &OsStr) -> bool {
+    std::env::var_os(variable).is_some_and(|value| value.is_empty())
+}
+
 /// A duration as `500ms`, `4s`, `1h30m`; not zero.
 ///
 /// # Errors
@@ -81,8 +102,6 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
@@ -93,6 +112,16 @@ mod tests {
         let text = format!("{:?}", Cli::try_parse_from(twice).unwrap().command);
         assert!(text.contains("b:1") && !text.contains("a:1"), "{text}");
         assert!(["c:1", "d:1", "e:1"].iter().all(|peer| text.contains(peer)), "{text}");
+    }
+
+    #[test]
+    fn an_empty_variable_is_not_set() {
+        let variables = |command: &clap::Command| command.get_arguments().filter(|arg| arg.get_env().is_some()).count();
+        let command = without_empty_variables(Cli::command(), |name| name != "HODEI_IDENTITY");
+        assert_eq!(variables(&Cli::command()), 2);
+        assert_eq!(variables(&command), 1);
+        assert!(Cli::command().get_subcommands().any(|sub| variables(sub) > 0));
+        assert!(command.get_subcommands().all(|sub| variables(sub) == 0));
     }
 
     #[test]

@@ -322,7 +322,7 @@ fn join(path: &str, name: &str) -> String {
 }
 
 impl JobFile {
-    /// Refuses an explicit zero where the wire's zero means "not given", which is something else.
+    /// Refuses an explicit zero or empty text where on the wire these mean "not given", which is something else.
     ///
     /// # Errors
     /// The first such field.
@@ -338,10 +338,16 @@ impl JobFile {
             ("retry.backoff_initial", duration(self.retry.backoff_initial)),
             ("retry.backoff_max", duration(self.retry.backoff_max)),
         ];
-        match given.into_iter().find(|(_, value)| *value == Some(0)) {
-            Some((field, _)) => {
-                Err(BadJobFile::Field { field: field.to_owned(), problem: "expected more than zero".to_owned() })
-            }
+        let named = [
+            ("name", &self.name, "expected 1 to 128 bytes without control characters"),
+            ("idempotency_key", &self.idempotency_key, "expected 1 to 128 bytes without control characters"),
+            ("working_directory", &self.working_directory, "expected a directory"),
+        ];
+        let zero = given.into_iter().find(|(_, value)| *value == Some(0));
+        let zero = zero.map(|(field, _)| (field, "expected more than zero"));
+        let empty = named.into_iter().find(|(_, value, _)| value.as_deref() == Some(""));
+        match zero.or(empty.map(|(field, _, expected)| (field, expected))) {
+            Some((field, problem)) => Err(BadJobFile::Field { field: field.to_owned(), problem: problem.to_owned() }),
             None => Ok(()),
         }
     }

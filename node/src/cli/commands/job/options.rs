@@ -154,3 +154,30 @@ pub fn read_file(path: &PathBuf) -> Result<JobFile, Failure> {
     }
     jobfile::parse(&text).map_err(|bad| Failure::bad_input(format!("{name}: {bad}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    #[test]
+    fn an_empty_text_is_not_taken_for_none() {
+        for (flag, expected) in [
+            ("--idempotency-key=", "idempotency_key: expected 1 to 128 bytes"),
+            ("--name=", "name: expected 1 to 128 bytes"),
+            ("--working-directory=", "working_directory: expected a directory"),
+        ] {
+            let line = Line::try_parse_from(["job", flag]).unwrap();
+            let failure = line.options.submission(JobFile::default(), vec!["true".to_owned()]).unwrap_err();
+            assert_eq!(failure.exit, 2, "{flag}");
+            assert!(failure.message.starts_with(expected), "{failure}");
+        }
+    }
+}
