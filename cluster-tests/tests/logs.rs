@@ -1,11 +1,14 @@
 //! The log of a job is what the job wrote: every byte, in order, on every node, whenever one asks.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use cluster_tests::{
-    Cluster,
+    Cluster, cli,
     client::{STDERR, STDOUT},
+    wait,
 };
+
+const SOON: Duration = Duration::from_secs(30);
 
 /// Bytes that a careless log plane spoils: every value, NUL, CR, invalid UTF-8, a line far over 64 KiB, empty lines,
 /// and no newline at the end.
@@ -98,4 +101,26 @@ async fn following_ends_with_the_jobs_own_exit_code() {
     // Without -f it is a look at the file, and a look succeeds.
     cluster.cli().run(&["job", "logs", &job]).await.expect(0);
     cluster.cli().run(&["job", "wait", &job]).await.expect(3);
+}
+
+#[tokio::test]
+async fn output_on_a_node_that_is_down_is_not_passed_over() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.agent(&[2], &[]).await;
+    let job = cluster.submit(&[], &["bash", "-c", "echo kept; exit 3"]).await;
+    cluster.wait_state(&job, "Failed").await;
+    cluster.nodes[2].kill();
+    cluster.leader_other_than(Some(2)).await;
+
+    let output = cluster.cli_at(0).run(&["job", "logs", &job]).await.expect(69);
+    assert!(output.stderr.contains("do not answer"), "{}", output.stderr);
+    assert!(output.stdout.is_empty(), "{}", output.text());
+
+    let mut following = cluster.cli_at(0).spawn("follow", &["job", "logs", "-f", &job]);
+    wait::until_true("it says what is missing", SOON, || async { following.stderr_text().contains("do not answer") })
+        .await;
+    cluster.nodes[2].restart().await;
+    let status = following.exit(SOON).await;
+    assert_eq!((cli::exit_code(status), following.stdout_text().as_str()), (3, "kept\n"));
+    cluster.cli_at(0).run(&["job", "logs", &job]).await.expect(0);
 }

@@ -32,6 +32,32 @@ async fn dev_in_one_terminal_and_job_run_in_another() {
 }
 
 #[tokio::test]
+async fn dev_takes_over_from_one_that_was_killed_but_not_from_one_that_lives() {
+    let dir = tempfile::tempdir().unwrap();
+    let start =
+        |name| Proc::spawn(name, cli::clean("hodei-node", dir.path()).args(["dev", "--nodes", "1"]), dir.path());
+    let user = Cli::nobody(dir.path());
+    let default = dir.path().join("home/.config/hodei/client.toml");
+    let mut killed = start("killed");
+    killed.ready(SOON).await;
+    let first = fs::read_to_string(&default).unwrap();
+    let mut other = start("other");
+    other.ready(SOON).await;
+    assert_eq!(fs::read_to_string(&default).unwrap(), first);
+    other.signal(Signal::SIGINT);
+    other.exit(SOON).await;
+
+    killed.signal(Signal::SIGKILL);
+    killed.exit(SOON).await;
+    let mut next = start("next");
+    next.ready(SOON).await;
+    assert_ne!(fs::read_to_string(&default).unwrap(), first);
+    user.run(&["job", "list"]).await.expect(0);
+    next.signal(Signal::SIGINT);
+    next.exit(SOON).await;
+}
+
+#[tokio::test]
 async fn job_run_ends_as_the_job_does() {
     let mut cluster = Cluster::start(3).await;
     cluster.agent(&[1], &[]).await;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cluster_tests::{Cluster, wait};
+use cluster_tests::{Cluster, cli as shell, wait};
 use nix::sys::signal::Signal;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -86,4 +86,35 @@ async fn nobody_reachable_is_the_same_exit_code() {
         let output = cli.run(args).await.expect(69);
         assert!(output.took < Duration::from_secs(4), "{args:?} took {:?}", output.took);
     }
+}
+
+#[tokio::test]
+async fn waiting_that_begins_in_an_outage_outlasts_it() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.agent(&[0], &[]).await;
+    let job = cluster.submit(&[], &["bash", "-c", "echo said; exit 3"]).await;
+    cluster.wait_state(&job, "Failed").await;
+    cluster.nodes[1].kill();
+    cluster.nodes[2].kill();
+
+    let cli = cluster.cli_at(0).request_timeout(Duration::from_secs(1));
+    let mut waiting = [
+        cli.spawn("wait", &["job", "wait", &job]),
+        cli.spawn("follow", &["job", "logs", "-f", &job]),
+        cli.spawn("unknown", &["job", "wait", "no-such-job"]),
+    ];
+    for process in &waiting {
+        wait::until_true("it says that it tries again", SOON, || async {
+            process.stderr_text().contains("trying again")
+        })
+        .await;
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    cluster.nodes[1].restart().await;
+    for (process, code) in waiting.iter_mut().zip([3, 3, 1]) {
+        let status = process.exit(SOON).await;
+        assert_eq!(shell::exit_code(status), code, "{}", process.stderr_text());
+        assert_eq!(process.stderr_text().matches("trying again").count(), 1, "{}", process.stderr_text());
+    }
+    assert_eq!(waiting[1].stdout_text(), "said\n");
 }

@@ -138,6 +138,11 @@ async fn foreign_certificates_and_wrong_roles_are_refused() {
     let output = cluster.cli().with_identity(&stranger).run(&["job", "list"]).await;
     assert!([69, 77].contains(&output.code), "exit code {}: {}", output.code, output.stderr);
 
+    // The same, trusting its own CA: said at once, without waiting for the request timeout.
+    let output = cluster.cli().with_identity(other.admin()).run(&["job", "list"]).await.expect(77);
+    assert!(output.stderr.contains("belongs to another cluster than this identity"), "{}", output.stderr);
+    assert!(output.took < Duration::from_secs(3), "took {:?}", output.took);
+
     // The other cluster's node.
     let peer = cluster.dir().join("peer");
     let pki = other.nodes[0].data.join("pki");
