@@ -6,7 +6,7 @@
 //! is in the group before the first instruction of the job's program.
 //!
 //! **Between the two programs.** The new process is a copy of one thread of many, so it must touch no lock and no
-//! allocator: all that it needs is in [`Image`] and [`Recipe`], made before. It makes system calls only; those that
+//! allocator: all that it needs is in [`Image`] and `Recipe`, made before. It makes system calls only; those that
 //! change the user go around the C library, which would signal threads that are not there any more. Every descriptor
 //! of the agent is close-on-exec, and what the agent ignores or blocks is reset, so nothing is inherited but the three
 //! standard streams.
