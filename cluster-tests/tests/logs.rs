@@ -109,6 +109,10 @@ async fn output_on_a_node_that_is_down_is_not_passed_over() {
     cluster.agent(&[2], &[]).await;
     let job = cluster.submit(&[], &["bash", "-c", "echo kept; exit 3"]).await;
     cluster.wait_state(&job, "Failed").await;
+    // Until its end is acknowledged the agent has the log, too, and would bring it to another node.
+    let attempts = cluster.agents[0].data.join("attempts");
+    let forgotten = || async { fs::read_dir(&attempts).is_ok_and(|mut left| left.next().is_none()) };
+    wait::until_true("the agent forgets the attempt", SOON, forgotten).await;
     cluster.nodes[2].kill();
     cluster.leader_other_than(Some(2)).await;
 

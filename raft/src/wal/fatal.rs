@@ -3,6 +3,7 @@
 use std::{
     fmt,
     io::{self, Write},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 /// The code of a failed fsync.
@@ -43,8 +44,13 @@ impl Failure {
     }
 }
 
-/// Ends the process without destructors, after one line on standard error.
+/// Ends the process without destructors, after one line on standard error. A disk fails several threads at once: the
+/// first one speaks, and the others wait for the end.
 pub fn abort(failure: &Failure) -> ! {
+    static ENDING: AtomicBool = AtomicBool::new(false);
+    while ENDING.swap(true, Ordering::AcqRel) {
+        std::thread::park();
+    }
     // Not eprintln: it panics if standard error is closed.
     let _ = writeln!(io::stderr(), "{failure}");
     std::process::abort()
