@@ -7,7 +7,7 @@ use crate::{
     codec,
     ids::Caller,
     job::{Attempt, Job, JobState},
-    registry::WorkerState,
+    registry::{Worker, WorkerState},
     state::State,
 };
 
@@ -137,6 +137,7 @@ fn check_workers(state: &State, found: &mut Findings) {
         };
         found.check(fits, || format!("worker {id} is {:?} with {live} live attempts", worker.state));
         found.check(!worker.takes_jobs() || worker.gateway.is_some(), || format!("worker {id} is ready at no gateway"));
+        found.check(worker.recent <= Worker::RECENT_BEST, || format!("worker {id} fares better than well"));
         found.check(!worker.past_sessions.contains(&worker.session), || format!("worker {id}: its session is over"));
     }
 }

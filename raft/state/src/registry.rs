@@ -128,9 +128,25 @@ pub struct Worker {
     pub provider: Option<String>,
     /// First session.
     pub registered_at: Millis,
+    /// How its newest attempts fared, in thousandths: 1,000 where all succeeded, 0 where all failed. See
+    /// [`Worker::learn`].
+    pub recent: u16,
 }
 
 impl Worker {
+    /// [`Worker::recent`] of a worker that nothing is known of, and the best that it can be.
+    pub const RECENT_BEST: u16 = 1_000;
+
+    /// Takes up how an attempt ended: an average in which each newer attempt weighs an eighth, so that about the last
+    /// twenty matter. Only exit code 0 is a success. What says nothing about the worker is to be left out: attempts
+    /// that were cancelled or taken from it.
+    pub(crate) fn learn(&mut self, succeeded: bool) {
+        let kept = u32::from(self.recent.min(Self::RECENT_BEST)) * 7;
+        // Rounded towards the newest, so that both ends can be reached again.
+        let recent = if succeeded { (kept + u32::from(Self::RECENT_BEST)).div_ceil(8) } else { kept / 8 };
+        self.recent = u16::try_from(recent).unwrap_or(Self::RECENT_BEST);
+    }
+
     /// What live attempts leave of its capacity.
     #[must_use]
     pub fn free(&self) -> Capacity {

@@ -27,7 +27,9 @@ impl State {
         let worker = attempt.worker;
         attempt.end = Some(AttemptEnd { at: now, by, reason: reason.clone(), log });
         self.put_attempt(attempt);
-        self.release_capacity(worker, id);
+        let cancelled = self.job(id.job).is_some_and(|job| job.cancel.is_some());
+        let learnt = (!cancelled).then_some(matches!(reason, Reason::Exited { code: 0 }));
+        self.release_capacity(worker, id, learnt);
         let (Some(job), Some(spec)) = (self.job(id.job), self.spec(id.job)) else {
             return;
         };
@@ -37,12 +39,16 @@ impl State {
         self.update_job(job);
     }
 
-    fn release_capacity(&mut self, worker: WorkerId, attempt: AttemptRef) {
+    /// Gives back what an attempt held of its worker, which learns how it fared, where that says anything about it.
+    fn release_capacity(&mut self, worker: WorkerId, attempt: AttemptRef, succeeded: Option<bool>) {
         let (Some(worker), Some(spec)) = (self.worker(worker), self.spec(attempt.job)) else {
             return;
         };
         let used = worker.used.minus(&Capacity::needed(&spec.resources));
         let mut worker = Worker { used, ..worker.clone() };
+        if let Some(succeeded) = succeeded {
+            worker.learn(succeeded);
+        }
         if self.live_attempts(worker.id).next().is_none() {
             worker.state = match worker.state {
                 WorkerState::Busy => WorkerState::Ready,

@@ -83,6 +83,7 @@ impl State {
             boot_id: info.boot_id,
             provider: info.provider,
             registered_at: known.map_or(self.stamp(), |worker| worker.registered_at),
+            recent: known.map_or(Worker::RECENT_BEST, |worker| worker.recent),
         }
     }
 

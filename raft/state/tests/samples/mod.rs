@@ -15,7 +15,7 @@ use hodei_state::{
 };
 
 /// The rolling hash after the whole history.
-pub const HASH: &str = "404b5d4c89ae7861058ac1d00a34c37a";
+pub const HASH: &str = "12cabd60c4847d873b446118c9e88cfe";
 
 const NODE: Caller = Caller::Node(1);
 const ADMIN: Caller = Caller::Admin(UserId(0xad));

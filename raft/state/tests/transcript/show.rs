@@ -177,8 +177,10 @@ fn reason(reason: &Reason) -> String {
 fn worker(state: &State, worker: &Worker) -> String {
     let gateway = worker.gateway.map_or("no gateway".to_string(), |node| format!("gateway n{node}"));
     let live: Vec<_> = state.live_attempts(worker.id).map(|attempt| reference(&attempt.id)).collect();
+    let recent =
+        if worker.recent == Worker::RECENT_BEST { String::new() } else { format!(", recent {}", worker.recent) };
     format!(
-        "{} {:?} session {} stream {} {gateway}, {} of {} slots, {} of {} cpu, live [{}]",
+        "{} {:?} session {} stream {} {gateway}, {} of {} slots, {} of {} cpu, live [{}]{recent}",
         worker.id,
         worker.state,
         worker.session,
