@@ -10,7 +10,7 @@ use crate::{
     ids::{Caller, JobId, Millis, TokenId, WorkerId},
     job::{Attempt, Job, JobState},
     queue::{Class, Order, Position, Queue, class_of},
-    registry::Worker,
+    registry::{Token, Worker},
     spec::{Body, JobSpec},
 };
 
@@ -131,6 +131,8 @@ pub(crate) struct Indexes {
     pub(crate) available: OrdSet<WorkerId>,
     /// Tokens by the hash of their secret.
     pub(crate) secrets: OrdMap<[u8; 32], TokenId>,
+    /// Tokens by when they are forgotten.
+    pub(crate) forgotten: OrdSet<(Millis, TokenId)>,
     /// Identities by the hash of their public key.
     pub(crate) party_keys: OrdSet<([u8; 32], Caller)>,
     /// Numbers.
@@ -216,6 +218,16 @@ impl Indexes {
             (true, false) => self.counts.live_attempts = self.counts.live_attempts.saturating_sub(1),
             _ => {}
         }
+    }
+
+    pub(crate) fn add_token(&mut self, token: &Token) {
+        self.secrets.insert(token.secret, token.id);
+        self.forgotten.insert((token.forgotten_at(), token.id));
+    }
+
+    pub(crate) fn remove_token(&mut self, token: &Token) {
+        self.secrets.remove(&token.secret);
+        self.forgotten.remove(&(token.forgotten_at(), token.id));
     }
 
     pub(crate) fn set_worker(&mut self, worker: &Worker) {

@@ -158,8 +158,10 @@ fn check_parties(state: &State, found: &mut Findings) {
     found.check(served, || "the cluster has no member".to_string());
     for token in state.tokens() {
         let used = state.token_uses(token.id).count();
-        found.check(used == token.used as usize && token.used <= token.uses, || {
-            format!("token {} is overused", token.id)
-        });
+        // One that is being forgotten has lost some of its uses already.
+        let all = used == token.used as usize || (token.forgotten_at() <= state.stamp() && used < token.used as usize);
+        found.check(all && token.used <= token.uses, || format!("token {} is overused", token.id));
+        let used_up = token.used_up_at.is_some() == (token.used == token.uses);
+        found.check(used_up, || format!("token {}: used up unlike its uses", token.id));
     }
 }

@@ -215,6 +215,21 @@ pub struct Token {
     pub used: u32,
     /// Not valid any more.
     pub revoked_at: Option<Millis>,
+    /// When its last use was taken.
+    pub used_up_at: Option<Millis>,
+}
+
+impl Token {
+    /// A token lets nobody in any more and is still kept for so long after that: seven days, in which a party that never
+    /// got the answer to its request may repeat it, and an administrator can see what became of the token.
+    pub const KEPT_MS: u64 = 7 * 24 * 3_600_000;
+
+    /// From when on it is forgotten.
+    #[must_use]
+    pub fn forgotten_at(&self) -> Millis {
+        let over = [self.revoked_at, self.used_up_at].into_iter().flatten().fold(self.expires_at, Millis::min);
+        over.plus(Self::KEPT_MS)
+    }
 }
 
 /// One use of a token. The same nonce with the same key succeeds again; with another key it is refused.

@@ -89,8 +89,8 @@ impl State {
                 indexes.keys.insert((tombstone.owner, key.as_str().into()), *id);
             }
         }
-        for (id, token) in self.tokens.iter() {
-            indexes.secrets.insert(token.secret, *id);
+        for (_, token) in self.tokens.iter() {
+            indexes.add_token(token);
         }
         for (who, identity) in self.identities.iter() {
             indexes.party_keys.insert((identity.key, *who));

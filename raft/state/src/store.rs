@@ -1,7 +1,7 @@
 //! The only writes to the tables: each keeps the indexes in step. Private to the crate; `apply` is the way in.
 
 use crate::{
-    ids::{JobId, Millis},
+    ids::{JobId, Millis, TokenId},
     job::{Attempt, Job, Segment},
     registry::{Cluster, Identity, Member, Token, TokenUse, Tombstone, Worker},
     rows::Meta,
@@ -11,9 +11,12 @@ use crate::{
 
 /// So many tombstones go per command at most: a burst of removals an hour ago must not stall one command now.
 const TOMBSTONES_PER_COMMAND: usize = 64;
+/// So many rows of tokens, for the same reason: a token may have 10,000 uses.
+const TOKEN_ROWS_PER_COMMAND: usize = 64;
 
 impl State {
-    /// Time moves on, never back. Jobs whose backoff has passed return to the queue; tombstones past their hour go.
+    /// Time moves on, never back. Jobs whose backoff has passed return to the queue; tombstones past their hour go, and
+    /// so do tokens that have let nobody in for days.
     pub(crate) fn advance(&mut self, at: Millis) {
         if at > self.stamp() || self.meta.get(&()).is_none() {
             let stamp = at.max(self.stamp());
@@ -29,6 +32,12 @@ impl State {
         for _ in 0..TOMBSTONES_PER_COMMAND {
             match self.indexes.tombstones.get_min() {
                 Some(&(until, job)) if until <= stamp => self.remove_tombstone(job),
+                _ => break,
+            }
+        }
+        for _ in 0..TOKEN_ROWS_PER_COMMAND {
+            match self.indexes.forgotten.get_min() {
+                Some(&(at, token)) if at <= stamp => self.forget_row_of(token),
                 _ => break,
             }
         }
@@ -48,8 +57,25 @@ impl State {
     }
 
     pub(crate) fn put_token(&mut self, token: Token) {
-        self.indexes.secrets.insert(token.secret, token.id);
+        if let Some(old) = self.tokens.get(&token.id) {
+            self.indexes.remove_token(old);
+        }
+        self.indexes.add_token(&token);
         self.tokens.put(token.id, token, &mut self.dirty);
+    }
+
+    /// Removes one use of a token, or, when it has none left, the token.
+    fn forget_row_of(&mut self, id: TokenId) {
+        let used = self.token_uses(id).next().map(|used| (id, used.nonce));
+        match used {
+            Some(used) => self.token_uses.remove(&used, &mut self.dirty),
+            None => {
+                if let Some(token) = self.tokens.get(&id) {
+                    self.indexes.remove_token(token);
+                }
+                self.tokens.remove(&id, &mut self.dirty);
+            }
+        }
     }
 
     pub(crate) fn put_token_use(&mut self, token: &Token, used: TokenUse) {

@@ -74,7 +74,7 @@ impl Shared {
     async fn check_known(&self, token: &Token, by: Instant) -> Result<(), Status> {
         let secret = token.secret_hash();
         let known = |view: &hodei_raft::View| view.state.tokens().any(|token| token.secret == secret);
-        // Tokens are never forgotten by a state that has once known them, so an old view is enough to say yes.
+        // An old view is enough to say yes: if the token has been forgotten since, the command is refused.
         if known(&self.handle.view()) || known(&self.read(by).await?) {
             return Ok(());
         }

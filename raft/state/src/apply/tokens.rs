@@ -39,6 +39,7 @@ impl State {
             uses: create.uses,
             used: 0,
             revoked_at: None,
+            used_up_at: None,
         });
         Ok(Outcome::TokenCreated { expires_at })
     }
@@ -54,7 +55,8 @@ impl State {
     }
 
     /// Registers a party. The use binds nonce, key and issued id: the same request gets the same answer again, even
-    /// after the token was used up or has expired, since its first answer may have been lost on the way.
+    /// after the token was used up or has expired, since its first answer may have been lost on the way; until the token
+    /// is forgotten ([`Token::KEPT_MS`]).
     pub(super) fn use_token(&mut self, used: &UseToken) -> Result {
         let cluster = self.cluster().cloned().ok_or(Refusal::WrongClusterState)?;
         let token = self.indexes.secrets.get(&used.secret).and_then(|id| self.token(*id));
@@ -77,7 +79,9 @@ impl State {
         self.check_key(used.key)?;
         let issued = self.issue(&token, used, cluster.clone())?;
         self.put_token_use(&token, TokenUse { nonce: used.nonce, key: used.key, issued });
-        self.put_token(Token { used: token.used.saturating_add(1), ..token });
+        let used = token.used.saturating_add(1);
+        let used_up_at = (used >= token.uses).then(|| self.stamp());
+        self.put_token(Token { used, used_up_at, ..token });
         Ok(Outcome::Enrolled { issued, cluster: cluster.id })
     }
 

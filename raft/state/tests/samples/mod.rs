@@ -15,7 +15,7 @@ use hodei_state::{
 };
 
 /// The rolling hash after the whole history.
-pub const HASH: &str = "12cabd60c4847d873b446118c9e88cfe";
+pub const HASH: &str = "487b76835bc408cfcbaaf7e8a50d43fa";
 
 const NODE: Caller = Caller::Node(1);
 const ADMIN: Caller = Caller::Admin(UserId(0xad));

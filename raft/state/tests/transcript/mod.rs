@@ -72,6 +72,7 @@ impl goldenscript::Runner for Runner {
             }
             "plan" | "schedule" => self.plan(line.name == "schedule"),
             "retain" => self.retain(&arguments),
+            "use-many" => self.use_many(&arguments),
             _ => show::query(&self.state, &arguments),
         }
     }
@@ -128,6 +129,16 @@ impl Runner {
             liveness.confirm(state, on, 1, &[], now, now);
         }
         self.state.take_changes();
+        Ok(String::new())
+    }
+
+    /// use-many TOKEN N: agents w3001 … use a token, each under its own nonce and key.
+    fn use_many(&mut self, arguments: &Arguments<'_>) -> Shown {
+        let token = arguments.word(0)?;
+        for at in 1..=arguments.number_at(1)? {
+            let shown = self.apply(&parse::command(&format!("use {token} id=w{} nonce={at} key={at}", 3000 + at))?);
+            assert!(!shown.starts_with("refused"), "{shown}");
+        }
         Ok(String::new())
     }
 

@@ -318,12 +318,13 @@ pub(super) fn setup(arguments: &Arguments<'_>) -> Parsed<Vec<Envelope>> {
         lines.push(format!("open w{at}/s{at}{offered}"));
         lines.push(format!("attach w{at}/s{at}"));
     }
-    let state = State::new();
-    let envelope = |line: String| -> Parsed<Envelope> {
-        let line = line_of(&line);
-        Arguments::new(&line, &state).envelope()?.ok_or_else(|| "setup gives commands only".into())
-    };
-    lines.into_iter().map(envelope).collect()
+    lines.iter().map(|line| command(line)).collect()
+}
+
+/// A command that names nothing that has to be looked up in the state.
+pub(super) fn command(line: &str) -> Parsed<Envelope> {
+    let (line, state) = (line_of(line), State::new());
+    Arguments::new(&line, &state).envelope()?.ok_or_else(|| "not a command of the core".into())
 }
 
 /// Parses one line as goldenscript does, which keeps its parser to itself: a script of one line, run by a runner that
