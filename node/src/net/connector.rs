@@ -16,7 +16,7 @@ use tokio::{net::TcpStream, sync::watch, time};
 use tonic::transport::{Channel, Endpoint};
 use tower_service::Service;
 
-use super::stream::Accepted;
+use super::stream::Connection;
 
 /// Bound on TCP connect plus TLS handshake.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -40,12 +40,13 @@ impl Connector {
         Ok(Self { address: address.into(), name, config })
     }
 
-    async fn connect(self) -> io::Result<Accepted> {
+    async fn connect(self) -> io::Result<Connection<()>> {
         let config = self.config.borrow().clone();
         let connecting = async {
             let tcp = TcpStream::connect(&*self.address).await?;
             tcp.set_nodelay(true)?;
-            Accepted::wait(tokio_rustls::TlsConnector::from(config).connect(self.name, tcp).await?).await
+            let tls = tokio_rustls::TlsConnector::from(config).connect(self.name, tcp).await?;
+            Connection::new(tls, ()).accepted().await
         };
         match time::timeout(CONNECT_TIMEOUT, connecting).await {
             Ok(connected) => connected,
@@ -55,7 +56,7 @@ impl Connector {
 }
 
 impl Service<http::Uri> for Connector {
-    type Response = TokioIo<Accepted>;
+    type Response = TokioIo<Connection<()>>;
     type Error = io::Error;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, io::Error>> + Send>>;
 

@@ -1,8 +1,9 @@
-//! A TLS connection that the server has accepted.
+//! A TLS connection, on either side, with what belongs to it.
 //!
 //! With TLS 1.3 a client's handshake is complete before the server has looked at its certificate; a refusal comes later
 //! and looks like any broken connection, perhaps with a request already on its way. Servers of HTTP/2 speak first,
-//! though: whoever waits for those first bytes knows that it was let in, and has sent nothing yet.
+//! though: whoever waits for those first bytes ([`Connection::accepted`]) knows that it was let in, and has sent nothing
+//! yet.
 
 use std::{
     io,
@@ -15,35 +16,42 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
-use tokio_rustls::client::TlsStream;
+use tokio_rustls::TlsStream;
 
 /// Enough for the first frame; what is more comes with the next read.
 const FIRST: usize = 256;
 
 /// See the module.
-pub struct Accepted {
+pub struct Connection<T> {
     tls: TlsStream<TcpStream>,
-    /// What the server said first and nobody has read yet.
+    /// What the other side said first and nobody has read yet.
     first: Bytes,
+    /// Lives as long as the connection.
+    pub with: T,
 }
 
-impl Accepted {
+impl<T: Unpin> Connection<T> {
+    /// A connection of which nothing was read.
+    pub fn new(tls: impl Into<TlsStream<TcpStream>>, with: T) -> Self {
+        Self { tls: tls.into(), first: Bytes::new(), with }
+    }
+
     /// Waits until the server has spoken.
     ///
     /// # Errors
     /// How the server refused, as far as it said so.
-    pub async fn wait(mut tls: TlsStream<TcpStream>) -> io::Result<Self> {
+    pub async fn accepted(mut self) -> io::Result<Self> {
         let mut first = vec![0; FIRST];
-        let read = tls.read(&mut first).await?;
+        let read = self.tls.read(&mut first).await?;
         if read == 0 {
             return Err(io::Error::new(io::ErrorKind::ConnectionReset, "the node closed the connection"));
         }
         first.truncate(read);
-        Ok(Self { tls, first: first.into() })
+        Ok(Self { first: first.into(), ..self })
     }
 }
 
-impl AsyncRead for Accepted {
+impl<T: Unpin> AsyncRead for Connection<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.first.is_empty() {
             return Pin::new(&mut self.tls).poll_read(cx, buf);
@@ -55,7 +63,7 @@ impl AsyncRead for Accepted {
     }
 }
 
-impl AsyncWrite for Accepted {
+impl<T: Unpin> AsyncWrite for Connection<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.tls).poll_write(cx, buf)
     }

@@ -60,8 +60,16 @@ impl PinnedAuthority {
     pub fn mismatched(&self) -> bool {
         self.mismatch.get().is_some()
     }
+}
 
-    fn verify(
+impl fmt::Debug for PinnedAuthority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PinnedAuthority").finish_non_exhaustive()
+    }
+}
+
+impl ServerCertVerifier for PinnedAuthority {
+    fn verify_server_cert(
         &self,
         node: &CertificateDer<'_>,
         others: &[CertificateDer<'_>],
@@ -84,25 +92,6 @@ impl PinnedAuthority {
             _ => return Err(Error::Other(OtherError(Arc::new(NotANode)))),
         }
         Ok(verified)
-    }
-}
-
-impl fmt::Debug for PinnedAuthority {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PinnedAuthority").finish_non_exhaustive()
-    }
-}
-
-impl ServerCertVerifier for PinnedAuthority {
-    fn verify_server_cert(
-        &self,
-        node: &CertificateDer<'_>,
-        others: &[CertificateDer<'_>],
-        name: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        self.verify(node, others, name, ocsp, now)
     }
 
     fn verify_tls12_signature(

@@ -4,29 +4,22 @@
 //! authorities and all. The handshake runs in a task of its own, with a time limit; the number of connections is
 //! bounded, and that of connections without a certificate (they can only enrol) much more so.
 
-use std::{
-    io,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{io, sync::Arc, time::Duration};
 
 use rustls::{RootCertStore, ServerConfig, server::WebPkiClientVerifier};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     task::JoinSet,
     time,
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
-use crate::pki::subject::Certified;
+use crate::{net::stream::Connection, pki::subject::Certified};
 
 /// Bound on a TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -66,7 +59,7 @@ pub fn incoming(
     listener: TcpListener,
     config: watch::Receiver<Arc<ServerConfig>>,
     stop: CancellationToken,
-) -> ReceiverStream<io::Result<Connection>> {
+) -> ReceiverStream<io::Result<Connection<Client>>> {
     let (sender, receiver) = mpsc::channel(64);
     let accepting = Accepting {
         listener,
@@ -93,7 +86,7 @@ struct Accepting {
 
 impl Accepting {
     /// Returns when the semaphore is closed, which it never is. Handshakes under way end with this future.
-    async fn run(self, sender: &mpsc::Sender<io::Result<Connection>>) {
+    async fn run(self, sender: &mpsc::Sender<io::Result<Connection<Client>>>) {
         let mut handshakes = JoinSet::new();
         while let Ok(permit) = self.connections.clone().acquire_owned().await {
             while handshakes.try_join_next().is_some() {}
@@ -125,7 +118,7 @@ async fn handshake(
     tcp: TcpStream,
     permit: OwnedSemaphorePermit,
     anonymous: &Arc<Semaphore>,
-) -> io::Result<Connection> {
+) -> io::Result<Connection<Client>> {
     tcp.set_nodelay(true)?;
     let tls = acceptor.accept(tcp).await?;
     let shown = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
@@ -135,53 +128,20 @@ async fn handshake(
         let permit = anonymous.clone().try_acquire_owned();
         permits.push(permit.map_err(|_| io::Error::other("too many connections without a certificate"))?);
     }
-    Ok(Connection { tls, info: ConnInfo { certified }, _permits: permits })
+    Ok(Connection::new(tls, Client { info: ConnInfo { certified }, _permits: permits }))
 }
 
-/// An established TLS connection.
-pub struct Connection {
-    tls: TlsStream<TcpStream>,
+/// What belongs to a client's connection.
+pub struct Client {
     info: ConnInfo,
     /// Given back when the connection ends.
     _permits: Vec<OwnedSemaphorePermit>,
 }
 
-impl Connected for Connection {
+impl Connected for Connection<Client> {
     type ConnectInfo = ConnInfo;
 
     fn connect_info(&self) -> ConnInfo {
-        self.info
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tls).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tls).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tls).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tls).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tls).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.tls.is_write_vectored()
+        self.with.info
     }
 }

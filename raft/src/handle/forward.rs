@@ -22,7 +22,7 @@ use super::{Position, propose::Answer};
 use crate::{
     codec,
     error::NotDone,
-    handle::propose::Claim,
+    handle::propose::{Claim, Ends},
     network::{
         peers::{Peers, bare},
         wire::{ForwardAnswerV1, ForwardRequestV1, ForwardResponseV1, ForwardedV1, NotDoneV1},
@@ -71,21 +71,13 @@ impl Forwarder {
             Ok(Err(_)) => return Answer::NotDone(NotDone::Stopped),
             Err(_) => return Answer::NotDone(NotDone::Overloaded),
         }
-        let abandoned = |why: NotDone, unknown: &str| match claim.abandon() {
-            true => Answer::NotDone(why),
-            false => Answer::Unknown(unknown.to_owned()),
+        let unreachable = NotDone::NoQuorum("the leader cannot be reached".to_owned());
+        let ends = Ends {
+            lost: (NotDone::NoLeader, "the connection to the leader was lost"),
+            over: (NotDone::NoLeader, "leadership ended before the leader answered"),
+            late: (unreachable, "the leader did not answer within the deadline"),
         };
-        tokio::select! {
-            biased;
-            answer = answered => {
-                answer.unwrap_or_else(|_| abandoned(NotDone::NoLeader, "the connection to the leader was lost"))
-            }
-            () = over => abandoned(NotDone::NoLeader, "leadership ended before the leader answered"),
-            () = tokio::time::sleep_until(deadline) => {
-                let unreachable = NotDone::NoQuorum("the leader cannot be reached".to_owned());
-                abandoned(unreachable, "the leader did not answer within the deadline")
-            }
-        }
+        claim.answer(answered, over, deadline, ends).await
     }
 }
 

@@ -77,10 +77,37 @@ impl Claim {
         self.settle(TAKEN)
     }
 
-    /// For the caller, when it gives up. True: the command was not and will not be appended.
-    pub(crate) fn abandon(&self) -> bool {
-        self.settle(ABANDONED)
+    /// For the caller: waits for the answer, until `deadline` or until the leadership is `over`, and then gives up.
+    pub(crate) async fn answer(
+        &self,
+        answered: oneshot::Receiver<Answer>,
+        over: impl Future<Output = ()>,
+        deadline: Instant,
+        ends: Ends,
+    ) -> Answer {
+        let (not_done, unknown) = tokio::select! {
+            biased;
+            answer = answered => match answer {
+                Ok(answer) => return answer,
+                Err(_) => ends.lost,
+            },
+            () = over => ends.over,
+            () = tokio::time::sleep_until(deadline) => ends.late,
+        };
+        // If it is abandoned here, the command was not and will not be appended.
+        if self.settle(ABANDONED) { Answer::NotDone(not_done) } else { Answer::Unknown(unknown.to_owned()) }
     }
+}
+
+/// How waiting for an answer may end without one: what was not done where nobody has taken the proposal, and what
+/// happened where somebody has.
+pub(crate) struct Ends {
+    /// Whoever should have answered is gone.
+    pub(crate) lost: (NotDone, &'static str),
+    /// So is the leadership.
+    pub(crate) over: (NotDone, &'static str),
+    /// Time is up.
+    pub(crate) late: (NotDone, &'static str),
 }
 
 /// Commands that go into one entry together.
@@ -126,20 +153,13 @@ impl Proposer {
             Ok(Err(stopped)) => return Answer::NotDone(stopped),
             Err(_) => return Answer::NotDone(NotDone::Overloaded),
         }
-        let abandoned = |why: NotDone, unknown: &str| match claim.abandon() {
-            true => Answer::NotDone(why),
-            false => Answer::Unknown(unknown.to_owned()),
+        let waiting = NotDone::NoQuorum("earlier commands are still waiting".to_owned());
+        let ends = Ends {
+            lost: (NotDone::Stopped, "the node stopped before the command was applied"),
+            over: (NotDone::NoLeader, "leadership ended before the command was applied"),
+            late: (waiting, "not confirmed by a majority within the deadline"),
         };
-        tokio::select! {
-            biased;
-            answer = answered => answer
-                .unwrap_or_else(|_| abandoned(NotDone::Stopped, "the node stopped before the command was applied")),
-            () = over => abandoned(NotDone::NoLeader, "leadership ended before the command was applied"),
-            () = tokio::time::sleep_until(deadline) => {
-                let waiting = NotDone::NoQuorum("earlier commands are still waiting".to_owned());
-                abandoned(waiting, "not confirmed by a majority within the deadline")
-            }
-        }
+        claim.answer(answered, over, deadline, ends).await
     }
 }
 
