@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use hodei_proto::v1::ListTokensRequest;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -140,6 +141,25 @@ impl Cluster {
     /// A new one-time token.
     pub async fn token(&self, role: &str) -> String {
         self.cli().ok(&["token", "create", "--role", role, "--output", "quiet"]).await
+    }
+
+    /// Waits until the cluster's own time is past the end of its newest token: whatever is applied from then on is later.
+    ///
+    /// # Panics
+    /// If the first node does not answer.
+    pub async fn until_newest_token_expired(&self) {
+        let client = self.client(0);
+        let tokens = async || {
+            let listed = client.cluster().list_tokens(ListTokensRequest::default()).await;
+            listed.expect("the first node answers").into_inner().tokens
+        };
+        let newest = tokens().await.into_iter().max_by_key(|token| token.created_at_ms).expect("there is a token");
+        let expired = async || {
+            // What is made now bears the newest stamp.
+            self.token("user").await;
+            tokens().await.iter().any(|token| token.created_at_ms >= newest.expires_at_ms)
+        };
+        wait::until_true("the token has expired", SETTLE, expired).await;
     }
 
     /// Starts an agent that knows the nodes `gateways` and waits until it takes jobs.

@@ -109,7 +109,10 @@ async fn waiting_that_begins_in_an_outage_outlasts_it() {
         })
         .await;
     }
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    // The outage outlasts their request timeout by far: somebody who asks for twice as long gets no answer either.
+    let patient = cluster.cli_at(0).request_timeout(Duration::from_secs(2));
+    let asked = patient.run(&["job", "list"]).await.expect(69);
+    assert!(asked.took >= Duration::from_secs(1), "took {:?}", asked.took);
     cluster.nodes[1].restart().await;
     for (process, code) in waiting.iter_mut().zip([3, 3, 1]) {
         let status = process.exit(SOON).await;

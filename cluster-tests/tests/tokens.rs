@@ -68,7 +68,7 @@ async fn expired_revoked_and_foreign_tokens_are_refused() {
     let cli = cluster.cli();
 
     let short = cli.ok(&["token", "create", "--role", "node", "--ttl", "100ms", "--output", "quiet"]).await;
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    cluster.until_newest_token_expired().await;
     let output = refused_join(&mut cluster, &short).await.expect(77);
     assert!(output.stderr.contains("expired"), "{}", output.stderr);
 
