@@ -12,14 +12,18 @@
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io,
+    ops::Deref,
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use hodei_state::ids::{ClusterId, NodeId, UserId};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 
-use crate::{cli::exit::Failure, durable};
+use crate::{cli::exit::Failure, durable, files::Files};
+
+/// What errors call it.
+const WHAT: &str = "data directory";
 
 /// What preparing a directory writes before `identity.toml`.
 const PREPARED: [&str; 8] = [
@@ -33,10 +37,10 @@ const PREPARED: [&str; 8] = [
     "admin/key.pem",
 ];
 
-/// A data directory that this process alone uses.
+/// A data directory that this process alone uses. Dereferences to its files.
 #[derive(Debug)]
 pub struct DataDir {
-    path: PathBuf,
+    files: Files,
     /// Whether this process made the directory.
     created: bool,
     /// Released when dropped.
@@ -93,13 +97,21 @@ mod text {
     }
 }
 
+impl Deref for DataDir {
+    type Target = Files;
+
+    fn deref(&self) -> &Files {
+        &self.files
+    }
+}
+
 impl DataDir {
     /// Makes the directory where it is missing, locks it, and keeps everybody else out of it.
     ///
     /// # Errors
     /// Bad input: not writable, somebody else's, or in use by another process.
     pub fn open(path: &Path) -> Result<Self, Failure> {
-        let fail = |error: io::Error| not_writable(path, &error);
+        let fail = |error: io::Error| Files::new(WHAT, path).not_writable(&error);
         let created = durable::make_directory(path).map_err(fail)?;
         loop {
             let lock = OpenOptions::new()
@@ -124,64 +136,9 @@ impl DataDir {
             let held = lock.metadata().map_err(fail)?.ino();
             if fs::metadata(path.join("lock")).is_ok_and(|named| named.ino() == held) {
                 make_private(path)?;
-                return Ok(Self { path: path.to_owned(), created, _lock: lock });
+                return Ok(Self { files: Files::new(WHAT, path), created, _lock: lock });
             }
         }
-    }
-
-    /// A path below the directory.
-    #[must_use]
-    pub fn join(&self, name: impl AsRef<Path>) -> PathBuf {
-        self.path.join(name)
-    }
-
-    /// The directory.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Writes one file durably, making its directory.
-    ///
-    /// # Errors
-    /// Bad input: not writable.
-    pub fn write(&self, name: &str, bytes: &[u8], mode: u32) -> Result<(), Failure> {
-        let path = self.join(name);
-        let made = path.parent().map_or(Ok(false), durable::make_directory);
-        made.and_then(|_| durable::write(&path, bytes, mode)).map_err(|error| not_writable(&self.path, &error))
-    }
-
-    /// Reads one text file; `None` where it does not exist.
-    ///
-    /// # Errors
-    /// Where it cannot be read.
-    pub fn read(&self, name: &str) -> Result<Option<String>, Failure> {
-        let path = self.join(name);
-        match fs::read_to_string(&path) {
-            Ok(text) => Ok(Some(text)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(Failure::other(format!("cannot read {}: {error}", path.display()))),
-        }
-    }
-
-    /// Reads one TOML file; `None` where it does not exist.
-    ///
-    /// # Errors
-    /// Where it cannot be read or understood.
-    pub fn read_toml<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Failure> {
-        let Some(text) = self.read(name)? else { return Ok(None) };
-        toml::from_str(&text)
-            .map(Some)
-            .map_err(|error| Failure::other(format!("{} is damaged: {}", self.join(name).display(), error.message())))
-    }
-
-    /// Writes one TOML file durably.
-    ///
-    /// # Errors
-    /// Bad input: not writable.
-    pub fn write_toml<T: Serialize>(&self, name: &str, value: &T) -> Result<(), Failure> {
-        let text = toml::to_string(value).map_err(|error| Failure::other(format!("{name}: {error}")))?;
-        self.write(name, text.as_bytes(), durable::PUBLIC)
     }
 
     /// Who the node is; `None`: the directory is not prepared.
@@ -198,7 +155,7 @@ impl DataDir {
     /// Bad input.
     pub fn check_unused(&self) -> Result<(), Failure> {
         if self.join("wal").exists() {
-            let message = format!("{} holds a log but no identity.toml: it is damaged", self.path.display());
+            let message = format!("{} holds a log but no identity.toml: it is damaged", self.path().display());
             return Err(Failure::bad_input(message));
         }
         Ok(())
@@ -224,7 +181,7 @@ impl DataDir {
         let _ = fs::remove_dir(self.join("admin"));
         let _ = durable::remove(&self.join("lock"));
         if self.created {
-            let _ = fs::remove_dir(&self.path);
+            let _ = fs::remove_dir(self.path());
         }
     }
 }
@@ -242,10 +199,6 @@ fn make_private(path: &Path) -> Result<(), Failure> {
     made.map_err(|error| {
         Failure::bad_input(format!("the data directory {} cannot be made private: {error}", path.display()))
     })
-}
-
-fn not_writable(path: &Path, error: &io::Error) -> Failure {
-    Failure::bad_input(format!("the data directory {} is not writable: {error}", path.display()))
 }
 
 #[cfg(test)]

@@ -4,43 +4,25 @@
 //! works: `init` begins anew, `join` repeats the same request (its key and nonce are on disk before the token is shown
 //! to anybody), which the cluster answers with the same id.
 
-use std::{fs, time::Duration};
+use std::time::Duration;
 
-use hodei_proto::v1::{EnrollRequest, EnrollResponse, cluster_service_client::ClusterServiceClient};
 use hodei_state::ids::{Caller, ClusterId, Role, UserId};
-use rand::RngCore as _;
 use rcgen::KeyPair;
-use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use crate::{
-    cli::{
-        client::Client,
-        exit::{self, Failure},
-        identity::{self, ClientFile},
-        output,
-    },
+    cli::exit::Failure,
     data_dir::{DataDir, Founder, Identity},
     durable,
-    net::{connector, tls},
+    enrol::{self, Admitted, Refused, broken},
+    net::tls,
     pki::{
-        PkiError,
         ca::Authority,
-        credentials,
-        pin::PinnedAuthority,
-        request,
-        subject::{Certified, Subject},
+        credentials, request,
+        subject::Subject,
         token::{self, Token},
     },
 };
-
-/// Between rounds over the addresses while nobody can be reached.
-const PAUSE: Duration = Duration::from_millis(100);
-
-fn broken(error: impl std::fmt::Display) -> Failure {
-    Failure::other(format!("cannot make a certificate: {error}"))
-}
 
 /// Makes a cluster: its id, its authority, node 1 and the first administrator.
 ///
@@ -75,45 +57,8 @@ fn write_admin(dir: &DataDir, authority: &Authority, admin: Subject) -> Result<[
     Ok(request::key_hash(&key))
 }
 
-/// Makes the first administrator this user's default, where there is none. An unwritable home is a warning.
-pub fn make_default(dir: &DataDir, server: &str) {
-    let Some(path) = identity::client_file_path() else {
-        return output::note(
-            "warning: no home directory: use --server and --identity, or set HODEI_SERVER and HODEI_IDENTITY",
-        );
-    };
-    if path.exists() {
-        return;
-    }
-    let admin = dir.join("admin");
-    let identity = fs::canonicalize(&admin).unwrap_or(admin);
-    let file = ClientFile { servers: vec![server.to_owned()], identity: Some(identity) };
-    let written = toml::to_string(&file).map_err(std::io::Error::other).and_then(|text| {
-        path.parent().map_or(Ok(false), durable::make_directory)?;
-        durable::write(&path, text.as_bytes(), durable::PUBLIC)
-    });
-    if let Err(error) = written {
-        output::note(format_args!("warning: cannot write {}: {error}", path.display()));
-    }
-}
-
-/// What a joining node has to remember until it has its certificate: `pki/enrolment.toml`.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Enrolment {
-    /// Of the authority in the token, base 32.
-    authority: String,
-    /// Base 32.
-    nonce: String,
-}
-
-/// A request to become a member, the same for all tries.
-struct Joining {
-    key: KeyPair,
-    nonce: [u8; 16],
-    /// Whether key and nonce are on disk.
-    kept: bool,
-}
+/// Where a joining node keeps its attempt.
+const PLACE: enrol::Place = enrol::Place { key: "pki/node.key", memo: "pki/enrolment.toml" };
 
 /// Whether a prepared directory is of the cluster that a token names.
 ///
@@ -134,141 +79,41 @@ pub fn check_token(dir: &DataDir, token: &Token) -> Result<(), Failure> {
 /// Becomes a member of the cluster that the token is of.
 ///
 /// # Errors
-/// Bad input (a token or address of another kind or cluster), not allowed (the token is refused), unreachable, unknown.
-/// After a definite refusal nothing of the attempt is left but what [`DataDir::discard`] removes.
-pub async fn enrol(
+/// See [`enrol::exchange`]; a token of another role is not allowed. What is left of a definite refusal is what
+/// [`DataDir::discard`] removes.
+pub async fn join(
     dir: &DataDir,
     addresses: &[String],
     token: &Token,
     advertise: &str,
     timeout: Duration,
-) -> Result<Identity, Failure> {
+) -> Result<Identity, Refused> {
     dir.check_unused()?;
     if token.role != Role::Node {
-        return Err(Failure::not_allowed(format!(
-            "the token is for role {}; joining takes one for role node",
-            token.role
-        )));
+        let message = format!("the token is for role {}; joining takes one for role node", token.role);
+        return Err(Failure::not_allowed(message).into());
     }
-    let pin = PinnedAuthority::new(token.authority);
-    reach(addresses, &pin, timeout).await?;
-    let mut joining = Joining::begin_or_resume(dir, token)?;
-    let message = EnrollRequest {
-        token: token.reveal(),
-        nonce: joining.nonce.to_vec(),
-        csr_der: request::create(&joining.key).map_err(broken)?,
-        address: advertise.to_owned(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        worker_id: String::new(),
-        feature_level: hodei_state::FEATURE_LEVEL,
+    let admitted = enrol::exchange(dir, PLACE, addresses, token, advertise, timeout).await?;
+    // The cluster counts it as a member now: what is on disk is what a further try succeeds with.
+    write_down(dir, &admitted).map_err(|failure| Refused { failure, keep: true })
+}
+
+fn write_down(dir: &DataDir, admitted: &Admitted) -> Result<Identity, Failure> {
+    let wrong = |why: String| Failure::other(format!("the cluster's answer cannot be right: {why}"));
+    let answer = &admitted.answer;
+    let authority =
+        Authority::load(&answer.ca_bundle_pem, &answer.ca_key_pem).map_err(|error| wrong(error.to_string()))?;
+    let Caller::Node(node_id) = admitted.subject.caller else {
+        return Err(wrong("the certificate is not a node's".into()));
     };
-    joining.keep(dir, token)?;
-    let client = Client::to(addresses.to_vec(), pin.client_config().into(), timeout);
-    let answer = client
-        .write(|conn| {
-            let request = conn.request(message.clone());
-            async move { ClusterServiceClient::new(conn.channel).enroll(request).await }
-        })
-        .await?;
-    finish(dir, token, &joining, &answer).map_err(|error| match error {
-        Finish::Local(failure) => failure,
-        Finish::Answer(why) => Failure::other(format!("the cluster's answer cannot be right: {why}")),
-    })
-}
-
-/// Verifies one of the nodes before anything is written or said.
-async fn reach(addresses: &[String], pin: &std::sync::Arc<PinnedAuthority>, timeout: Duration) -> Result<(), Failure> {
-    let deadline = Instant::now() + timeout;
-    let mut last = String::new();
-    loop {
-        for address in addresses {
-            match connector::connect(address, tls::ANY_NODE, pin.client_config().into()).await {
-                Ok(_) => return Ok(()),
-                Err(_) if pin.mismatched() => {
-                    return Err(Failure::bad_input(format!(
-                        "{address} belongs to another cluster than the token: its CA is not the one that the token names"
-                    )));
-                }
-                Err(error) => last = format!("{address}: {error}"),
-            }
-        }
-        if Instant::now() >= deadline {
-            return Err(Failure::unreachable(format!("no node of the cluster can be reached: {last}")));
-        }
-        sleep(PAUSE).await;
-    }
-}
-
-impl Joining {
-    /// Continues an attempt whose answer was lost, or makes a new key and nonce.
-    fn begin_or_resume(dir: &DataDir, token: &Token) -> Result<Self, Failure> {
-        let before = dir.read_toml::<Enrolment>("pki/enrolment.toml")?;
-        let nonce = before
-            .filter(|before| before.authority == token::base32(&token.authority))
-            .and_then(|before| token::from_base32(&before.nonce));
-        if let (Some(nonce), Some(pem)) = (nonce, dir.read("pki/node.key")?) {
-            return Ok(Self { key: KeyPair::from_pem(&pem).map_err(broken)?, nonce, kept: true });
-        }
-        let mut nonce = [0; 16];
-        rand::rng().fill_bytes(&mut nonce);
-        Ok(Self { key: KeyPair::generate().map_err(broken)?, nonce, kept: false })
-    }
-
-    /// Key first, nonce second: a nonce on disk has its key.
-    fn keep(&mut self, dir: &DataDir, token: &Token) -> Result<(), Failure> {
-        if !self.kept {
-            dir.write("pki/node.key", self.key.serialize_pem().as_bytes(), durable::SECRET)?;
-            let enrolment = Enrolment { authority: token::base32(&token.authority), nonce: token::base32(&self.nonce) };
-            dir.write_toml("pki/enrolment.toml", &enrolment)?;
-            self.kept = true;
-        }
-        Ok(())
-    }
-}
-
-enum Finish {
-    Local(Failure),
-    Answer(String),
-}
-
-impl From<PkiError> for Finish {
-    fn from(error: PkiError) -> Self {
-        Self::Answer(error.to_string())
-    }
-}
-
-/// Checks the answer and writes it down.
-fn finish(dir: &DataDir, token: &Token, joining: &Joining, answer: &EnrollResponse) -> Result<Identity, Finish> {
-    let authority = Authority::load(&answer.ca_bundle_pem, &answer.ca_key_pem)?;
-    if authority.hash() != token.authority {
-        return Err(Finish::Answer("its authority is another one".into()));
-    }
-    let chain = tls::certificates("certificate", answer.certificate_pem.as_bytes()).map_err(PkiError::from)?;
-    let certified = Certified::read(&chain[0])?;
-    let Caller::Node(node_id) = certified.subject.caller else {
-        return Err(Finish::Answer("the certificate is not a node's".into()));
-    };
-    if certified.key != request::key_hash(&joining.key) {
-        return Err(Finish::Answer("the certificate is for another key".into()));
-    }
-    let identity =
-        Identity { cluster_id: certified.subject.cluster, node_id, start_counter: 0, log_begun: false, founder: None };
-    let peers = crate::peers::book::Book::of(&answer.members, node_id);
-    (|| {
-        dir.write("pki/ca.key", authority.key_pem().as_bytes(), durable::SECRET)?;
-        dir.write("pki/ca.pem", authority.pem().as_bytes(), durable::PUBLIC)?;
-        dir.write("pki/node.pem", answer.certificate_pem.as_bytes(), durable::PUBLIC)?;
-        dir.write_toml("peers.toml", &peers)?;
-        dir.write_identity(&identity)?;
-        // A leftover does no harm: the directory is prepared.
-        let _ = durable::remove(&dir.join("pki/enrolment.toml"));
-        Ok(identity)
-    })()
-    .map_err(Finish::Local)
-}
-
-/// Whether a failed attempt certainly had no effect, so that its traces may go.
-#[must_use]
-pub fn is_definite(failure: &Failure) -> bool {
-    failure.exit != exit::code::UNKNOWN
+    let cluster_id = admitted.subject.cluster;
+    let identity = Identity { cluster_id, node_id, start_counter: 0, log_begun: false, founder: None };
+    dir.write("pki/ca.key", authority.key_pem().as_bytes(), durable::SECRET)?;
+    dir.write("pki/ca.pem", authority.pem().as_bytes(), durable::PUBLIC)?;
+    dir.write("pki/node.pem", answer.certificate_pem.as_bytes(), durable::PUBLIC)?;
+    dir.write_toml("peers.toml", &crate::peers::book::Book::of(&answer.members, node_id))?;
+    dir.write_identity(&identity)?;
+    // A leftover does no harm: the directory is prepared.
+    let _ = durable::remove(&dir.join(PLACE.memo));
+    Ok(identity)
 }

@@ -1,37 +1,16 @@
 //! Who a client is and whom it asks: `--server`/`HODEI_SERVER`, `--identity`/`HODEI_IDENTITY`, and what stands in
-//! `~/.config/hodei/client.toml` for what is not given.
+//! `~/.config/hodei/client.toml` ([`client_file`]) for what is not given.
 
-use std::{
-    env, fs, io,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{fs, io, path::Path, sync::Arc};
 
 use rustls::ClientConfig;
-use serde::{Deserialize, Serialize};
 
-use super::{Global, exit::Failure};
+use super::{
+    Global,
+    client_file::{self, ClientFile},
+    exit::Failure,
+};
 use crate::net::tls;
-
-/// The defaults of this user: where the cluster is and who they are there.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ClientFile {
-    /// host:port of nodes.
-    #[serde(default)]
-    pub servers: Vec<String>,
-    /// A directory with ca.pem, cert.pem and key.pem.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub identity: Option<PathBuf>,
-}
-
-/// Where the defaults of this user lie: `$XDG_CONFIG_HOME/hodei/client.toml`, by default below `~/.config`.
-#[must_use]
-pub fn client_file_path() -> Option<PathBuf> {
-    let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let base = absolute("XDG_CONFIG_HOME").or_else(|| absolute("HOME").map(|home| home.join(".config")))?;
-    Some(base.join("hodei").join("client.toml"))
-}
 
 /// Servers and identity of this invocation.
 #[derive(Debug)]
@@ -48,14 +27,14 @@ impl Target {
     /// # Errors
     /// Bad input, where there is no server, no identity, or an unreadable one.
     pub fn resolve(global: &Global) -> Result<Self, Failure> {
-        let file = match client_file_path() {
-            Some(path) if global.server.is_empty() || global.identity.is_none() => read_client_file(&path)?,
+        let file = match client_file::path() {
+            Some(path) if global.server.is_empty() || global.identity.is_none() => client_file::read(&path)?,
             _ => ClientFile::default(),
         };
         let servers = if global.server.is_empty() { file.servers } else { global.server.clone() };
         if servers.is_empty() {
             return Err(Failure::bad_input(
-                "no server: give --server HOST:PORT or set HODEI_SERVER (`hodei-node init` and `dev` write a default)",
+                "no server: give --server HOST:PORT or set HODEI_SERVER (`hodei-node init`, `enroll` and `dev` write a default)",
             ));
         }
         let servers = servers.iter().map(|server| with_default_port(server)).collect::<Result<_, _>>()?;
@@ -65,20 +44,6 @@ impl Target {
             )
         })?;
         Ok(Self { servers, tls: read_identity(&dir)? })
-    }
-}
-
-/// Reads the user's file; one that does not exist is empty.
-///
-/// # Errors
-/// Bad input, where it cannot be read or understood.
-pub fn read_client_file(path: &Path) -> Result<ClientFile, Failure> {
-    match fs::read_to_string(path) {
-        Ok(text) => toml::from_str(&text)
-            .map_err(|error| Failure::bad_input(format!("{}: {}", path.display(), error.message()))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(ClientFile::default()),
-        // An unreadable home is as good as none: flags and environment still work.
-        Err(_) => Ok(ClientFile::default()),
     }
 }
 

@@ -4,6 +4,7 @@
 //! options, the connection ([`client`]), who one is ([`identity`]), results ([`output`]) and how it all ends ([`exit`]).
 
 pub mod client;
+pub mod client_file;
 pub mod commands;
 pub mod exit;
 pub mod identity;

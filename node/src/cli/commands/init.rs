@@ -1,9 +1,16 @@
 //! `init`: the first node of a new cluster.
 
+use std::fs;
+
 use super::serve::{self, Node};
 use crate::{
     app::Ready,
-    cli::{Global, exit::CommandResult},
+    cli::{
+        Global,
+        client_file::{self, Made},
+        exit::CommandResult,
+        output,
+    },
     config::NodeArgs,
     prepare,
 };
@@ -32,8 +39,17 @@ impl Args {
             },
         };
         if identity.founder.is_some() {
-            prepare::make_default(&node.dir, &node.reachable());
+            make_default(&node).await;
         }
         serve::or_stop(node, identity, self.prepare_only, Ready::TakesJobs).await
+    }
+}
+
+/// Makes the first administrator this user's default, where there is none. An unwritable home is a warning.
+async fn make_default(node: &Node) {
+    let admin = node.dir.join("admin");
+    let identity = fs::canonicalize(&admin).unwrap_or(admin);
+    if let Made::Impossible(why) = client_file::make_default("", &[node.reachable()], &identity).await {
+        output::note(format_args!("warning: {why}; use --server and --identity, or HODEI_SERVER and HODEI_IDENTITY"));
     }
 }

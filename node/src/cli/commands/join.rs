@@ -53,9 +53,9 @@ impl Args {
                     Err(failure) => return node.give_up(failure),
                 };
                 let advertise = node.reachable();
-                match prepare::enrol(&node.dir, &addresses, &token, &advertise, global.request_timeout).await {
+                match prepare::join(&node.dir, &addresses, &token, &advertise, global.request_timeout).await {
                     Ok(identity) => identity,
-                    Err(failure) => return node.give_up(failure),
+                    Err(refused) => return node.give_up(refused),
                 }
             }
         };

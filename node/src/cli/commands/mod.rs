@@ -3,6 +3,7 @@
 mod cluster;
 mod completion;
 mod dev;
+mod enroll;
 mod init;
 mod job;
 mod join;
@@ -26,6 +27,9 @@ pub enum Command {
     Join(join::Args),
     /// Serve from a data directory that `init` or `join` has prepared
     Run(run::Args),
+    /// Get an identity of one's own, as a user or an administrator
+    #[command(visible_alias = "enrol")]
+    Enroll(enroll::Args),
     /// Jobs
     #[command(subcommand)]
     Job(job::Command),
@@ -53,6 +57,7 @@ impl Command {
             Self::Init(args) => args.run(&global).await,
             Self::Join(args) => args.run(&global).await,
             Self::Run(args) => args.run(&global).await,
+            Self::Enroll(args) => args.run(&global).await,
             Self::Job(command) => command.run(&global).await,
             Self::Worker(command) => command.run(&global).await,
             Self::Token(command) => command.run(&global).await,

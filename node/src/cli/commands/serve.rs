@@ -10,7 +10,8 @@ use crate::{
     },
     config::{self, Config, Http, NodeArgs},
     data_dir::{DataDir, Identity},
-    logging, prepare,
+    enrol::Refused,
+    logging,
 };
 
 /// A node before it serves: everything that can be in somebody's way is taken.
@@ -67,13 +68,13 @@ impl Node {
         }
     }
 
-    /// Ends with a failure before the directory was prepared, and leaves nothing behind unless the failure left open
-    /// what happened.
+    /// Ends with a failure before the directory was prepared, and leaves nothing behind unless that is still needed.
     ///
     /// # Errors
     /// Always the failure.
-    pub fn give_up(self, failure: Failure) -> CommandResult {
-        if prepare::is_definite(&failure) {
+    pub fn give_up(self, refused: impl Into<Refused>) -> CommandResult {
+        let Refused { failure, keep } = refused.into();
+        if !keep {
             self.dir.discard();
         }
         Err(failure)

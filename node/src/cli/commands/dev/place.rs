@@ -9,16 +9,12 @@ use uuid::Uuid;
 
 use crate::{
     cli::{
+        client_file::{self, Made},
         exit::Failure,
-        identity::{self, ClientFile},
         output,
     },
     durable,
-    net::{connector, tls},
 };
-
-/// First line of a default that `dev` made: it may be replaced when its cluster is gone.
-const MARK: &str = "# Made by `hodei-node dev`, which takes it away again.\n";
 
 /// A directory that is removed when dropped.
 pub struct Place {
@@ -74,35 +70,17 @@ pub struct ClientDefault {
 impl ClientDefault {
     /// Makes a cluster this user's default where there is none; says what to do otherwise.
     pub async fn set(servers: &[String], identity: &Path) -> Option<Self> {
-        let export = || {
-            output::note(format_args!(
-                "use it with: export HODEI_SERVER={} HODEI_IDENTITY={}",
-                servers.join(","),
-                identity.display()
-            ));
-        };
-        let path = match identity::client_file_path() {
-            Some(path) if is_free(&path).await => path,
-            _ => {
-                export();
-                return None;
-            }
-        };
-        let file = ClientFile { servers: servers.to_vec(), identity: Some(identity.to_owned()) };
-        let written = toml::to_string(&file).map_err(io::Error::other).and_then(|body| {
-            let text = format!("{MARK}{body}");
-            path.parent().map_or(Ok(false), durable::make_directory)?;
-            durable::write(&path, text.as_bytes(), durable::PUBLIC)?;
-            Ok(text)
-        });
-        match written {
-            Ok(text) => Some(Self { path, text }),
-            Err(error) => {
-                output::note(format_args!("warning: cannot write {}: {error}", path.display()));
-                export();
-                None
-            }
+        match client_file::make_default(client_file::DEV, servers, identity).await {
+            Made::Default { path, text } => return Some(Self { path, text }),
+            Made::Taken => {}
+            Made::Impossible(why) => output::note(format_args!("warning: {why}")),
         }
+        output::note(format_args!(
+            "use it with: export HODEI_SERVER={} HODEI_IDENTITY={}",
+            servers.join(","),
+            identity.display()
+        ));
+        None
     }
 }
 
@@ -115,31 +93,6 @@ impl Drop for ClientDefault {
             output::note(format_args!("warning: {} is left behind: {error}", self.path.display()));
         }
     }
-}
-
-/// There is no default, or one of a `dev` that was killed.
-async fn is_free(path: &Path) -> bool {
-    match fs::read_to_string(path) {
-        Err(error) => error.kind() == io::ErrorKind::NotFound,
-        Ok(text) if text.starts_with(MARK) => match toml::from_str(&text) {
-            Ok(file) => !answers(&file).await,
-            Err(_) => false,
-        },
-        Ok(_) => false,
-    }
-}
-
-/// Whether any of the servers is there and of the identity's cluster; a port may be another's by now.
-async fn answers(file: &ClientFile) -> bool {
-    let Some(tls) = file.identity.as_deref().and_then(|identity| identity::read_identity(identity).ok()) else {
-        return false;
-    };
-    for server in &file.servers {
-        if connector::connect(server, tls::ANY_NODE, tls.clone()).await.is_ok() {
-            return true;
-        }
-    }
-    false
 }
 
 #[cfg(test)]
@@ -158,18 +111,5 @@ mod tests {
 
         let place = Place::make(Some(base.path())).err().unwrap();
         assert!(place.message.contains("is not empty"), "{place}");
-    }
-
-    #[tokio::test]
-    async fn only_the_default_of_a_dead_dev_is_replaced() {
-        let base = tempfile::tempdir().unwrap();
-        let path = base.path().join("client.toml");
-        assert!(is_free(&path).await);
-        fs::write(&path, format!("{MARK}servers = [\"127.0.0.1:1\"]\nidentity = {:?}\n", base.path())).unwrap();
-        assert!(is_free(&path).await);
-        fs::write(&path, format!("{MARK}identity = \"/nowhere/admin\"\n")).unwrap();
-        assert!(is_free(&path).await);
-        fs::write(&path, "identity = \"/nowhere/admin\"\n").unwrap();
-        assert!(!is_free(&path).await, "a user's own");
     }
 }
