@@ -136,7 +136,7 @@ impl<D: Dial> Session<D> {
     /// Ends the session for good, where a node can be told.
     pub async fn unregister(&self) {
         let Some(channel) = self.connected.lock().take() else { return };
-        let request = UnregisterWorkerRequest { session_id: self.shared.id.clone() };
+        let request = UnregisterWorkerRequest { session_id: self.shared.id.clone(), ..Default::default() };
         let mut client = WorkerAgentServiceClient::new(channel);
         match timeout(UNREGISTER_WITHIN, client.unregister_worker(request)).await {
             Ok(Ok(_)) => tracing::info!("unregistered"),

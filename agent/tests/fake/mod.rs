@@ -27,7 +27,7 @@ use hodei_agent::{
 use hodei_proto::v1::{
     Ack, Attach, Attached, AttemptRef, JobResult, JobSpec, LeaseExtended, LogEnd, LogWanted, NodeMessage,
     RegisterRequest, RegisterResponse, RunJob, Script, Shell, UnregisterWorkerRequest, UnregisterWorkerResponse,
-    WorkerMessage, command,
+    UpdateWorkerStatusRequest, UpdateWorkerStatusResponse, WorkerMessage, command,
     node_message::Kind,
     worker_agent_service_server::{WorkerAgentService, WorkerAgentServiceServer},
     worker_message::Kind as Said,
@@ -233,6 +233,13 @@ impl WorkerAgentService for Service {
         let gateway = Gateway { cluster: Arc::clone(&self.cluster), index: self.index, messages };
         tokio::spawn(gateway.serve(request.into_inner()));
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+    }
+
+    async fn update_worker_status(
+        &self,
+        _: Request<UpdateWorkerStatusRequest>,
+    ) -> Result<Response<UpdateWorkerStatusResponse>, Status> {
+        Ok(Response::new(UpdateWorkerStatusResponse::default()))
     }
 
     async fn unregister_worker(

@@ -2,14 +2,22 @@
 
 use hodei_proto::v1::{
     GetAvailableWorkersRequest, GetAvailableWorkersResponse, GetQueueStatusRequest, GetQueueStatusResponse,
-    scheduler_service_server::SchedulerService,
+    WorkerAttempt, scheduler_service_server::SchedulerService,
 };
 use hodei_raft::{Handle, View};
-use hodei_state::registry::WorkerState;
+use hodei_state::{
+    SelectWorkerError, State,
+    ids::WorkerId,
+    registry::{Worker, WorkerState},
+};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use crate::{convert::to_proto, error, server::deadline};
+
+/// Attempts of one worker that are listed.
+const MAX_ATTEMPTS: usize = 10_000;
+const EXPECTED_WORKER: &str = "a worker's id, at least four of its last hex digits, or its host's name";
 
 /// Serves `SchedulerService`.
 #[derive(Clone)]
@@ -27,6 +35,30 @@ impl Scheduler {
     async fn view(&self, stale: bool, by: Instant) -> Result<View, Status> {
         if stale { Ok(self.handle.view()) } else { self.handle.read(by).await.map_err(error::read) }
     }
+}
+
+/// The worker that a text names.
+fn select<'a>(state: &'a State, text: &str) -> Result<&'a Worker, Status> {
+    let found = state.find_worker(text).map_err(|why| match why {
+        SelectWorkerError::Unknown => error::not_found(error::code::UNKNOWN_WORKER, format!("no worker {text:?}")),
+        SelectWorkerError::Malformed => error::invalid("worker", EXPECTED_WORKER),
+        SelectWorkerError::Ambiguous(candidates) => {
+            let candidates = candidates.iter().map(ToString::to_string).collect();
+            error::ambiguous(format!("{text:?} fits several workers"), candidates)
+        }
+    })?;
+    state.worker(found).ok_or_else(|| error::internal("a worker was found and is not there"))
+}
+
+fn describe(state: &State, worker: &Worker) -> hodei_proto::v1::Worker {
+    let running = state.live_attempts(worker.id).count();
+    hodei_proto::v1::Worker { running: u32::try_from(running).unwrap_or(u32::MAX), ..to_proto::worker(worker) }
+}
+
+fn attempts(state: &State, worker: WorkerId) -> Vec<WorkerAttempt> {
+    let live = state.live_attempts(worker).take(MAX_ATTEMPTS);
+    live.map(|attempt| to_proto::worker_attempt(attempt, state.spec(attempt.id.job).and_then(|spec| spec.name)))
+        .collect()
 }
 
 #[tonic::async_trait]
@@ -51,10 +83,17 @@ impl SchedulerService for Scheduler {
         request: Request<GetAvailableWorkersRequest>,
     ) -> Result<Response<GetAvailableWorkersResponse>, Status> {
         let by = deadline::of(&request);
-        let View { state, position } = self.view(request.into_inner().stale, by).await?;
-        let workers = state.workers().filter(|worker| worker.state != WorkerState::Terminated);
+        let request = request.into_inner();
+        let View { state, position } = self.view(request.stale, by).await?;
+        let workers = if request.worker.is_empty() {
+            let shown = |worker: &&Worker| request.all || worker.state != WorkerState::Terminated;
+            state.workers().filter(shown).map(|worker| describe(&state, worker)).collect()
+        } else {
+            let worker = select(&state, &request.worker)?;
+            vec![hodei_proto::v1::Worker { attempts: attempts(&state, worker.id), ..describe(&state, worker) }]
+        };
         Ok(Response::new(GetAvailableWorkersResponse {
-            workers: workers.map(to_proto::worker).collect(),
+            workers,
             position: Some(to_proto::position(position.term, position.index)),
         }))
     }

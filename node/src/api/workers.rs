@@ -3,7 +3,8 @@
 use futures::StreamExt as _;
 use hodei_proto::v1::{
     NodeMessage, Position, RegisterRequest, RegisterResponse, UnregisterWorkerRequest, UnregisterWorkerResponse,
-    WorkerMessage, worker_agent_service_server::WorkerAgentService,
+    UpdateWorkerStatusRequest, UpdateWorkerStatusResponse, WorkerMessage,
+    worker_agent_service_server::WorkerAgentService,
 };
 use hodei_state::{
     command::{Command, Envelope},
@@ -36,8 +37,8 @@ impl Workers {
         Self { gateway }
     }
 
-    async fn commit(&self, worker: WorkerId, command: Command, by: Instant) -> Result<Position, Status> {
-        let envelope = Envelope { caller: Caller::Agent(worker), command };
+    async fn commit(&self, caller: Caller, command: Command, by: Instant) -> Result<Position, Status> {
+        let envelope = Envelope { caller, command };
         let reply = self.gateway.handle.propose(envelope, by).await.map_err(error::propose)?;
         match reply.outcome {
             Outcome::Refused(refusal) => Err(error::refusal(&refusal)),
@@ -46,7 +47,7 @@ impl Workers {
     }
 }
 
-/// A worker speaks for itself only: its id is in its certificate.
+/// An agent speaks for its own worker only, whose id is in its certificate.
 fn worker<T>(request: &Request<T>) -> Result<WorkerId, Status> {
     match auth::caller(request)? {
         Caller::Agent(worker) => Ok(worker),
@@ -59,7 +60,7 @@ impl WorkerAgentService for Workers {
     async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<RegisterResponse>, Status> {
         let (worker, by) = (worker(&request)?, deadline::of(&request));
         let open = from_proto::session(request.into_inner(), worker)?;
-        let position = self.commit(worker, Command::OpenSession(Box::new(open)), by).await?;
+        let position = self.commit(worker.into(), Command::OpenSession(Box::new(open)), by).await?;
         Ok(Response::new(RegisterResponse { worker_id: worker.to_string(), position: Some(position) }))
     }
 
@@ -74,14 +75,33 @@ impl WorkerAgentService for Workers {
         Ok(Response::new(ReceiverStream::new(messages)))
     }
 
+    async fn update_worker_status(
+        &self,
+        request: Request<UpdateWorkerStatusRequest>,
+    ) -> Result<Response<UpdateWorkerStatusResponse>, Status> {
+        let (caller, by) = (auth::caller(&request)?, deadline::of(&request));
+        let (worker, command) = from_proto::worker_status(request.into_inner(), caller)?;
+        let position = self.commit(caller, command, by).await?;
+        Ok(Response::new(UpdateWorkerStatusResponse { worker_id: worker.to_string(), position: Some(position) }))
+    }
+
     async fn unregister_worker(
         &self,
         request: Request<UnregisterWorkerRequest>,
     ) -> Result<Response<UnregisterWorkerResponse>, Status> {
-        let (worker, by) = (worker(&request)?, deadline::of(&request));
-        let session = from_proto::id(&request.into_inner().session_id, "session_id")?;
-        let command = Command::CloseSession { worker: SessionRef { worker, session } };
-        let position = self.commit(worker, command, by).await?;
+        let (caller, by) = (auth::caller(&request)?, deadline::of(&request));
+        let request = request.into_inner();
+        let command = match caller {
+            Caller::Agent(worker) => {
+                let session = from_proto::id(&request.session_id, "session_id")?;
+                Command::CloseSession { worker: SessionRef { worker, session } }
+            }
+            _ => {
+                let worker = from_proto::id(&request.worker_id, "worker_id")?;
+                Command::RemoveWorker { worker, force: request.force }
+            }
+        };
+        let position = self.commit(caller, command, by).await?;
         Ok(Response::new(UnregisterWorkerResponse { position: Some(position) }))
     }
 }

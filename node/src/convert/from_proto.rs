@@ -5,7 +5,7 @@ use std::str::FromStr;
 use hodei_proto::v1;
 use hodei_state::{
     codec,
-    command::{OpenSession, SubmitJob},
+    command::{Command, DrainWorker, OpenSession, SubmitJob},
     ids::{AttemptRef, Caller, JobId, SessionId, WorkerId},
     job::{Deadline, JobState, LogEnd, Reason, StartFailure},
     registry::{AgentInfo, Capacity, SessionRef},
@@ -251,6 +251,29 @@ pub fn session(request: v1::RegisterRequest, worker: WorkerId) -> Result<OpenSes
         adopted: attempts(&request.adopted)?,
         dead: attempts(&request.dead)?,
     })
+}
+
+/// What is to become of a worker: which, and the command. An agent speaks of its own worker, and of its own end.
+///
+/// # Errors
+/// The first field that is wrong.
+pub fn worker_status(request: v1::UpdateWorkerStatusRequest, caller: Caller) -> Result<(WorkerId, Command), Bad> {
+    use v1::update_worker_status_request::Wish;
+    let (worker, session) = match caller {
+        Caller::Agent(worker) => (worker, Some(id(&request.session_id, "session_id")?)),
+        _ => (id(&request.worker_id, "worker_id")?, None),
+    };
+    let command = match request.wish.ok_or_else(|| Bad::new("wish", "drain or undrain"))? {
+        Wish::Undrain(_) => Command::UndrainWorker { worker },
+        Wish::Drain(drain) => Command::DrainWorker(DrainWorker {
+            worker,
+            nonce: id::<SessionId>(&drain.request_id, "drain.request_id")?.0,
+            deadline_ms: (drain.deadline_ms > 0).then_some(drain.deadline_ms),
+            requeue: drain.requeue,
+            session,
+        }),
+    };
+    Ok((worker, command))
 }
 
 fn capacity(capacity: v1::Capacity) -> Capacity {

@@ -3,7 +3,7 @@
 use hodei_proto::v1;
 use hodei_state::{
     ids::{AttemptRef, Caller, Millis},
-    job::{Attempt, Deadline, Job, JobState, LogEnd, Reason, StartFailure},
+    job::{Attempt, Deadline, Job, JobState, LogEnd, Reason, StartFailure, TakenBack},
     registry::{Capacity, Worker, WorkerState},
     spec::{Action, Constraint, Execution, JobSpec, OutputPolicy, Resources, Retry},
 };
@@ -117,6 +117,18 @@ pub fn reason(reason: &Reason) -> v1::Reason {
             };
             v1::Reason { deadline: deadline.into(), ..kind("timeout") }
         }
+        Reason::TakenBack { why, exit_code, signal } => {
+            let (cause, message) = match why {
+                TakenBack::Drained => ("drained", "its worker is drained"),
+            };
+            v1::Reason {
+                cause: cause.into(),
+                message: message.into(),
+                exit_code: *exit_code,
+                signal: *signal,
+                ..kind("taken_back")
+            }
+        }
         Reason::CouldNotStart { cause, message } => {
             let cause = match cause {
                 StartFailure::NotFound => "not_found",
@@ -219,23 +231,44 @@ fn constraint(constraint: &Constraint) -> v1::Constraint {
 /// A worker.
 #[must_use]
 pub fn worker(worker: &Worker) -> v1::Worker {
-    let (all, used) = (&worker.capacity, &worker.used);
     v1::Worker {
         id: worker.id.to_string(),
         state: worker_state(worker.state).into(),
-        capacity: Some(capacity(all)),
-        free: Some(v1::Capacity {
-            slots: all.slots.saturating_sub(used.slots),
-            cpu_millis: all.cpu_millis.saturating_sub(used.cpu_millis),
-            memory_mb: all.memory_mb.saturating_sub(used.memory_mb),
-            storage_mb: all.storage_mb.saturating_sub(used.storage_mb),
-            gpu: all.gpu.saturating_sub(used.gpu),
-        }),
+        capacity: Some(capacity(&worker.capacity)),
+        free: Some(capacity(&worker.free())),
         labels: worker.labels.clone(),
         gateway: worker.gateway,
         provider: worker.provider.clone().unwrap_or_default(),
         version: worker.version.clone(),
         hostname: worker.hostname.clone(),
+        architecture: worker.architecture.clone(),
+        kernel: worker.kernel.clone(),
+        session_id: worker.session.to_string(),
+        registered_at_ms: ms(worker.registered_at),
+        drain: worker.drain.as_ref().map(|drain| v1::WorkerDrain {
+            by: Some(identity(&drain.by)),
+            at_ms: ms(drain.at),
+            deadline_ms: optional_ms(drain.deadline),
+            requeue: drain.requeue,
+        }),
+        removed_at_ms: optional_ms(worker.removed_at),
+        recent: u32::from(worker.recent),
+        running: 0,
+        attempts: Vec::new(),
+    }
+}
+
+/// What a worker holds: an attempt of a job with this name.
+#[must_use]
+pub fn worker_attempt(attempt: &Attempt, name: Option<String>) -> v1::WorkerAttempt {
+    let state = if attempt.started_at.is_some() { v1::JobState::Running } else { v1::JobState::Scheduled };
+    v1::WorkerAttempt {
+        attempt: Some(attempt_ref(&attempt.id)),
+        name: name.unwrap_or_default(),
+        state: state.into(),
+        assigned_at_ms: ms(attempt.assigned_at),
+        started_at_ms: optional_ms(attempt.started_at),
+        taken_back: attempt.taken_back.is_some(),
     }
 }
 

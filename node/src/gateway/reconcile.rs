@@ -2,7 +2,12 @@
 
 use std::time::Duration;
 
-use hodei_state::{State, ids::AttemptRef, job::EndedBy, registry::SessionRef};
+use hodei_state::{
+    State,
+    ids::AttemptRef,
+    job::{EndedBy, TakenBack},
+    registry::SessionRef,
+};
 use tokio::time::Instant;
 
 /// An order that is not answered is repeated after this.
@@ -17,7 +22,7 @@ pub enum Truth {
     Owned {
         /// Its start is committed.
         started: bool,
-        /// A committed request to cancel: reason and grace period.
+        /// It is to be stopped, because its job was cancelled or it is taken back: reason and grace period.
         cancel: Option<(String, u64)>,
     },
     /// It ended with a result of its session.
@@ -42,11 +47,13 @@ impl Truth {
             None if (attempt.worker, attempt.session) != (on.worker, on.session) => Self::Foreign,
             None => {
                 let grace = state.spec(id.job).map_or(0, |spec| spec.grace_period_ms);
-                let cancel = state.job(id.job).and_then(|job| job.cancel.as_ref());
-                Self::Owned {
-                    started: attempt.started_at.is_some(),
-                    cancel: cancel.map(|cancel| (cancel.reason.clone(), grace)),
-                }
+                let cancelled = state.job(id.job).and_then(|job| job.cancel.as_ref());
+                let cancelled = cancelled.map(|cancel| cancel.reason.clone());
+                let taken_back = attempt.taken_back.map(|why| match why {
+                    TakenBack::Drained => "its worker is drained".to_owned(),
+                });
+                let cancel = cancelled.or(taken_back).map(|reason| (reason, grace));
+                Self::Owned { started: attempt.started_at.is_some(), cancel }
             }
         }
     }

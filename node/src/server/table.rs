@@ -19,6 +19,7 @@ use Access::{Anyone, Peers, Roles};
 const ALL: Access = Roles(&[Role::Node, Role::Agent, Role::User, Role::Admin]);
 const AGENTS: Access = Roles(&[Role::Agent]);
 const USERS: Access = Roles(&[Role::User, Role::Admin]);
+const AGENTS_AND_ADMINS: Access = Roles(&[Role::Agent, Role::Admin]);
 const ADMINS: Access = Roles(&[Role::Admin]);
 
 /// Path of each RPC, and who may call it.
@@ -41,7 +42,8 @@ pub const TABLE: &[(&str, Access)] = &[
     ("/hodei.v1.LogStreamService/SubscribeLogs", USERS),
     ("/hodei.v1.WorkerAgentService/Register", AGENTS),
     ("/hodei.v1.WorkerAgentService/WorkerStream", AGENTS),
-    ("/hodei.v1.WorkerAgentService/UnregisterWorker", AGENTS),
+    ("/hodei.v1.WorkerAgentService/UpdateWorkerStatus", AGENTS_AND_ADMINS),
+    ("/hodei.v1.WorkerAgentService/UnregisterWorker", AGENTS_AND_ADMINS),
     ("/hodei.v1.RaftService/Append", Peers),
     ("/hodei.v1.RaftService/Vote", Peers),
     ("/hodei.v1.RaftService/PreVote", Peers),

@@ -143,6 +143,27 @@ pub enum Command {
         /// Where.
         segment: PlaceSegment,
     },
+    /// A worker gets no more jobs, until this is taken back. Replaces an earlier request, unless it is the same.
+    DrainWorker(DrainWorker),
+    /// The leader's verdict that the deadline of a drain has passed.
+    DrainOverdue {
+        /// Whose.
+        worker: WorkerId,
+        /// Of which request.
+        nonce: u128,
+    },
+    /// A worker gets jobs again. What was taken back from it stays so.
+    UndrainWorker {
+        /// Which.
+        worker: WorkerId,
+    },
+    /// A worker is removed for good: its identity is void, and so are its keys.
+    RemoveWorker {
+        /// Which.
+        worker: WorkerId,
+        /// Although it has live attempts. That frees none of them: their leases are extended no more.
+        force: bool,
+    },
 }
 
 /// See [`Command::Init`].
@@ -241,6 +262,21 @@ pub struct OpenSession {
     pub adopted: Vec<AttemptRef>,
     /// Attempts that this process itself killed and saw empty.
     pub dead: Vec<AttemptRef>,
+}
+
+/// See [`Command::DrainWorker`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainWorker {
+    /// Which.
+    pub worker: WorkerId,
+    /// Made by whoever asks.
+    pub nonce: u128,
+    /// What still runs so long after the command's stamp is taken back; absent: it may run to its end.
+    pub deadline_ms: Option<u64>,
+    /// What runs is taken back at once.
+    pub requeue: bool,
+    /// The session that is ending, where the worker's own agent asks; nobody else names one.
+    pub session: Option<SessionId>,
 }
 
 /// A stretch of a log on a node.

@@ -129,6 +129,8 @@ pub(crate) struct Indexes {
     pub(crate) live: OrdMap<LiveKey, Live>,
     /// Workers that may be given jobs and have a free slot.
     pub(crate) available: OrdSet<WorkerId>,
+    /// Workers that are being emptied, by the deadline after which what still runs there is taken back.
+    pub(crate) drains: OrdSet<(Millis, WorkerId)>,
     /// Tokens by the hash of their secret.
     pub(crate) secrets: OrdMap<[u8; 32], TokenId>,
     /// Tokens by when they are forgotten.
@@ -230,13 +232,24 @@ impl Indexes {
         self.forgotten.remove(&(token.forgotten_at(), token.id));
     }
 
-    pub(crate) fn set_worker(&mut self, worker: &Worker) {
+    pub(crate) fn set_worker(&mut self, old: Option<&Worker>, worker: &Worker) {
+        if let Some(due) = old.and_then(drain_due) {
+            self.drains.remove(&(due, worker.id));
+        }
+        if let Some(due) = drain_due(worker) {
+            self.drains.insert((due, worker.id));
+        }
         if worker.takes_jobs() && worker.used.slots < worker.capacity.slots {
             self.available.insert(worker.id);
         } else {
             self.available.remove(&worker.id);
         }
     }
+}
+
+/// When what still runs on a worker is to be taken back, where that is to come.
+fn drain_due(worker: &Worker) -> Option<Millis> {
+    worker.drain.as_ref().filter(|drain| !drain.requeue && worker.removed_at.is_none())?.deadline
 }
 
 /// The key of a name in its index.

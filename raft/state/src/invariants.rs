@@ -133,10 +133,17 @@ fn check_workers(state: &State, found: &mut Findings) {
         let fits = match worker.state {
             WorkerState::Ready | WorkerState::Terminated => live == 0,
             WorkerState::Busy | WorkerState::Terminating => live > 0,
+            WorkerState::Draining => worker.drain.is_some(),
             _ => true,
         };
         found.check(fits, || format!("worker {id} is {:?} with {live} live attempts", worker.state));
-        found.check(!worker.takes_jobs() || worker.gateway.is_some(), || format!("worker {id} is ready at no gateway"));
+        let attached = worker.takes_jobs() || worker.state == WorkerState::Draining;
+        found.check(!attached || worker.gateway.is_some(), || format!("worker {id} is ready at no gateway"));
+        let drained = worker.drain.is_none() || !worker.takes_jobs();
+        found.check(drained, || format!("worker {id} takes jobs although it is drained"));
+        let gone = matches!(worker.state, WorkerState::Terminating | WorkerState::Terminated);
+        let revoked = state.is_revoked(Caller::Agent(id));
+        found.check(worker.removed_at.is_none() || (gone && revoked), || format!("worker {id} is not quite removed"));
         found.check(worker.recent <= Worker::RECENT_BEST, || format!("worker {id} fares better than well"));
         found.check(!worker.past_sessions.contains(&worker.session), || format!("worker {id}: its session is over"));
     }

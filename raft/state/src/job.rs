@@ -109,6 +109,9 @@ pub struct Attempt {
     /// The leader's verdict that it should have timed out long ago: its lease is extended no more, and it ends as
     /// timed out when that runs out, unless its session reports first.
     pub overdue_at: Option<Millis>,
+    /// It is to be stopped and its job put back, although nothing is wrong with either. Its agent is told as it is of
+    /// a request to cancel; its lease is extended for the grace period only.
+    pub taken_back: Option<TakenBack>,
     /// How it ended.
     pub end: Option<AttemptEnd>,
 }
@@ -119,6 +122,13 @@ impl Attempt {
     pub fn is_live(&self) -> bool {
         self.end.is_none()
     }
+}
+
+/// Why an attempt is taken from its worker. The job pays for it from no budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TakenBack {
+    /// Its worker is being emptied, or was removed.
+    Drained,
 }
 
 /// What freed an attempt: nothing else ever does (DESIGN §6).
@@ -193,6 +203,16 @@ pub enum Reason {
         /// What the system said.
         message: String,
     },
+    /// Taken from its worker, which gave it back; keeps how the process ended where it had one. Ends a job only where
+    /// that may not be started once more.
+    TakenBack {
+        /// For what.
+        why: TakenBack,
+        /// The exit code, where there was one.
+        exit_code: Option<i32>,
+        /// The signal, where there was one.
+        signal: Option<i32>,
+    },
 }
 
 impl Reason {
@@ -201,7 +221,7 @@ impl Reason {
     pub fn exit_code(&self) -> Option<i32> {
         match self {
             Self::Exited { code } => Some(*code),
-            Self::Cancelled { exit_code, .. } => *exit_code,
+            Self::Cancelled { exit_code, .. } | Self::TakenBack { exit_code, .. } => *exit_code,
             _ => None,
         }
     }

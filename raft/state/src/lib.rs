@@ -56,7 +56,7 @@
 //! - Dependencies, arrays, preferences, images and secrets: the stored spec has room for them; [`validate::supported`]
 //!   turns them away until they are carried out.
 //! - Reports of dead attempts of an older session are accepted and free nothing, until a watchdog vouches for them.
-//! - Draining and removing workers, providers, revocation of single identities.
+//! - Providers, revocation of single users.
 
 #![forbid(unsafe_code)]
 
@@ -91,7 +91,7 @@ pub use plan::{Now, Plan, plan};
 pub use restore::CorruptRow;
 pub use retention::{Retention, retention};
 pub use rows::RowKey;
-pub use select::SelectError;
+pub use select::{SelectError, SelectWorkerError};
 pub use state::{Changes, State, payload_digests};
 
 /// The highest feature level that this build reads and writes. Every command that exists so far is of level 1.

@@ -66,8 +66,8 @@ struct Lease {
     wake: Mono,
     /// When the leader steps in for a time-out; absent where there is none, or where it has.
     backstop: Option<Mono>,
-    /// When the request to cancel was first seen.
-    cancel_seen: Option<Mono>,
+    /// When a request to stop it was first seen: a cancel, or that it is taken back.
+    stop_seen: Option<Mono>,
     /// Past its deadline in this term: never extended again.
     closing: bool,
     /// The leader has stepped in: not extended any more.
@@ -166,8 +166,8 @@ impl Liveness {
         let Some(lease) = self.leases.get_mut(&(id.job, id.attempt)).filter(|_| owned) else {
             return false;
         };
-        if job.cancel.is_some() {
-            let seen = *lease.cancel_seen.get_or_insert(now);
+        if job.cancel.is_some() || state.attempt(id.job, id.attempt).is_some_and(|one| one.taken_back.is_some()) {
+            let seen = *lease.stop_seen.get_or_insert(now);
             let grace_period_ms = state.spec(id.job).map_or(0, |spec| spec.grace_period_ms);
             if now >= seen.plus(grace_period_ms) {
                 return false;
@@ -264,7 +264,7 @@ impl Liveness {
                 last_extension,
                 wake: now,
                 backstop: None,
-                cancel_seen: None,
+                stop_seen: None,
                 closing: false,
                 overdue: false,
             },

@@ -129,6 +129,26 @@ pub enum Refusal {
         /// What changed.
         why: String,
     },
+    /// The worker runs jobs.
+    #[error("worker {worker} still runs jobs: {live}")]
+    WorkerBusy {
+        /// Which.
+        worker: WorkerId,
+        /// Live attempts.
+        live: u32,
+    },
+    /// The worker was removed.
+    #[error("worker {worker} was removed")]
+    WorkerRemoved {
+        /// Which.
+        worker: WorkerId,
+    },
+    /// The worker's agent is ending.
+    #[error("worker {worker} is drained by its own agent, which is ending")]
+    WorkerEnding {
+        /// Which.
+        worker: WorkerId,
+    },
     /// The worker has no room.
     #[error("worker {worker} has no room")]
     NoCapacity {

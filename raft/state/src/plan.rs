@@ -45,11 +45,11 @@ pub struct Now {
 /// What to do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Assigns, to be proposed in the term of the [`Liveness`] that they stand on.
+    /// Assigns, and drains whose deadline has passed; to be proposed in the term of the [`Liveness`] that they stand on.
     pub commands: Vec<Command>,
     /// Jobs wait for a fresh heartbeat of these: their gateways are to ask for one. Named by each plan until it is there.
     pub ask_heartbeat: Vec<WorkerId>,
-    /// Plan again then, if nothing else is a reason before: the next end of a backoff, or soon while jobs wait for a
+    /// Plan again then, if nothing else is a reason before: the next end of a backoff or deadline of a drain, or soon while jobs wait for a
     /// heartbeat.
     pub wake_at: Option<Millis>,
 }
@@ -235,14 +235,27 @@ impl<'a> Planner<'a> {
         self.commands.push(Command::Assign { job: job.id, attempt, on, heartbeat });
     }
 
-    fn finish(self) -> Plan {
+    /// Drains whose deadline has passed.
+    fn overdue_drains(&self) -> Vec<Command> {
+        let due = self.state.indexes.drains.iter().take_while(|(due, _)| *due <= self.now.stamp).take(MAX_COMMANDS);
+        due.filter_map(|&(_, worker)| {
+            let nonce = self.state.worker(worker)?.drain?.nonce;
+            Some(Command::DrainOverdue { worker, nonce })
+        })
+        .collect()
+    }
+
+    fn finish(mut self) -> Plan {
+        self.commands.extend(self.overdue_drains());
+        let drained = self.state.indexes.drains.range((self.now.stamp.plus(1), WorkerId(0))..).next();
+        let drained = drained.map(|&(due, _)| due);
         let next = self.state.indexes.backoff.range((self.now.stamp.plus(1), (0, 0))..).next();
         let next = next.map(|&(until, _)| until);
         let ask_again = (!self.asked.is_empty()).then(|| self.now.stamp.plus(ASK_AGAIN_MS));
         Plan {
             commands: self.commands,
             ask_heartbeat: self.asked.into_iter().collect(),
-            wake_at: next.into_iter().chain(ask_again).min(),
+            wake_at: next.into_iter().chain(ask_again).chain(drained).min(),
         }
     }
 }

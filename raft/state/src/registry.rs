@@ -93,6 +93,21 @@ impl Capacity {
     }
 }
 
+/// A request that a worker be emptied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drain {
+    /// Made by whoever asks: the same request again changes nothing.
+    pub nonce: u128,
+    /// Who asked. What the worker's own agent asked for ends with its session.
+    pub by: Caller,
+    /// When.
+    pub at: Millis,
+    /// What runs then is taken back; absent: it may run to its end.
+    pub deadline: Option<Millis>,
+    /// What runs is being taken back.
+    pub requeue: bool,
+}
+
 /// A worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Worker {
@@ -128,8 +143,12 @@ pub struct Worker {
     pub provider: Option<String>,
     /// First session.
     pub registered_at: Millis,
-    /// How its newest attempts fared, in thousandths: 1,000 where all succeeded, 0 where all failed. See
-    /// [`Worker::learn`].
+    /// It is being emptied: it gets no more jobs, over reconnections and restarts, until this is taken back.
+    pub drain: Option<Drain>,
+    /// Removed: it never comes back.
+    pub removed_at: Option<Millis>,
+    /// How its newest attempts fared, in thousandths: 1,000 where all succeeded, 0 where all failed. An average in which
+    /// each newer attempt weighs an eighth.
     pub recent: u16,
 }
 

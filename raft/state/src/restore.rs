@@ -96,7 +96,7 @@ impl State {
             indexes.party_keys.insert((identity.key, *who));
         }
         for (_, worker) in self.workers.iter() {
-            indexes.set_worker(worker);
+            indexes.set_worker(None, worker);
         }
         self.check_capacity()
     }

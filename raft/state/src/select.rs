@@ -1,13 +1,27 @@
-//! What a person may type for a job.
+//! What a person may type for a job or a worker.
 
 use crate::{
-    ids::{Caller, JobId},
+    ids::{Caller, JobId, WorkerId},
     index::{hash_name, reverse_digits},
     state::State,
 };
 
 /// So many candidates are listed for an ambiguous suffix.
 const CANDIDATES: usize = 20;
+
+/// Why a text selects no worker.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SelectWorkerError {
+    /// No worker has this id, suffix or host name.
+    #[error("no such worker")]
+    Unknown,
+    /// Several have this suffix or host name: these, at most 20.
+    #[error("{} or more workers are called this", .0.len())]
+    Ambiguous(Vec<WorkerId>),
+    /// The text could not select any.
+    #[error("expected a worker's id, at least four of its last hex digits, or its host's name")]
+    Malformed,
+}
 
 /// Why a text selects no job.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -45,6 +59,34 @@ impl State {
             _ if !selector.bytes().all(|byte| byte.is_ascii_hexdigit()) => self.find_by_name(selector),
             4..=32 => self.find_by_suffix(selector),
             _ => Err(SelectError::Malformed),
+        }
+    }
+
+    /// The worker that a text names: a full id, a suffix of at least four hex digits, or the name of its host. Those
+    /// that were removed count only where no other fits. Looks at all workers, of which there are few.
+    ///
+    /// # Errors
+    /// Where it names none, or several.
+    pub fn find_worker(&self, selector: &str) -> Result<WorkerId, SelectWorkerError> {
+        if let Ok(id) = selector.parse::<WorkerId>() {
+            return self.workers.contains(&id).then_some(id).ok_or(SelectWorkerError::Unknown);
+        }
+        if selector.is_empty() {
+            return Err(SelectWorkerError::Malformed);
+        }
+        let suffix = (4..=32).contains(&selector.len()) && selector.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let suffix = suffix.then(|| selector.to_ascii_lowercase());
+        let fits = |id: WorkerId, hostname: &str| {
+            hostname == selector || suffix.as_ref().is_some_and(|suffix| format!("{:032x}", id.0).ends_with(suffix))
+        };
+        let fitting: Vec<_> = self.workers().filter(|worker| fits(worker.id, &worker.hostname)).collect();
+        let serving: Vec<_> = fitting.iter().filter(|worker| worker.removed_at.is_none()).collect();
+        match (&serving[..], &fitting[..]) {
+            ([only], _) => Ok(only.id),
+            ([], [only]) => Ok(only.id),
+            ([], []) => Err(SelectWorkerError::Unknown),
+            ([], many) => Err(SelectWorkerError::Ambiguous(many.iter().take(CANDIDATES).map(|one| one.id).collect())),
+            (many, _) => Err(SelectWorkerError::Ambiguous(many.iter().take(CANDIDATES).map(|one| one.id).collect())),
         }
     }
 

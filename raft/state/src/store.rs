@@ -83,7 +83,7 @@ impl State {
     }
 
     pub(crate) fn put_worker(&mut self, worker: Worker) {
-        self.indexes.set_worker(&worker);
+        self.indexes.set_worker(self.workers.get(&worker.id), &worker);
         self.workers.put(worker.id, worker, &mut self.dirty);
     }
 

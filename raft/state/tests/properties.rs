@@ -193,7 +193,7 @@ fn histories_go_everywhere() {
     for expected in [
         "Done Unchanged Submitted CancelAccepted Assigned TokenCreated Enrolled SessionOpened Removed",
         "CallerRevoked NotAllowed Invalid UnknownJob UnknownNode PayloadMismatch JobRemoved AlreadyTerminal OutOfDate",
-        "NoCapacity StaleFence StaleSession StaleStream TokenUnknown TokenExpired TokenRevoked TokenRole FeatureLevel",
+        "NoCapacity WorkerBusy WorkerRemoved WorkerEnding StaleFence StaleSession StaleStream TokenUnknown TokenExpired TokenRevoked TokenRole FeatureLevel",
     ] {
         for name in expected.split(' ') {
             assert!(seen.contains_key(name), "{name} never happens: {seen:?}");

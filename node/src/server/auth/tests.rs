@@ -95,7 +95,8 @@ const EXPECTED: &str = "\
 /hodei.v1.SchedulerService/GetAvailableWorkers: user admin
 /hodei.v1.WorkerAgentService/Register: agent
 /hodei.v1.WorkerAgentService/WorkerStream: agent
-/hodei.v1.WorkerAgentService/UnregisterWorker: agent
+/hodei.v1.WorkerAgentService/UpdateWorkerStatus: agent admin
+/hodei.v1.WorkerAgentService/UnregisterWorker: agent admin
 /hodei.v1.JobExecutionService/QueueJob: user admin
 /hodei.v1.JobExecutionService/GetJob: user admin
 /hodei.v1.JobExecutionService/ListJobs: user admin

@@ -20,6 +20,8 @@ enum Right {
     NodeOrAdmin,
     /// A user or an administrator.
     User,
+    /// An administrator, or the worker's own agent.
+    AdminOrAgent(WorkerId),
     /// The worker's own agent.
     Agent(WorkerId),
     /// The worker's own agent, or a member that speaks for it: its gateway.
@@ -34,8 +36,14 @@ fn right(command: &Command) -> Right {
         | Command::Assign { .. }
         | Command::AttemptLost { .. }
         | Command::AttemptOverdue { .. }
-        | Command::PlaceLog { .. } => Right::Node,
-        Command::RemoveNode { .. } | Command::CreateToken(_) | Command::RevokeToken { .. } => Right::Admin,
+        | Command::PlaceLog { .. }
+        | Command::DrainOverdue { .. } => Right::Node,
+        Command::RemoveNode { .. }
+        | Command::CreateToken(_)
+        | Command::RevokeToken { .. }
+        | Command::UndrainWorker { .. }
+        | Command::RemoveWorker { .. } => Right::Admin,
+        Command::DrainWorker(drain) => Right::AdminOrAgent(drain.worker),
         Command::SetFeatureLevel { .. } | Command::RemoveJobs { .. } => Right::NodeOrAdmin,
         Command::SubmitJob(_) | Command::CancelJob { .. } => Right::User,
         Command::OpenSession(open) => Right::Agent(open.on.worker),
@@ -52,10 +60,13 @@ impl Right {
     fn covers(&self, caller: Caller) -> bool {
         match (self, caller) {
             (Self::Node | Self::NodeOrAdmin | Self::AgentOrGateway(_), Caller::Node(_))
-            | (Self::Admin | Self::NodeOrAdmin | Self::User, Caller::Admin(_))
+            | (Self::Admin | Self::AdminOrAgent(_) | Self::NodeOrAdmin | Self::User, Caller::Admin(_))
             | (Self::User, Caller::User(_)) => true,
             (Self::ThisNode(node), Caller::Node(caller)) => *node == caller,
-            (Self::Agent(worker) | Self::AgentOrGateway(worker), Caller::Agent(caller)) => *worker == caller,
+            (
+                Self::Agent(worker) | Self::AdminOrAgent(worker) | Self::AgentOrGateway(worker),
+                Caller::Agent(caller),
+            ) => *worker == caller,
             _ => false,
         }
     }

@@ -25,17 +25,27 @@ impl State {
         let id = attempt.id;
         let now = self.stamp();
         let worker = attempt.worker;
+        // What was taken back, whether the worker said so or its lease ran out instead, is nobody's fault.
+        let excused = match reason {
+            Reason::TakenBack { .. } => true,
+            Reason::WorkerLost { .. } => attempt.taken_back.is_some(),
+            _ => false,
+        };
         attempt.end = Some(AttemptEnd { at: now, by, reason: reason.clone(), log });
         self.put_attempt(attempt);
         let cancelled = self.job(id.job).is_some_and(|job| job.cancel.is_some());
-        let learnt = (!cancelled).then_some(matches!(reason, Reason::Exited { code: 0 }));
+        let learnt = (!cancelled && !excused).then_some(matches!(reason, Reason::Exited { code: 0 }));
         self.release_capacity(worker, id, learnt);
         let (Some(job), Some(spec)) = (self.job(id.job), self.spec(id.job)) else {
             return;
         };
         debug_assert_eq!(job.attempt, id.attempt, "only the newest attempt is live");
         let mut job = job.clone();
-        settle(&mut job, &spec.retry, reason, worker, now);
+        if excused && job.cancel.is_none() {
+            put_back(&mut job, &spec.retry, reason, now);
+        } else {
+            settle(&mut job, &spec.retry, reason, worker, now);
+        }
         self.update_job(job);
     }
 
@@ -58,6 +68,21 @@ impl State {
         }
         self.put_worker(worker);
     }
+}
+
+/// The job goes back to its place in the queue, at once and at the cost of no budget, unless it may not be started once
+/// more at all.
+fn put_back(job: &mut Job, retry: &Retry, reason: Reason, now: Millis) {
+    if may_start_again(retry, job.attempt) {
+        job.state = JobState::Pending;
+        job.not_before = None;
+    } else {
+        finish(job, reason, now);
+    }
+}
+
+fn may_start_again(retry: &Retry, attempts: u32) -> bool {
+    retry.max_attempts == 0 || attempts < retry.max_attempts
 }
 
 /// The job's next state.
@@ -110,13 +135,15 @@ fn budget(reason: &Reason, retry: &Retry) -> Option<Budget> {
         Reason::CouldNotStart { cause: StartFailure::NotFound, .. } => failure(127),
         Reason::CouldNotStart { .. } => failure(126),
         Reason::Timeout { .. } => Some(Budget::Timeout),
-        Reason::WorkerLost { .. } | Reason::NotProvisioned { .. } => Some(Budget::Infrastructure),
+        Reason::WorkerLost { .. } | Reason::NotProvisioned { .. } | Reason::TakenBack { .. } => {
+            Some(Budget::Infrastructure)
+        }
     }
 }
 
 /// Takes one retry from a budget, where it and the bound on all attempts allow it.
 fn take(used: &mut RetriesUsed, budget: Budget, retry: &Retry, attempts: u32) -> bool {
-    if retry.max_attempts != 0 && attempts >= retry.max_attempts {
+    if !may_start_again(retry, attempts) {
         return false;
     }
     let (used, allowed) = match budget {

@@ -129,7 +129,9 @@ pub(super) fn exit_of(reason: &Reason) -> (Option<i32>, Option<i32>) {
     match reason {
         Reason::Exited { code } => (Some(*code), None),
         Reason::Signaled { signal } => (None, Some(*signal)),
-        Reason::Cancelled { exit_code, signal, .. } => (*exit_code, *signal),
+        Reason::Cancelled { exit_code, signal, .. } | Reason::TakenBack { exit_code, signal, .. } => {
+            (*exit_code, *signal)
+        }
         _ => (None, None),
     }
 }

@@ -1,11 +1,11 @@
 //! The cluster and its members.
 
-use super::{Context, Result};
+use super::{Context, Result, sessions::without_stream};
 use crate::{
     command::{Init, NodeHello},
     ids::{Caller, Millis, NodeId},
     outcome::{Outcome, Refusal},
-    registry::{Cluster, Identity, Member, WorkerState},
+    registry::{Cluster, Identity, Member},
     state::State,
     validate,
 };
@@ -94,17 +94,14 @@ impl State {
         self.revoke(Caller::Node(node), now);
         self.put_member(member);
         let held: Vec<_> = self.workers().filter(|worker| worker.gateway == Some(node)).cloned().collect();
-        for mut worker in held {
-            worker.gateway = None;
-            if worker.takes_jobs() {
-                worker.state = WorkerState::Disconnected;
-            }
-            self.put_worker(worker);
+        for worker in held {
+            self.put_worker(without_stream(worker));
         }
         Ok(Outcome::Done)
     }
 
-    fn revoke(&mut self, who: Caller, now: Millis) {
+    /// Not served any more, neither under this id nor with this key under another one.
+    pub(super) fn revoke(&mut self, who: Caller, now: Millis) {
         if let Some(identity) = self.identity(who) {
             let identity = Identity { revoked_at: Some(now), ..identity.clone() };
             self.put_identity(identity);

@@ -11,6 +11,7 @@ mod members;
 mod scheduling;
 mod sessions;
 mod tokens;
+mod workers;
 
 use crate::{
     command::{Command, Envelope},
@@ -76,6 +77,11 @@ impl State {
                 self.job_result(*attempt, *by, reason, *log, *segment)
             }
             Command::PlaceLog { attempt, segment } => self.place_log(*attempt, *segment),
+
+            Command::DrainWorker(drain) => self.drain_worker(context, drain),
+            Command::DrainOverdue { worker, nonce } => self.drain_overdue(*worker, *nonce),
+            Command::UndrainWorker { worker } => self.undrain_worker(*worker),
+            Command::RemoveWorker { worker, force } => self.remove_worker(*worker, *force),
         }
     }
 }

@@ -49,6 +49,7 @@ impl State {
             assigned_at: self.stamp(),
             started_at: None,
             overdue_at: None,
+            taken_back: None,
             end: None,
         });
         self.update_job(job);

@@ -3,8 +3,8 @@
 use super::Result;
 use crate::{
     command::{OpenSession, PlaceSegment},
-    ids::{AttemptRef, NodeId},
-    job::{Attempt, EndedBy, JobState, LogEnd, Reason, Segment},
+    ids::{AttemptRef, Caller, NodeId},
+    job::{Attempt, EndedBy, JobState, LogEnd, Reason, Segment, TakenBack},
     outcome::{Outcome, Refusal},
     registry::{Capacity, SessionRef, Worker, WorkerState},
     state::State,
@@ -83,6 +83,9 @@ impl State {
             boot_id: info.boot_id,
             provider: info.provider,
             registered_at: known.map_or(self.stamp(), |worker| worker.registered_at),
+            // What its agent asked for was for the end of the older process.
+            drain: known.and_then(|worker| worker.drain).filter(|drain| !matches!(drain.by, Caller::Agent(_))),
+            removed_at: known.and_then(|worker| worker.removed_at),
             recent: known.map_or(Worker::RECENT_BEST, |worker| worker.recent),
         }
     }
@@ -116,12 +119,18 @@ impl State {
         let mut worker = worker.clone();
         worker.stream = stream;
         worker.gateway = Some(gateway);
-        if worker.state != WorkerState::Draining {
-            let idle = self.live_attempts(worker.id).next().is_none();
-            worker.state = if idle { WorkerState::Ready } else { WorkerState::Busy };
-        }
+        worker.state = self.attached(&worker);
         self.put_worker(worker);
         Ok(Outcome::Done)
+    }
+
+    /// Where a worker stands that has a stream.
+    pub(super) fn attached(&self, worker: &Worker) -> WorkerState {
+        match self.live_attempts(worker.id).next() {
+            _ if worker.drain.is_some() => WorkerState::Draining,
+            None => WorkerState::Ready,
+            Some(_) => WorkerState::Busy,
+        }
     }
 
     /// A stream broke; leases run, and live attempts hold their capacity. It may overtake its own attach, which is then
@@ -134,10 +143,7 @@ impl State {
         if stream == worker.stream && worker.gateway.is_none() {
             return Ok(Outcome::Unchanged);
         }
-        let mut worker = Worker { stream, gateway: None, ..worker.clone() };
-        if worker.takes_jobs() || worker.state == WorkerState::Connecting {
-            worker.state = WorkerState::Disconnected;
-        }
+        let worker = Worker { stream, ..without_stream(worker.clone()) };
         self.put_worker(worker);
         Ok(Outcome::Done)
     }
@@ -185,7 +191,10 @@ impl State {
         if attempt.started_at.is_some() {
             return Err(Refusal::OutOfDate { why: "the process was reported to run".to_string() });
         }
-        let reason = Reason::WorkerLost { message: format!("declined: {}", shorten(reason, MAX_MESSAGE)) };
+        let reason = match self.taken_back(attempt) {
+            Some(why) => Reason::TakenBack { why, exit_code: None, signal: None },
+            None => Reason::WorkerLost { message: format!("declined: {}", shorten(reason, MAX_MESSAGE)) },
+        };
         self.end_attempt(attempt.clone(), EndedBy::Declined, reason, None);
         Ok(Outcome::Done)
     }
@@ -204,11 +213,17 @@ impl State {
         };
         let attempt = attempt.clone();
         let cancelled = self.job(id.job).is_some_and(|job| job.cancel.is_some());
-        let reason = as_reported(reason, cancelled)?;
+        let reason = as_reported(reason, cancelled, self.taken_back(&attempt))?;
         let segment = segment.map(|segment| self.placed(id, segment)).transpose()?.flatten();
         self.put_segments(segment);
         self.end_attempt(attempt, EndedBy::Result, reason, Some(log));
         Ok(Outcome::Done)
+    }
+
+    /// Why a worker may give an attempt back at no cost to its job: it was asked to, or is being emptied.
+    fn taken_back(&self, attempt: &Attempt) -> Option<TakenBack> {
+        let drained = || self.worker(attempt.worker).is_some_and(|worker| worker.drain.is_some());
+        attempt.taken_back.or_else(|| drained().then_some(TakenBack::Drained))
     }
 
     /// The live attempt that a session owns; `None` where it has ended in the way that the message itself reports, which
@@ -279,11 +294,35 @@ impl State {
     }
 }
 
+/// A worker whose stream is broken. What is terminated, or about to be, stays so.
+pub(super) fn without_stream(worker: Worker) -> Worker {
+    let state = match worker.state {
+        WorkerState::Terminating | WorkerState::Terminated => worker.state,
+        _ => WorkerState::Disconnected,
+    };
+    Worker { state, gateway: None, ..worker }
+}
+
 /// The reason as it counts. An agent cannot say that a job was not provisioned, nor that it was cancelled where nobody
-/// asked for it: that is an agent which gave the job up.
-fn as_reported(reason: &Reason, cancel_requested: bool) -> std::result::Result<Reason, Refusal> {
+/// asked for it: that is an agent which gave the job up, because it was asked to or of its own accord.
+fn as_reported(
+    reason: &Reason,
+    cancel_requested: bool,
+    taken_back: Option<TakenBack>,
+) -> std::result::Result<Reason, Refusal> {
+    if let Some(why) = taken_back.filter(|_| !cancel_requested) {
+        match reason {
+            Reason::Cancelled { exit_code, signal, .. } => {
+                return Ok(Reason::TakenBack { why, exit_code: *exit_code, signal: *signal });
+            }
+            Reason::WorkerLost { .. } => return Ok(Reason::TakenBack { why, exit_code: None, signal: None }),
+            _ => {}
+        }
+    }
     Ok(match reason {
-        Reason::NotProvisioned { .. } => check(false, "reason", "how the attempt ended").map(|()| reason.clone())?,
+        Reason::NotProvisioned { .. } | Reason::TakenBack { .. } => {
+            check(false, "reason", "how the attempt ended").map(|()| reason.clone())?
+        }
         Reason::Cancelled { .. } if !cancel_requested => {
             Reason::WorkerLost { message: "given up by its worker".to_string() }
         }

@@ -4,7 +4,9 @@
 
 use hodei_state::{
     State,
-    command::{Command, CreateToken, Envelope, Init, NodeHello, OpenSession, PlaceSegment, SubmitJob, UseToken},
+    command::{
+        Command, CreateToken, DrainWorker, Envelope, Init, NodeHello, OpenSession, PlaceSegment, SubmitJob, UseToken,
+    },
     ids::{AttemptRef, Caller, ClusterId, JobId, Role, SessionId, TokenId, UserId, WorkerId},
     job::{Deadline, LogEnd, Reason, StartFailure},
     registry::{AgentInfo, Capacity, SessionRef},
@@ -90,7 +92,7 @@ impl Dice {
         let job = JobId(1 + u128::from(self.a % 12));
         let attempt = self.attempt(state, job);
         let by = self.owner(state, attempt);
-        match self.kind % 36 {
+        match self.kind % 40 {
             0..=5 => (ADMIN, self.submit(job)),
             6..=13 => (node, self.assign(state, job)),
             14..=16 => (node, Command::JobStarted { attempt, by, segment: self.segment() }),
@@ -119,7 +121,27 @@ impl Dice {
                 Command::PlaceLog { attempt, segment: PlaceSegment { holder: 1, first_sequence: self.number(9) } },
             ),
             30 if self.b.is_multiple_of(4) => (node, Command::CloseSession { worker: self.session(state) }),
+            31..=33 => self.operation(state),
             _ => self.administration(),
+        }
+    }
+
+    fn operation(&self, state: &State) -> (Caller, Command) {
+        let worker = self.session(state).worker;
+        let nonce = u128::from(self.a % 3);
+        match self.b % 8 {
+            0..=2 => {
+                let deadline_ms = (!self.c.is_multiple_of(3)).then_some(self.number(400));
+                let session = Some(self.session(state).session);
+                let drain = DrainWorker { worker, nonce, deadline_ms, requeue: self.b == 0, session };
+                (if self.x.is_multiple_of(5) { Caller::Agent(worker) } else { ADMIN }, Command::DrainWorker(drain))
+            }
+            3 | 4 => {
+                let nonce = state.worker(worker).and_then(|worker| worker.drain).map_or(nonce, |drain| drain.nonce);
+                (Caller::Node(1), Command::DrainOverdue { worker, nonce })
+            }
+            7 if self.a.is_multiple_of(4) => (ADMIN, Command::RemoveWorker { worker, force: self.c.is_multiple_of(2) }),
+            _ => (ADMIN, Command::UndrainWorker { worker }),
         }
     }
 

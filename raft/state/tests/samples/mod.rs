@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 
 use hodei_state::{
-    command::{Command, CreateToken, Envelope, Init, NodeHello, OpenSession, PlaceSegment, SubmitJob, UseToken},
+    command::{
+        Command, CreateToken, DrainWorker, Envelope, Init, NodeHello, OpenSession, PlaceSegment, SubmitJob, UseToken,
+    },
     ids::{AttemptRef, Caller, ClusterId, JobId, Role, SessionId, TokenId, UserId, WorkerId},
     job::{Deadline, LogEnd, Reason, StartFailure},
     registry::{AgentInfo, Capacity, SessionRef},
@@ -15,7 +17,7 @@ use hodei_state::{
 };
 
 /// The rolling hash after the whole history.
-pub const HASH: &str = "487b76835bc408cfcbaaf7e8a50d43fa";
+pub const HASH: &str = "9ee571d4a764a0aa2157ed538728c77d";
 
 const NODE: Caller = Caller::Node(1);
 const ADMIN: Caller = Caller::Admin(UserId(0xad));
@@ -29,6 +31,7 @@ pub fn history() -> Vec<(u64, Envelope)> {
     history.members();
     history.workers();
     history.jobs();
+    history.operations();
     history.entries
 }
 
@@ -175,6 +178,20 @@ impl History {
         self.push(ADMIN, Command::CancelJob { job: pending, reason: String::new() });
         self.push(NODE, Command::RemoveJobs { jobs: vec![pending] });
         self.submit(25, bare);
+    }
+}
+
+impl History {
+    fn operations(&mut self) {
+        let drain = |nonce, session| {
+            let drain = DrainWorker { worker: WORKER, nonce, deadline_ms: Some(1), requeue: false, session };
+            Command::DrainWorker(drain)
+        };
+        self.push(ADMIN, drain(0x41, None));
+        self.push(NODE, Command::DrainOverdue { worker: WORKER, nonce: 0x41 });
+        self.push(ADMIN, Command::UndrainWorker { worker: WORKER });
+        self.push(Caller::Agent(WORKER), drain(0x42, Some(NEXT.session)));
+        self.push(ADMIN, Command::RemoveWorker { worker: WORKER, force: true });
     }
 }
 

@@ -5,7 +5,9 @@ use std::error::Error;
 use goldenscript::Command as Line;
 use hodei_state::{
     State,
-    command::{Command, CreateToken, Envelope, Init, NodeHello, OpenSession, PlaceSegment, SubmitJob, UseToken},
+    command::{
+        Command, CreateToken, DrainWorker, Envelope, Init, NodeHello, OpenSession, PlaceSegment, SubmitJob, UseToken,
+    },
     ids::{AttemptRef, Caller, ClusterId, Role, UserId},
     job::{Deadline, LogEnd, Reason, StartFailure},
     registry::{AgentInfo, Capacity},
@@ -101,6 +103,16 @@ impl<'a> Arguments<'a> {
             "place" => {
                 let segment = self.segment()?.ok_or("expected holder=NODE")?;
                 ("n1", Command::PlaceLog { attempt: self.attempt(self.word(0)?)?, segment })
+            }
+            "drain" => ("a1", self.drain()?),
+            "drain-overdue" => {
+                let worker = names::worker(self.word(0)?)?;
+                ("n1", Command::DrainOverdue { worker, nonce: self.number("nonce", 1)? })
+            }
+            "undrain" => ("a1", Command::UndrainWorker { worker: names::worker(self.word(0)?)? }),
+            "remove-worker" => {
+                let (worker, force) = (names::worker(self.word(0)?)?, self.number("force", false)?);
+                ("a1", Command::RemoveWorker { worker, force })
             }
             _ => return Ok(None),
         };
@@ -244,6 +256,16 @@ impl<'a> Arguments<'a> {
             stream: self.number("stream", 1)?,
             gateway: names::node(self.text("node").unwrap_or("n1"))?,
         })
+    }
+
+    fn drain(&self) -> Parsed<Command> {
+        Ok(Command::DrainWorker(DrainWorker {
+            worker: names::worker(self.word(0)?)?,
+            nonce: self.number("nonce", 1)?,
+            deadline_ms: self.text("deadline").map(str::parse).transpose()?,
+            requeue: self.number("requeue", false)?,
+            session: self.text("session").map(names::session).transpose()?,
+        }))
     }
 
     fn segment(&self) -> Parsed<Option<PlaceSegment>> {

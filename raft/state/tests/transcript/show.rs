@@ -30,6 +30,7 @@ pub(super) fn command(command: &Command) -> String {
         }
         Command::AttemptLost { attempt } => format!("lost {}", reference(attempt)),
         Command::AttemptOverdue { attempt } => format!("overdue {}", reference(attempt)),
+        Command::DrainOverdue { worker, nonce } => format!("drain {nonce} of {worker} is overdue"),
         Command::RemoveJobs { jobs } => format!("remove {jobs:?}"),
         other => format!("{other:?}"),
     })
@@ -158,6 +159,9 @@ fn attempt(attempt: &Attempt) -> String {
     if attempt.overdue_at.is_some() {
         shown.push_str(", overdue");
     }
+    if let Some(why) = attempt.taken_back {
+        write!(shown, ", taken back: {why:?}").unwrap();
+    }
     match &attempt.end {
         Some(end) => write!(shown, ", ended by {:?}: {}", end.by, reason(&end.reason)).unwrap(),
         None => shown.push_str(", live"),
@@ -179,8 +183,13 @@ fn worker(state: &State, worker: &Worker) -> String {
     let live: Vec<_> = state.live_attempts(worker.id).map(|attempt| reference(&attempt.id)).collect();
     let recent =
         if worker.recent == Worker::RECENT_BEST { String::new() } else { format!(", recent {}", worker.recent) };
+    let drain = worker.drain.map_or(String::new(), |drain| {
+        let deadline = drain.deadline.map_or(String::new(), |due| format!(" until {}", due.0));
+        format!(", drained by {}{deadline}{}", drain.by, if drain.requeue { ", requeued" } else { "" })
+    });
+    let removed = if worker.removed_at.is_some() { ", removed" } else { "" };
     format!(
-        "{} {:?} session {} stream {} {gateway}, {} of {} slots, {} of {} cpu, live [{}]{recent}",
+        "{} {:?} session {} stream {} {gateway}, {} of {} slots, {} of {} cpu, live [{}]{recent}{drain}{removed}",
         worker.id,
         worker.state,
         worker.session,

@@ -180,7 +180,7 @@ fn client(place: &Place, addresses: &[String]) -> Result<Client, Failure> {
 async fn workers(client: &Client) -> Result<usize, Failure> {
     let answer = client
         .read(|conn| {
-            let request = conn.request(GetAvailableWorkersRequest { stale: false });
+            let request = conn.request(GetAvailableWorkersRequest { stale: false, ..Default::default() });
             async move { SchedulerServiceClient::new(conn.channel).get_available_workers(request).await }
         })
         .await?;

@@ -155,6 +155,7 @@ pub fn reason_text(reason: &Reason) -> String {
         "worker_lost" => with("worker lost"),
         "not_provisioned" => with("not provisioned"),
         "cancelled" => with("cancelled"),
+        "taken_back" => with("taken back"),
         "timeout" => "timed out".to_owned(),
         "could_not_start" => with("could not start"),
         other => with(other),

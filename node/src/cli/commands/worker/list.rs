@@ -1,89 +1,50 @@
 //! `worker list`.
 
-use hodei_proto::v1::{Capacity, GetAvailableWorkersRequest, Worker, scheduler_service_client::SchedulerServiceClient};
-use serde_json::{Value, json};
+use hodei_proto::v1::{
+    GetAvailableWorkersRequest, GetAvailableWorkersResponse, scheduler_service_client::SchedulerServiceClient,
+};
 
+use super::show::Many;
 use crate::cli::{
     Global,
     client::Client,
-    exit::CommandResult,
-    output::{self, Output},
+    exit::{CommandResult, Failure},
+    output,
 };
 
 /// Show the workers.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  hodei-node worker list --output json")]
 pub struct Args {
+    /// Those that are gone as well
+    #[arg(long)]
+    all: bool,
     /// Read what one node knows, without asking the others
     #[arg(long)]
     stale: bool,
 }
 
-struct Listed(Vec<Worker>);
-
-impl Output for Listed {
-    fn table(&self) -> String {
-        let rows = self.0.iter().map(|worker| {
-            let labels: Vec<_> = worker.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
-            [
-                output::short(&worker.id),
-                worker.state.clone(),
-                format!("{}/{}", slots(worker.free.as_ref()), slots(worker.capacity.as_ref())),
-                worker.gateway.map(|node| node.to_string()).unwrap_or_default(),
-                worker.hostname.clone(),
-                worker.version.clone(),
-                labels.join(" "),
-            ]
-        });
-        output::table(["ID", "STATE", "FREE", "GATEWAY", "HOST", "VERSION", "LABELS"], rows)
-    }
-
-    fn json(&self) -> Value {
-        let worker = |worker: &Worker| {
-            json!({
-                "id": worker.id,
-                "state": worker.state,
-                "capacity": worker.capacity.as_ref().map(capacity),
-                "free": worker.free.as_ref().map(capacity),
-                "labels": worker.labels,
-                "gateway": worker.gateway,
-                "provider": (!worker.provider.is_empty()).then_some(&worker.provider),
-                "version": worker.version,
-                "hostname": worker.hostname,
-            })
-        };
-        self.0.iter().map(worker).collect()
-    }
-
-    fn quiet(&self) -> String {
-        self.0.iter().map(|worker| worker.id.as_str()).collect::<Vec<_>>().join("\n")
-    }
-}
-
-fn slots(capacity: Option<&Capacity>) -> u32 {
-    capacity.map_or(0, |capacity| capacity.slots)
-}
-
-fn capacity(capacity: &Capacity) -> Value {
-    json!({
-        "slots": capacity.slots,
-        "cpu_millis": capacity.cpu_millis,
-        "memory_mb": capacity.memory_mb,
-        "storage_mb": capacity.storage_mb,
-        "gpu": capacity.gpu,
-    })
-}
-
 impl Args {
     pub async fn run(self, global: &Global) -> CommandResult {
-        let message = GetAvailableWorkersRequest { stale: self.stale };
-        let answer = Client::new(global)?
-            .read(|conn| {
-                let request = conn.request(message);
-                async move { SchedulerServiceClient::new(conn.channel).get_available_workers(request).await }
-            })
-            .await?;
-        output::print(global.output, &Listed(answer.workers))?;
+        let message = GetAvailableWorkersRequest { stale: self.stale, all: self.all, worker: String::new() };
+        let answer = ask(&Client::new(global)?, message).await?;
+        output::print(global.output, &Many(answer.workers))?;
         Ok(0)
     }
+}
+
+/// Asks for workers.
+///
+/// # Errors
+/// As of any read.
+pub async fn ask(client: &Client, message: GetAvailableWorkersRequest) -> Result<GetAvailableWorkersResponse, Failure> {
+    client
+        .read(|conn| {
+            let request = conn.request(message.clone());
+            async move {
+                let client = SchedulerServiceClient::new(conn.channel);
+                client.max_decoding_message_size(hodei_raft::MAX_MESSAGE).get_available_workers(request).await
+            }
+        })
+        .await
 }

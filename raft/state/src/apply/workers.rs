@@ -1,0 +1,126 @@
+//! Workers that come and go as an operator wants: drained, taken back into service, removed.
+
+use super::{Context, Result};
+use crate::{
+    command::DrainWorker,
+    ids::{Caller, Millis, WorkerId},
+    job::{Attempt, TakenBack},
+    outcome::{Outcome, Refusal},
+    registry::{Drain, Worker, WorkerState},
+    state::State,
+    validate::check,
+};
+
+/// The longest deadline of a drain.
+const MAX_DEADLINE_MS: u64 = 366 * 24 * 3_600_000;
+
+impl State {
+    /// No more jobs for this worker, over reconnections and restarts of its agent. What runs there may end, or is taken
+    /// back: at once, or after a deadline.
+    pub(super) fn drain_worker(&mut self, context: Context, wish: &DrainWorker) -> Result {
+        let in_bounds = wish.deadline_ms.is_none_or(|ms| (1..=MAX_DEADLINE_MS).contains(&ms));
+        check(in_bounds, "deadline", "1 ms to 366 days")?;
+        let worker = self.serving_worker(wish.worker)?;
+        if worker.drain.is_some_and(|drain| drain.nonce == wish.nonce) {
+            return Ok(Outcome::Unchanged);
+        }
+        if let Caller::Agent(_) = context.caller {
+            // Late, it must not drain the process after the one that asked.
+            let session = wish.session.unwrap_or_default();
+            if session != worker.session {
+                return Err(Refusal::StaleSession { session });
+            }
+            if worker.drain.is_some_and(|drain| !matches!(drain.by, Caller::Agent(_))) {
+                // What an operator wants of it goes further.
+                return Ok(Outcome::Unchanged);
+            }
+        }
+        let at = self.stamp();
+        let deadline = wish.deadline_ms.map(|ms| at.plus(ms));
+        let drain = Drain { nonce: wish.nonce, by: context.caller, at, deadline, requeue: wish.requeue };
+        let mut worker = Worker { drain: Some(drain), ..worker.clone() };
+        if worker.takes_jobs() {
+            worker.state = WorkerState::Draining;
+        }
+        self.put_worker(worker);
+        if wish.requeue {
+            self.take_back(wish.worker);
+        }
+        Ok(Outcome::Done)
+    }
+
+    /// The deadline of a drain has passed, by the stamp of this very command: what still runs is taken back.
+    pub(super) fn drain_overdue(&mut self, id: WorkerId, nonce: u128) -> Result {
+        let worker = self.serving_worker(id)?;
+        let stamp = self.stamp();
+        let passed = |drain: &Drain| drain.nonce == nonce && drain.deadline.is_some_and(|due| due <= stamp);
+        let Some(drain) = worker.drain.filter(passed) else {
+            return Err(Refusal::OutOfDate { why: "the worker is drained otherwise, or not at all".to_string() });
+        };
+        if drain.requeue {
+            return Ok(Outcome::Unchanged);
+        }
+        let worker = Worker { drain: Some(Drain { requeue: true, ..drain }), ..worker.clone() };
+        self.put_worker(worker);
+        self.take_back(id);
+        Ok(Outcome::Done)
+    }
+
+    /// The worker gets jobs again. An agent that is ending takes none, whoever wants it to.
+    pub(super) fn undrain_worker(&mut self, id: WorkerId) -> Result {
+        let worker = self.serving_worker(id)?;
+        match worker.drain {
+            None => return Ok(Outcome::Unchanged),
+            Some(Drain { by: Caller::Agent(_), .. }) => return Err(Refusal::WorkerEnding { worker: id }),
+            Some(_) => {}
+        }
+        let mut worker = Worker { drain: None, ..worker.clone() };
+        if worker.state == WorkerState::Draining {
+            worker.state = self.attached(&worker);
+        }
+        self.put_worker(worker);
+        Ok(Outcome::Done)
+    }
+
+    /// Removes a worker for good, whether it ever opened a session or only enrolled. Live attempts are in the way,
+    /// unless by force: then their leases are extended no more, and their expiry frees them.
+    pub(super) fn remove_worker(&mut self, id: WorkerId, force: bool) -> Result {
+        let who = Caller::Agent(id);
+        let Some(identity) = self.identity(who) else {
+            return Err(Refusal::UnknownWorker { worker: id });
+        };
+        if identity.revoked_at.is_some() {
+            return Ok(Outcome::Unchanged);
+        }
+        let live = self.live_attempts(id).count();
+        if live > 0 && !force {
+            return Err(Refusal::WorkerBusy { worker: id, live: u32::try_from(live).unwrap_or(u32::MAX) });
+        }
+        let now = self.stamp();
+        self.revoke(who, now);
+        if let Some(worker) = self.worker(id) {
+            let worker = removed(worker.clone(), live == 0, now);
+            self.put_worker(worker);
+        }
+        self.take_back(id);
+        Ok(Outcome::Done)
+    }
+
+    /// All live attempts of a worker are to be stopped and their jobs put back.
+    fn take_back(&mut self, id: WorkerId) {
+        let live: Vec<Attempt> = self.live_attempts(id).filter(|one| one.taken_back.is_none()).cloned().collect();
+        for attempt in live {
+            self.put_attempt(Attempt { taken_back: Some(TakenBack::Drained), ..attempt });
+        }
+    }
+
+    fn serving_worker(&self, id: WorkerId) -> std::result::Result<&Worker, Refusal> {
+        let worker = self.worker(id).ok_or(Refusal::UnknownWorker { worker: id })?;
+        if worker.removed_at.is_some() { Err(Refusal::WorkerRemoved { worker: id }) } else { Ok(worker) }
+    }
+}
+
+fn removed(worker: Worker, idle: bool, now: Millis) -> Worker {
+    let state = if idle { WorkerState::Terminated } else { WorkerState::Terminating };
+    Worker { state, gateway: None, removed_at: Some(now), ..worker }
+}
