@@ -1,17 +1,23 @@
-//! Job files: a job's spec as a person writes it, in TOML or JSON.
+//! Job files: a job's spec as a person writes it, in TOML, YAML or JSON.
 //!
-//! The two formats have the same fields; which one a text is in is told by its content (`{` begins JSON). What is wrong
-//! is reported by the field's path and what was expected there, before anything is sent.
+//! The formats have the same fields, those of [`JobFile`]; which one a text is in is told by its content ([`read`]). What
+//! is wrong is reported by the field's path and what was expected there, before anything is sent. The [`schema`] is made
+//! of the same definitions.
 
 use std::collections::BTreeMap;
 
 use hodei_proto::v1;
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de};
 
+mod read;
 mod scalar;
+pub mod schema;
 mod unique;
 pub mod units;
+mod yaml;
 
+pub use read::parse;
 pub use scalar::{Cores, Duration, Size};
 
 /// What is wrong with a job file.
@@ -25,13 +31,13 @@ pub enum BadJobFile {
         /// What was found and what was expected.
         problem: String,
     },
-    /// The text is neither TOML nor JSON.
+    /// The text is in none of the formats.
     #[error("{0}")]
     Syntax(String),
 }
 
-/// A job file. Unknown fields are errors: a misspelt limit must not run without a limit.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+/// A job. Unknown fields are errors: a misspelt limit must not run without a limit.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, expecting = "a job")]
 pub struct JobFile {
     /// At most 128 bytes.
@@ -40,6 +46,7 @@ pub struct JobFile {
     pub command: Option<Command>,
     /// Added to the clean environment.
     #[serde(default, deserialize_with = "unique::map")]
+    #[schemars(with = "BTreeMap<String, String>")]
     pub env: BTreeMap<String, String>,
     /// Needs beside a slot.
     #[serde(default)]
@@ -51,6 +58,7 @@ pub struct JobFile {
     pub priority: i32,
     /// For selection.
     #[serde(default, deserialize_with = "unique::map")]
+    #[schemars(with = "BTreeMap<String, String>")]
     pub labels: BTreeMap<String, String>,
     /// How long a worker may be out of touch before its attempt is given up.
     pub lost_after: Option<Duration>,
@@ -99,7 +107,7 @@ pub enum Command {
 }
 
 /// A [`Command`] before it is known that exactly one kind is given.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, expecting = "shell or script")]
 struct Kinds {
     shell: Option<Shell>,
@@ -117,8 +125,8 @@ impl<'de> Deserialize<'de> for Command {
     }
 }
 
-/// See [`Command::Shell`].
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+/// Executed as given, no shell in between.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Shell {
     /// Looked up in PATH.
@@ -128,8 +136,8 @@ pub struct Shell {
     pub args: Vec<String>,
 }
 
-/// See [`Command::Script`].
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+/// Written to a file and executed.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Script {
     /// `/bin/bash` with `set -euo pipefail` where absent.
@@ -139,7 +147,7 @@ pub struct Script {
 }
 
 /// Needs of one attempt.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Resources {
     /// Cores, as a decimal.
@@ -156,7 +164,7 @@ pub struct Resources {
 }
 
 /// Retry budgets.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Retry {
     /// For attempts that the infrastructure lost.
@@ -178,7 +186,7 @@ pub struct Retry {
 }
 
 /// When the agent's spool is full.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OutputPolicy {
     /// The job waits.
@@ -189,7 +197,7 @@ pub enum OutputPolicy {
 }
 
 /// `attribute operator value`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Constraint {
     /// For example `label.zone`.
@@ -201,7 +209,7 @@ pub struct Constraint {
 }
 
 /// A constraint with a weight.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Preference {
     /// For example `label.zone`.
@@ -215,7 +223,7 @@ pub struct Preference {
 }
 
 /// A job array.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Array {
     /// Number of elements.
@@ -226,99 +234,13 @@ pub struct Array {
 }
 
 /// A secret by name.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Secret {
     /// Its name.
     pub name: String,
     /// The variable it goes to; absent: JSON on standard input.
     pub env: Option<String>,
-}
-
-/// Reads a job file in either format.
-///
-/// # Errors
-/// [`BadJobFile`] with the path of the first field that is wrong.
-pub fn parse(text: &str) -> Result<JobFile, BadJobFile> {
-    let file = if text.trim_start().starts_with('{') {
-        parse_json(text)?
-    } else if is_json(text) {
-        return Err(BadJobFile::Syntax("expected one job: an object".to_owned()));
-    } else {
-        parse_toml(text)?
-    };
-    file.check()?;
-    Ok(file)
-}
-
-/// Whether a text that does not begin an object is JSON all the same. An array and a table of TOML begin alike, but the
-/// elements of an array of objects do not.
-fn is_json(text: &str) -> bool {
-    let objects = text.trim_start().strip_prefix('[').is_some_and(|rest| rest.trim_start().starts_with('{'));
-    objects || serde_json::from_str::<de::IgnoredAny>(text).is_ok()
-}
-
-fn parse_json(text: &str) -> Result<JobFile, BadJobFile> {
-    let mut json = serde_json::Deserializer::from_str(text);
-    let file = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        let at = format!(" at line {} column {}", error.inner().line(), error.inner().column());
-        let syntax = !error.inner().is_data();
-        let problem = error.inner().to_string();
-        bad(&error.path().to_string(), problem.strip_suffix(&at).unwrap_or(&problem), syntax, &problem)
-    })?;
-    json.end().map_err(|error| BadJobFile::Syntax(format!("expected one JSON object: {error}")))?;
-    Ok(file)
-}
-
-fn parse_toml(text: &str) -> Result<JobFile, BadJobFile> {
-    let document = toml::Deserializer::parse(text).map_err(|error| BadJobFile::Syntax(toml_syntax(text, &error)))?;
-    serde_path_to_error::deserialize(document).map_err(|error| {
-        let problem = error.inner().message().to_owned();
-        bad(&error.path().to_string(), &problem, false, &problem)
-    })
-}
-
-/// What is wrong and where, in one line.
-fn toml_syntax(text: &str, error: &toml::de::Error) -> String {
-    let problem = error.message().lines().collect::<Vec<_>>().join(", ");
-    match error.span().and_then(|span| text.get(..span.start)) {
-        Some(before) => {
-            let line = before.matches('\n').count() + 1;
-            let column = before.chars().rev().take_while(|&c| c != '\n').count() + 1;
-            format!("{problem} at line {line} column {column}")
-        }
-        None => problem,
-    }
-}
-
-/// An error with its path; the path of an unknown field is completed by the field's name where the format leaves it out.
-fn bad(path: &str, problem: &str, syntax: bool, whole: &str) -> BadJobFile {
-    if syntax {
-        return BadJobFile::Syntax(whole.to_owned());
-    }
-    let mut field = if path == "." { String::new() } else { path.to_owned() };
-    let named = |what: &str| problem.strip_prefix(what)?.strip_prefix(" field `")?.split('`').next();
-    let mut problem = problem;
-    if let Some(name) = named("unknown")
-        && field.rsplit('.').next() != Some(name)
-    {
-        field = join(&field, name);
-    }
-    if let Some(name) = named("missing") {
-        field = join(&field, name);
-    }
-    if let Some(name) = named("duplicate") {
-        field = join(&field, name);
-        problem = unique::DUPLICATE;
-    }
-    if field.is_empty() {
-        field = "job".to_owned();
-    }
-    BadJobFile::Field { field, problem: problem.to_owned() }
-}
-
-fn join(path: &str, name: &str) -> String {
-    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
 
 impl JobFile {

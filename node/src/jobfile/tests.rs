@@ -31,10 +31,32 @@ const JSON: &str = r#"{
   "retry": {"failure": 2, "exit_codes": [75]}
 }"#;
 
+const YAML: &str = r#"
+# A comment.
+name: nightly
+timeout: 1h30m
+priority: 5
+lost_after: "30s"
+command:
+  shell: {cmd: bash, args: [-c, echo hi]}
+env:
+  A: '1'
+resources:
+  cpu_cores: 0.5
+  memory_mb: 2GiB
+  storage_mb: 10
+retry:
+  failure: 2
+  exit_codes:
+    - 75
+"#;
+
 #[test]
-fn both_formats_say_the_same() {
+fn all_formats_say_the_same() {
     let toml = parse(TOML).unwrap();
     assert_eq!(toml, parse(JSON).unwrap());
+    assert_eq!(toml, parse(YAML).unwrap());
+    assert_eq!(toml, parse(&format!("---\n{YAML}...\n")).unwrap());
     let spec = toml.into_spec();
     assert_eq!(spec.timeout_ms, 5_400_000);
     assert_eq!(spec.lost_after_ms, 30_000);
@@ -82,19 +104,42 @@ fn what_is_wrong_is_named_by_its_path() {
         (r#"{"retry": {"exit_codes": ["x"]}}"#, "retry.exit_codes[0]", "expected i32"),
     ];
     for (text, path, expected) in cases {
-        match parse(text) {
-            Err(BadJobFile::Field { field, problem }) => {
-                assert_eq!(field, path, "{text}: {problem}");
-                assert!(problem.contains(expected), "{text}: {problem}");
+        for text in in_all_formats(text) {
+            match parse(&text) {
+                Err(BadJobFile::Field { field, problem }) => {
+                    assert_eq!(field, path, "{text}: {problem}");
+                    assert!(problem.contains(expected), "{text}: {problem}");
+                }
+                other => panic!("{text}: {other:?}"),
             }
-            other => panic!("{text}: {other:?}"),
         }
     }
 }
 
+/// The same document in the other formats, but for duplicate keys, which only its own can express.
+fn in_all_formats(text: &str) -> Vec<String> {
+    let mut texts = vec![text.to_owned()];
+    if text.starts_with('{') {
+        // Flow style is what JSON looks like in YAML, duplicate keys included.
+        texts.push(format!("---\n{text}"));
+    }
+    let value: serde_json::Value = match serde_json::from_str(text).or_else(|_| toml::from_str(text)) {
+        Ok(value) => value,
+        Err(error) => panic!("{text}: {error}"),
+    };
+    if !has_duplicates(text, &value) {
+        texts.extend([value.to_string(), format!("---\n{value}"), toml::to_string(&value).unwrap()]);
+    }
+    texts
+}
+
+fn has_duplicates(text: &str, value: &serde_json::Value) -> bool {
+    text.starts_with('{') && text.matches('"').count() > value.to_string().matches('"').count()
+}
+
 #[test]
 fn text_in_neither_format_is_a_syntax_error() {
-    for text in ["{", "name = ", "{} {}", "just words"] {
+    for text in ["{", "name = ", "{} {}", "just words", "name: [", "a: b: c", "a: *b", "--- {}\n--- {}"] {
         assert!(matches!(parse(text), Err(BadJobFile::Syntax(_))), "{text}: {:?}", parse(text));
     }
 }
@@ -105,6 +150,7 @@ fn a_syntax_error_is_one_line_with_its_place() {
         ("[env]\nA = \"1\"\nA = \"2\"", "duplicate key at line 3 column 1"),
         ("name = \"a\"\nnäme", "at line 2 column"),
         ("{\"name\": }", "at line 1 column 10"),
+        ("name: x\n  env: y", "at line 2 column"),
     ] {
         let message = parse(text).unwrap_err().to_string();
         assert!(message.contains(expected) && !message.contains('\n'), "{text}: {message}");
@@ -113,8 +159,29 @@ fn a_syntax_error_is_one_line_with_its_place() {
 
 #[test]
 fn json_that_is_no_object_is_no_job() {
-    for text in [" [{\"name\": \"x\"}]", "[ {", "[]", "[1, 2]", "\"x\"", "null", "7"] {
+    for text in ["- a\n- b", "--- x", "---", " [{\"name\": \"x\"}]", "[ {", "[]", "[1, 2]", "\"x\"", "null", "7"] {
         assert_eq!(parse(text).unwrap_err().to_string(), "expected one job: an object", "{text}");
     }
     parse("[[constraints]]\nattribute = \"a\"\noperator = \"=\"\nvalue = \"b\"").unwrap();
+}
+
+#[test]
+fn yaml_is_told_by_its_first_line() {
+    for text in [
+        "name: x",
+        "# c\n\nname: 'a = b'",
+        "\"name\": x",
+        "--- {name: x}",
+        "\u{feff}name: x",
+        "%YAML 1.2\n---\nname: x",
+    ] {
+        let file = parse(text).unwrap_or_else(|bad| panic!("{text}: {bad}"));
+        assert!(file.name.is_some(), "{text}");
+    }
+    for text in ["name = \"a: b\"", "\"name\" = 'x'", "# c: d\nname = 'x'", "[env]\nA = 'b: c'"] {
+        parse(text).unwrap_or_else(|bad| panic!("{text}: {bad}"));
+    }
+    let script = "command:\n  script:\n    content: |\n      make\n      make test\n";
+    let Some(Command::Script(script)) = parse(script).unwrap().command else { panic!("no script") };
+    assert_eq!(script.content, "make\nmake test\n");
 }

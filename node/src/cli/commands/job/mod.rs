@@ -8,6 +8,7 @@ mod list;
 mod logs;
 mod options;
 mod run;
+mod schema;
 mod show;
 mod submit;
 mod wait;
@@ -35,6 +36,8 @@ pub enum Command {
     Cancel(cancel::Args),
     /// Wait until jobs have ended
     Wait(wait::Args),
+    /// Print the JSON Schema of job files
+    Schema(schema::Args),
 }
 
 impl Command {
@@ -47,6 +50,7 @@ impl Command {
             Self::Logs(args) => args.run(global).await,
             Self::Cancel(args) => args.run(global).await,
             Self::Wait(args) => args.run(global).await,
+            Self::Schema(args) => args.run(),
         }
     }
 }

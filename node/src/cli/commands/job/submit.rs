@@ -22,7 +22,7 @@ use crate::{
     after_help = "Example:\n  hodei-node job submit --name nightly --cpu 2 --timeout 1h -- ./build.sh\n  hodei-node job submit -f job.toml --output quiet"
 )]
 pub struct Args {
-    /// A job file in TOML or JSON; `-` reads standard input
+    /// A job file in TOML, YAML or JSON; `-` reads standard input
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
     #[command(flatten)]
