@@ -4,12 +4,13 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "hodei/v1/cluster.proto",
     "hodei/v1/common.proto",
     "hodei/v1/job.proto",
     "hodei/v1/log.proto",
     "hodei/v1/peer.proto",
+    "hodei/v1/scheduler.proto",
     "hodei/v1/worker.proto",
 ];
 

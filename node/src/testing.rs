@@ -9,6 +9,7 @@ use hodei_state::{
     job::{LogEnd, Reason},
     outcome::Outcome,
     registry::{AgentInfo, Capacity, SessionRef},
+    score::Choice,
     spec::{Action, Body, Execution, JobSpec, Retry, defaults},
 };
 use parking_lot::Mutex;
@@ -105,7 +106,10 @@ impl Replica {
 
     /// Assigns another attempt of [`JOB`].
     pub fn assign(&self, attempt: u32) -> AttemptRef {
-        match self.apply(Caller::Node(1), Command::Assign { job: JOB, attempt, on: ON, heartbeat: 1 }) {
+        match self.apply(
+            Caller::Node(1),
+            Command::Assign { job: JOB, attempt, on: ON, heartbeat: 1, choice: Choice::default() },
+        ) {
             Outcome::Assigned { attempt } => attempt,
             other => panic!("{other:?}"),
         }

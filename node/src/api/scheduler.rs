@@ -1,19 +1,26 @@
 //! `SchedulerService`: the queue in numbers, the workers.
 
 use hodei_proto::v1::{
-    GetAvailableWorkersRequest, GetAvailableWorkersResponse, GetQueueStatusRequest, GetQueueStatusResponse,
+    ConfigureSchedulerRequest, ConfigureSchedulerResponse, GetAvailableWorkersRequest, GetAvailableWorkersResponse,
+    GetQueueStatusRequest, GetQueueStatusResponse, GetSchedulerConfigRequest, GetSchedulerConfigResponse,
     WorkerAttempt, scheduler_service_server::SchedulerService,
 };
 use hodei_raft::{Handle, View};
 use hodei_state::{
     SelectWorkerError, State,
+    command::{Command, Envelope},
     ids::WorkerId,
+    outcome::Outcome,
     registry::{Worker, WorkerState},
 };
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
-use crate::{convert::to_proto, error, server::deadline};
+use crate::{
+    convert::{from_proto, to_proto},
+    error,
+    server::{auth, deadline},
+};
 
 /// Attempts of one worker that are listed.
 const MAX_ATTEMPTS: usize = 10_000;
@@ -94,6 +101,37 @@ impl SchedulerService for Scheduler {
         };
         Ok(Response::new(GetAvailableWorkersResponse {
             workers,
+            position: Some(to_proto::position(position.term, position.index)),
+        }))
+    }
+
+    async fn get_scheduler_config(
+        &self,
+        request: Request<GetSchedulerConfigRequest>,
+    ) -> Result<Response<GetSchedulerConfigResponse>, Status> {
+        let by = deadline::of(&request);
+        let View { state, position } = self.view(request.into_inner().stale, by).await?;
+        Ok(Response::new(GetSchedulerConfigResponse {
+            weights: Some(to_proto::weights(&state.weights())),
+            position: Some(to_proto::position(position.term, position.index)),
+        }))
+    }
+
+    async fn configure_scheduler(
+        &self,
+        request: Request<ConfigureSchedulerRequest>,
+    ) -> Result<Response<ConfigureSchedulerResponse>, Status> {
+        let (caller, by) = (auth::caller(&request)?, deadline::of(&request));
+        let weights = from_proto::weights_change(&request.into_inner())?;
+        let command = Command::ConfigureScheduler { weights };
+        let reply = self.handle.propose(Envelope { caller, command }, by).await.map_err(error::propose)?;
+        if let Outcome::Refused(refusal) = reply.outcome {
+            return Err(error::refusal(&refusal));
+        }
+        // This node may not have applied it yet; the change itself is done in any case.
+        let View { state, position } = self.handle.read(by).await.map_err(error::outcome_unknown)?;
+        Ok(Response::new(ConfigureSchedulerResponse {
+            weights: Some(to_proto::weights(&state.weights())),
             position: Some(to_proto::position(position.term, position.index)),
         }))
     }

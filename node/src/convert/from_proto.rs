@@ -9,6 +9,7 @@ use hodei_state::{
     ids::{AttemptRef, Caller, JobId, SessionId, WorkerId},
     job::{Deadline, JobState, LogEnd, Reason, StartFailure},
     registry::{AgentInfo, Capacity, SessionRef},
+    score::{Usage, WeightsChange},
     spec::{
         Action, Array, Body, Constraint, Execution, Extras, JobSpec, OutputPolicy, Preference, Resources, Retry,
         SecretRef, defaults,
@@ -145,13 +146,14 @@ fn resources(resources: v1::Resources) -> Resources {
 
 fn retry(retry: v1::Retry) -> Retry {
     let defaults = Retry::default();
+    let backoff_initial_ms = or_default(retry.backoff_initial_ms, defaults.backoff_initial_ms);
     Retry {
         infrastructure: retry.infrastructure.unwrap_or(defaults.infrastructure),
         failure: retry.failure.unwrap_or(defaults.failure),
         exit_codes: retry.exit_codes,
         timeout: retry.timeout.unwrap_or(defaults.timeout),
-        backoff_initial_ms: or_default(retry.backoff_initial_ms, defaults.backoff_initial_ms),
-        backoff_max_ms: or_default(retry.backoff_max_ms, defaults.backoff_max_ms),
+        backoff_initial_ms,
+        backoff_max_ms: or_default(retry.backoff_max_ms, defaults.backoff_max_ms.max(backoff_initial_ms)),
         max_attempts: retry.max_attempts,
     }
 }
@@ -283,6 +285,27 @@ fn capacity(capacity: v1::Capacity) -> Capacity {
         memory_mb: capacity.memory_mb,
         storage_mb: capacity.storage_mb,
         gpu: capacity.gpu,
+    }
+}
+
+/// New weights of the scheduler.
+///
+/// # Errors
+/// The first one that is out of bounds; none at all.
+pub fn weights_change(request: &v1::ConfigureSchedulerRequest) -> Result<WeightsChange, Bad> {
+    let v1::ConfigureSchedulerRequest { bin_packing, spread, load, affinity, reliability } = *request;
+    let change = WeightsChange { bin_packing, spread, load, affinity, reliability };
+    change.check()?;
+    Ok(change)
+}
+
+/// What an agent says of its machine.
+#[must_use]
+pub fn usage(stats: &v1::WorkerStats) -> Usage {
+    Usage {
+        cpu_used_millis: stats.cpu_used_millis,
+        memory_used_mb: stats.memory_used_mb,
+        memory_total_mb: stats.memory_total_mb,
     }
 }
 

@@ -5,6 +5,7 @@ use hodei_state::{
     ids::{AttemptRef, Caller, Millis},
     job::{Attempt, Deadline, Job, JobState, LogEnd, Reason, StartFailure, TakenBack},
     registry::{Capacity, Worker, WorkerState},
+    score::Weights,
     spec::{Action, Constraint, Execution, JobSpec, OutputPolicy, Resources, Retry},
 };
 
@@ -226,6 +227,13 @@ fn constraint(constraint: &Constraint) -> v1::Constraint {
         operator: constraint.operator.clone(),
         value: constraint.value.clone(),
     }
+}
+
+/// The scheduler's weights.
+#[must_use]
+pub fn weights(weights: &Weights) -> v1::SchedulerWeights {
+    let Weights { bin_packing, spread, load, affinity, reliability } = *weights;
+    v1::SchedulerWeights { bin_packing, spread, load, affinity, reliability }
 }
 
 /// A worker.

@@ -10,6 +10,7 @@ use hodei_proto::v1;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de};
 
+mod constraint;
 mod read;
 mod scalar;
 pub mod schema;
@@ -200,11 +201,12 @@ pub enum OutputPolicy {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Constraint {
-    /// For example `label.zone`.
+    /// `label.<key>`, `architecture`, `kernel`, `hostname`, `provider` or `region`.
     pub attribute: String,
-    /// For example `=`.
+    /// `=`, `!=`, `in`, `not_in`, `exists`, `not_exists`, `<`, `<=`, `>` or `>=`.
     pub operator: String,
-    /// The right-hand side.
+    /// The right-hand side; nothing for `exists` and `not_exists`, comma-separated for `in` and `not_in`.
+    #[serde(default)]
     pub value: String,
 }
 
@@ -212,13 +214,14 @@ pub struct Constraint {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Preference {
-    /// For example `label.zone`.
+    /// `label.<key>`, `architecture`, `kernel`, `hostname`, `provider` or `region`.
     pub attribute: String,
-    /// For example `=`.
+    /// `=`, `!=`, `in`, `not_in`, `exists`, `not_exists`, `<`, `<=`, `>` or `>=`.
     pub operator: String,
-    /// The right-hand side.
+    /// The right-hand side; nothing for `exists` and `not_exists`, comma-separated for `in` and `not_in`.
+    #[serde(default)]
     pub value: String,
-    /// How much it counts.
+    /// How much it counts among the job's preferences: -100 to 100, not 0.
     pub weight: i32,
 }
 

@@ -19,6 +19,7 @@ use hodei_state::{
     outcome::Outcome,
     plan,
     registry::SessionRef,
+    score::Usage,
 };
 use tokio::{
     sync::mpsc,
@@ -43,6 +44,7 @@ struct Beat {
     on: SessionRef,
     sequence: u64,
     attempts: Vec<AttemptRef>,
+    usage: Option<Usage>,
     received: Mono,
 }
 
@@ -189,8 +191,11 @@ impl Term {
         };
         let now = self.clock.mono(Instant::now());
         let mut answers: BTreeMap<u64, Vec<WorkerGrants>> = BTreeMap::new();
-        for Beat { gate, on, sequence, attempts, received } in beats {
+        for Beat { gate, on, sequence, attempts, usage, received } in beats {
             let grants = self.liveness.confirm(&state, on, sequence, &attempts, received, now);
+            if let Some(usage) = usage {
+                self.liveness.report(on, usage);
+            }
             self.asked.remove(&on.worker);
             answers.entry(gate).or_default().push(worker_grants(on, &grants));
         }
@@ -283,7 +288,8 @@ fn beat(gate: u64, relayed: RelayedHeartbeat, received: Mono) -> Option<Beat> {
     let worker = from_proto::id(&relayed.worker_id, "worker_id").ok()?;
     let session = from_proto::id(&heartbeat.session_id, "session_id").ok()?;
     let attempts = from_proto::attempts(&heartbeat.attempts).ok()?;
-    Some(Beat { gate, on: SessionRef { worker, session }, sequence: heartbeat.sequence, attempts, received })
+    let usage = heartbeat.stats.as_ref().map(from_proto::usage);
+    Some(Beat { gate, on: SessionRef { worker, session }, sequence: heartbeat.sequence, attempts, usage, received })
 }
 
 fn worker_grants(on: SessionRef, grants: &Grants) -> WorkerGrants {

@@ -34,6 +34,8 @@ pub const TABLE: &[(&str, Access)] = &[
     ("/hodei.v1.ClusterService/RevokeToken", ADMINS),
     ("/hodei.v1.SchedulerService/GetQueueStatus", USERS),
     ("/hodei.v1.SchedulerService/GetAvailableWorkers", USERS),
+    ("/hodei.v1.SchedulerService/GetSchedulerConfig", USERS),
+    ("/hodei.v1.SchedulerService/ConfigureScheduler", ADMINS),
     ("/hodei.v1.JobExecutionService/QueueJob", USERS),
     ("/hodei.v1.JobExecutionService/GetJob", USERS),
     ("/hodei.v1.JobExecutionService/ListJobs", USERS),

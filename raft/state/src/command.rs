@@ -6,6 +6,7 @@ use crate::{
     ids::{AttemptRef, Caller, ClusterId, JobId, NodeId, Role, SessionId, TokenId, UserId, WorkerId},
     job::{LogEnd, Reason},
     registry::{AgentInfo, SessionRef},
+    score::{Choice, WeightsChange},
     spec::JobSpec,
 };
 
@@ -70,6 +71,8 @@ pub enum Command {
         on: SessionRef,
         /// Sequence of a confirmed heartbeat of that session.
         heartbeat: u64,
+        /// Why there.
+        choice: Choice,
     },
     /// The leader's verdict that an attempt's lease ran out.
     AttemptLost {
@@ -163,6 +166,12 @@ pub enum Command {
         worker: WorkerId,
         /// Although it has live attempts. That frees none of them: their leases are extended no more.
         force: bool,
+    },
+
+    /// Changes what counts when the scheduler chooses among workers.
+    ConfigureScheduler {
+        /// The weights that change.
+        weights: WeightsChange,
     },
 }
 

@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{AttemptRef, Caller, JobId, Millis, NodeId, SessionId, WorkerId};
+use crate::{
+    ids::{AttemptRef, Caller, JobId, Millis, NodeId, SessionId, WorkerId},
+    score::Choice,
+};
 
 /// `Pending → Scheduled → Running → Succeeded | Failed | Cancelled | Timeout`; back to `Pending` for a retry.
 /// A terminal state never changes.
@@ -102,6 +105,8 @@ pub struct Attempt {
     pub session: SessionId,
     /// The heartbeat sequence that its lease stands on at first.
     pub heartbeat: u64,
+    /// Why it is there.
+    pub choice: Choice,
     /// When it was assigned.
     pub assigned_at: Millis,
     /// When its process was reported to run.

@@ -29,7 +29,8 @@
 //! # Flow of a job
 //!
 //! 1. `SubmitJob` makes a job and its spec, and puts it in the queue (`apply/jobs.rs`, `queue.rs`).
-//! 2. [`plan()`] finds a worker with room whose newest confirmed heartbeat is young enough, and yields `Assign`.
+//! 2. [`plan()`] finds the best worker with room (`score.rs`) whose newest confirmed heartbeat is young enough, and
+//!    yields `Assign`.
 //! 3. `Assign` checks all that again, reserves the capacity and makes the attempt (`apply/scheduling.rs`).
 //! 4. The worker's gateway sees the attempt in the state and has it run; `JobStarted`, `JobResult` or `JobDeclined` come
 //!    back from the session that owns it (`apply/sessions.rs`).
@@ -53,7 +54,7 @@
 //!
 //! # Deliberately missing
 //!
-//! - Dependencies, arrays, preferences, images and secrets: the stored spec has room for them; [`validate::supported`]
+//! - Dependencies, arrays, images and secrets: the stored spec has room for them; [`validate::supported`]
 //!   turns them away until they are carried out.
 //! - Reports of dead attempts of an older session are accepted and free nothing, until a watchdog vouches for them.
 //! - Providers, revocation of single users.
@@ -67,6 +68,7 @@ pub mod invariants;
 pub mod job;
 pub mod outcome;
 pub mod registry;
+pub mod score;
 pub mod spec;
 pub mod validate;
 
@@ -76,6 +78,7 @@ mod index;
 mod liveness;
 mod plan;
 mod queue;
+mod ranking;
 mod restore;
 mod retention;
 mod rows;
@@ -86,7 +89,7 @@ mod store;
 mod table;
 
 pub use index::Counts;
-pub use liveness::{Grants, Liveness};
+pub use liveness::{Grants, Hearing, Liveness};
 pub use plan::{Now, Plan, plan};
 pub use restore::CorruptRow;
 pub use retention::{Retention, retention};

@@ -23,6 +23,7 @@ use crate::{
     ids::{AttemptRef, Caller, JobId, Millis, Mono, SessionId, WorkerId},
     index::{Live, LiveKey},
     registry::SessionRef,
+    score::Usage,
     spec::JobSpec,
     state::State,
 };
@@ -55,6 +56,56 @@ struct Heard {
     received: Mono,
     /// The latest receipt of any heartbeat of the session; heartbeats may overtake each other.
     latest: Mono,
+    /// What its machine was doing, by the newest heartbeat that said so.
+    usage: Option<Usage>,
+}
+
+/// What has been heard of workers in a term: what the scheduler goes by beside the state. A clone is O(1).
+#[derive(Clone, Debug)]
+pub struct Hearing {
+    elected_at: Mono,
+    heard: OrdMap<WorkerId, Heard>,
+}
+
+impl Hearing {
+    /// Sequence and age of the newest confirmed heartbeat of a session, on which an Assign may stand.
+    #[must_use]
+    pub fn heartbeat(&self, on: SessionRef, now: Mono) -> Option<(u64, u64)> {
+        let heard = self.of(on)?;
+        Some((heard.sequence, now.0.saturating_sub(heard.received.0)))
+    }
+
+    /// For how long nothing confirmed has been heard of a session, at most since the election.
+    #[must_use]
+    pub fn silence(&self, on: SessionRef, now: Mono) -> u64 {
+        self.heartbeat(on, now).map_or(now.0.saturating_sub(self.elected_at.0), |(_, age)| age)
+    }
+
+    /// What the machine of a session was doing when it was last heard of.
+    #[must_use]
+    pub fn usage(&self, on: SessionRef) -> Option<Usage> {
+        self.of(on)?.usage
+    }
+
+    fn of(&self, on: SessionRef) -> Option<&Heard> {
+        self.heard.get(&on.worker).filter(|heard| heard.session == on.session)
+    }
+
+    /// A heartbeat that arrives after a newer one of its session says nothing new.
+    fn note(&mut self, on: SessionRef, sequence: u64, received: Mono) {
+        match self.heard.get_mut(&on.worker).filter(|heard| heard.session == on.session) {
+            None => {
+                let heard = Heard { session: on.session, sequence, received, latest: received, usage: None };
+                self.heard.insert(on.worker, heard);
+            }
+            Some(heard) => {
+                heard.latest = heard.latest.max(received);
+                if sequence > heard.sequence {
+                    (heard.sequence, heard.received) = (sequence, received);
+                }
+            }
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -78,13 +129,12 @@ struct Lease {
 #[derive(Clone, Debug)]
 pub struct Liveness {
     term: u64,
-    elected_at: Mono,
+    hearing: Hearing,
     /// The live attempts at the last look, to find what changed.
     known: OrdMap<LiveKey, Live>,
     looked_at: Mono,
     leases: BTreeMap<(JobId, u32), Lease>,
     due: BTreeSet<(Mono, JobId, u32)>,
-    heard: BTreeMap<WorkerId, Heard>,
 }
 
 impl Liveness {
@@ -93,12 +143,11 @@ impl Liveness {
     pub fn elected(term: u64, state: &State, now: Mono) -> Self {
         let mut liveness = Self {
             term,
-            elected_at: now,
+            hearing: Hearing { elected_at: now, heard: OrdMap::new() },
             known: OrdMap::new(),
             looked_at: now,
             leases: BTreeMap::new(),
             due: BTreeSet::new(),
-            heard: BTreeMap::new(),
         };
         liveness.look(state, now);
         liveness
@@ -125,7 +174,7 @@ impl Liveness {
         let speaks = state.worker(on.worker).is_some_and(|worker| worker.session == on.session)
             && !state.is_revoked(Caller::Agent(on.worker));
         if speaks {
-            self.hear(on, sequence, received);
+            self.hearing.note(on, sequence, received);
         }
         let mut grants = Grants { sequence, ..Grants::default() };
         for attempt in attempts {
@@ -138,19 +187,11 @@ impl Liveness {
         grants
     }
 
-    /// A heartbeat that arrives after a newer one of its session says nothing new.
-    fn hear(&mut self, on: SessionRef, sequence: u64, received: Mono) {
-        match self.heard.get_mut(&on.worker).filter(|heard| heard.session == on.session) {
-            None => {
-                let heard = Heard { session: on.session, sequence, received, latest: received };
-                self.heard.insert(on.worker, heard);
-            }
-            Some(heard) => {
-                heard.latest = heard.latest.max(received);
-                if sequence > heard.sequence {
-                    (heard.sequence, heard.received) = (sequence, received);
-                }
-            }
+    /// What the machine of a session is doing, as one of its heartbeats says. Nothing rests on it but the choice among
+    /// workers, so that it needs no confirmation; of a session that was not heard of, it is not kept.
+    pub fn report(&mut self, on: SessionRef, usage: Usage) {
+        if let Some(heard) = self.hearing.heard.get_mut(&on.worker).filter(|heard| heard.session == on.session) {
+            heard.usage = Some(usage);
         }
     }
 
@@ -219,16 +260,10 @@ impl Liveness {
         }
     }
 
-    /// Sequence and age of the newest confirmed heartbeat of a session, on which an Assign may stand.
+    /// What has been heard of workers in this term.
     #[must_use]
-    pub fn heartbeat(&self, on: SessionRef, now: Mono) -> Option<(u64, u64)> {
-        let heard = self.heard.get(&on.worker).filter(|heard| heard.session == on.session)?;
-        Some((heard.sequence, now.0.saturating_sub(heard.received.0)))
-    }
-
-    /// For how long nothing confirmed has been heard of a session, at most since the election.
-    pub(crate) fn silence(&self, on: SessionRef, now: Mono) -> u64 {
-        self.heartbeat(on, now).map_or(now.0.saturating_sub(self.elected_at.0), |(_, age)| age)
+    pub fn hearing(&self) -> &Hearing {
+        &self.hearing
     }
 
     /// Takes up what changed among the live attempts since the last look.
@@ -254,7 +289,7 @@ impl Liveness {
         let (Some(spec), Some(attempt)) = (state.spec(key.0), state.attempt(key.0, key.1)) else {
             return;
         };
-        let heard = self.heard.get(&attempt.worker).filter(|heard| heard.session == attempt.session);
+        let heard = self.hearing.of(SessionRef { worker: attempt.worker, session: attempt.session });
         let last_extension = heard.map_or(now, |heard| heard.latest);
         self.leases.insert(
             key,

@@ -1,11 +1,18 @@
 //! The scheduler: which pending job goes where. It decides on a view and acts on nothing; `apply` checks every decision
 //! again, so that a plan made on an old view wastes a log entry at worst.
 //!
-//! First fit: jobs by priority, then age; workers by id; the first with room whose lease can be stood on. The cost is
-//! that of the decisions: jobs that ask the same are one class, and once one of them does not fit, the rest of the class
-//! is not looked at (see `queue`). The worst case, very many classes that fit nowhere, is bounded per call.
+//! Jobs by priority, then age. For each: filter the workers (capacity, constraints, a heartbeat that a lease can stand
+//! on), take the one that scores best (`score`), the first of equals, but not the one on which it has just failed while
+//! another fits.
 //!
-//! Deliberately missing, as yet: preferences, spreading, preemption, dependencies, arrays.
+//! # What it costs
+//!
+//! Jobs that ask the same are one class, which is ranked once per plan (`ranking`): O(workers with a free slot). From
+//! then on each job of it costs O(log workers), and once one does not fit, the rest of the class is not looked at (see
+//! `queue`): how many jobs are pending does not matter. The worst case, very many classes that fit nowhere, is bounded
+//! per call; those that ask for more than any worker has left cost O(1) each.
+//!
+//! Deliberately missing, as yet: preemption, dependencies, arrays.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,17 +21,19 @@ use crate::{
     fit::suits,
     ids::{Caller, Millis, Mono, WorkerId},
     job::Job,
-    liveness::Liveness,
+    liveness::{Hearing, Liveness},
     queue::{Class, Order, class_of},
+    ranking::{Candidate, Ranking},
     registry::{Capacity, SessionRef, Worker},
+    score::{Choice, Weights},
     spec::JobSpec,
     state::State,
 };
 
 /// Decisions per call; the next call goes on.
 const MAX_COMMANDS: usize = 1_024;
-/// Looks at a worker for a job, per call.
-const MAX_PROBES: u32 = 200_000;
+/// Workers ranked for a class, per call.
+const MAX_PROBES: usize = 200_000;
 /// Jobs considered without success, per call.
 const MAX_MISSES: u32 = 10_000;
 
@@ -62,16 +71,10 @@ pub fn plan(state: &State, liveness: &Liveness, now: Now) -> Plan {
     planner.finish()
 }
 
-/// A worker with what this plan has left of it.
-struct Candidate<'a> {
-    worker: &'a Worker,
-    free: Capacity,
-}
-
 /// What came of one job.
 enum Placement {
-    /// On this worker (its place among the candidates), standing on this heartbeat.
-    On(usize, u64),
+    /// On this candidate, standing on this heartbeat, for this reason.
+    On(usize, u64, Choice),
     /// Nowhere now because it avoids a worker; others of its class may fare better.
     Avoids,
     /// Nowhere, nor does any of its class fit.
@@ -80,28 +83,45 @@ enum Placement {
 
 struct Planner<'a> {
     state: &'a State,
-    liveness: &'a Liveness,
+    hearing: &'a Hearing,
     now: Now,
-    /// Workers not looked at yet.
-    unseen: Box<dyn Iterator<Item = &'a Worker> + 'a>,
-    /// Workers looked at that still have a slot, in order.
+    weights: Weights,
+    /// Workers that had a free slot when the plan began.
     candidates: Vec<Candidate<'a>>,
+    /// How many of them still have one.
+    open: usize,
+    /// What the largest of them had left, each in its kind: more fits nowhere.
+    largest: Capacity,
+    rankings: BTreeMap<Class, Ranking>,
+    /// The candidate of each assignment so far.
+    assigned: Vec<usize>,
     misfits: BTreeSet<Class>,
     asked: BTreeSet<WorkerId>,
     commands: Vec<Command>,
-    probes: u32,
+    probes: usize,
     misses: u32,
 }
 
 impl<'a> Planner<'a> {
     fn new(state: &'a State, liveness: &'a Liveness, now: Now) -> Self {
-        let available = state.indexes.available.iter().filter_map(move |id| state.worker(*id));
+        let (hearing, weights) = (liveness.hearing(), state.weights());
+        let nothing_to_do = state.indexes.queue.is_empty() && state.indexes.backoff.is_empty();
+        let available = state.indexes.available.iter().filter(|_| !nothing_to_do).filter_map(|id| state.worker(*id));
+        let candidates: Vec<_> = available
+            .filter(|worker| !state.is_revoked(Caller::Agent(worker.id)))
+            .map(|worker| Candidate::new(worker, &weights, Some(hearing), now.mono))
+            .collect();
+        let free = candidates.iter().map(|candidate| candidate.free);
         Self {
             state,
-            liveness,
+            hearing,
             now,
-            unseen: Box::new(available.filter(move |worker| !state.is_revoked(Caller::Agent(worker.id)))),
-            candidates: Vec::new(),
+            weights,
+            open: candidates.len(),
+            largest: free.fold(Capacity::default(), |largest, free| largest.or_more(&free)),
+            candidates,
+            rankings: BTreeMap::new(),
+            assigned: Vec::new(),
             misfits: BTreeSet::new(),
             asked: BTreeSet::new(),
             commands: Vec::new(),
@@ -135,9 +155,9 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn may_go_on(&mut self) -> bool {
+    fn may_go_on(&self) -> bool {
         let bounded = self.commands.len() < MAX_COMMANDS && self.probes < MAX_PROBES && self.misses < MAX_MISSES;
-        bounded && (!self.candidates.is_empty() || self.pull())
+        bounded && self.open > 0
     }
 
     /// Jobs whose backoff has passed by the leader's clock, but not yet by the newest applied stamp.
@@ -152,17 +172,6 @@ impl<'a> Planner<'a> {
         .collect()
     }
 
-    /// Looks at one more worker; false: there is none.
-    fn pull(&mut self) -> bool {
-        match self.unseen.next() {
-            Some(worker) => {
-                self.candidates.push(Candidate { worker, free: worker.free() });
-                true
-            }
-            None => false,
-        }
-    }
-
     /// Tries to place a job; whether its class is worth going on with.
     fn place(&mut self, (order, class): (Order, Class)) -> bool {
         let Some(job) = self.state.queued_job(order) else {
@@ -174,8 +183,8 @@ impl<'a> Planner<'a> {
         let Some(spec) = self.state.spec(job.id) else {
             return false;
         };
-        match self.choose(job, &spec) {
-            Placement::On(at, heartbeat) => self.assign(job, &spec, at, heartbeat),
+        match self.choose(job, &spec, class) {
+            Placement::On(at, heartbeat, choice) => self.assign(job, &spec, at, heartbeat, choice),
             Placement::Avoids => self.misses += 1,
             Placement::Nowhere => {
                 self.misses += 1;
@@ -186,53 +195,70 @@ impl<'a> Planner<'a> {
         true
     }
 
-    fn choose(&mut self, job: &Job, spec: &JobSpec) -> Placement {
-        let needed = Capacity::needed(&spec.resources);
-        let mut on_avoided = None;
-        let mut stale = Vec::new();
-        let mut at = 0;
-        while at < self.candidates.len() || self.pull() {
-            self.probes += 1;
-            let Candidate { worker, free } = &self.candidates[at];
-            if free.holds(&needed) && suits(spec, worker) {
-                let avoided = job.avoid == Some(worker.id);
-                match self.fresh(worker, spec) {
-                    Some(heartbeat) if avoided => on_avoided = Some((at, heartbeat)),
-                    Some(heartbeat) => return Placement::On(at, heartbeat),
-                    None => stale.push((worker.id, session_of(worker), avoided)),
-                }
-            }
-            at += 1;
+    fn choose(&mut self, job: &Job, spec: &JobSpec, class: Class) -> Placement {
+        if !self.largest.holds(&Capacity::needed(&spec.resources)) {
+            return Placement::Nowhere;
         }
-        self.asked.extend(stale.iter().map(|(worker, ..)| *worker));
+        let ranking = self.ranked(spec, class);
+        let placement = self.best_of(&ranking, job, spec);
+        self.rankings.insert(class, ranking);
+        placement
+    }
+
+    /// The ranking of a class, in step with what has been given away.
+    fn ranked(&mut self, spec: &JobSpec, class: Class) -> Ranking {
+        match self.rankings.remove(&class) {
+            Some(mut ranking) => {
+                ranking.follow(&self.assigned, &self.candidates, &self.weights, spec);
+                ranking
+            }
+            None => {
+                self.probes += self.candidates.len();
+                Ranking::new(&self.candidates, &self.weights, spec, self.assigned.len())
+            }
+        }
+    }
+
+    fn best_of(&mut self, ranking: &Ranking, job: &Job, spec: &JobSpec) -> Placement {
+        let mut on_avoided = None;
+        for at in ranking.best() {
+            let candidate = &self.candidates[at];
+            let avoided = job.avoid == Some(candidate.worker.id);
+            // Two classes may share a hash, and then a ranking: what fits one may not fit the other.
+            let Some(heartbeat) = candidate.fresh(spec).filter(|_| suits(spec, candidate.worker)) else {
+                continue;
+            };
+            let place = Placement::On(at, heartbeat, ranking.choice(candidate, &self.weights, spec));
+            if !avoided {
+                return place;
+            }
+            on_avoided = Some(place);
+        }
+        let stale = ranking.stale.iter().map(|at| self.candidates[*at].worker);
+        self.asked.extend(stale.clone().map(|worker| worker.id));
         // A worker that was heard of until lately may well answer: worth waiting for rather than going back to the one
         // that has just failed.
         let patience = (spec.lost_after_ms / 3).saturating_add(PATIENCE_MS);
         let hopeful = stale
-            .iter()
-            .any(|&(_, session, avoided)| !avoided && self.liveness.silence(session, self.now.mono) <= patience);
+            .filter(|worker| job.avoid != Some(worker.id))
+            .any(|worker| self.hearing.silence(session_of(worker), self.now.mono) <= patience);
         match on_avoided {
-            Some((at, heartbeat)) if !hopeful => Placement::On(at, heartbeat),
+            Some(place) if !hopeful => place,
             Some(_) => Placement::Avoids,
             None => Placement::Nowhere,
         }
     }
 
-    /// The heartbeat that an Assign may stand on: a third of the lease old at most, so that most of it is still to come.
-    fn fresh(&self, worker: &Worker, spec: &JobSpec) -> Option<u64> {
-        let (sequence, age) = self.liveness.heartbeat(session_of(worker), self.now.mono)?;
-        (age <= spec.lost_after_ms / 3).then_some(sequence)
-    }
-
-    fn assign(&mut self, job: &Job, spec: &JobSpec, at: usize, heartbeat: u64) {
+    fn assign(&mut self, job: &Job, spec: &JobSpec, at: usize, heartbeat: u64, choice: Choice) {
         let candidate = &mut self.candidates[at];
         candidate.free = candidate.free.minus(&Capacity::needed(&spec.resources));
         let on = session_of(candidate.worker);
         if candidate.free.slots == 0 {
-            self.candidates.remove(at);
+            self.open -= 1;
         }
+        self.assigned.push(at);
         let attempt = job.attempt.saturating_add(1);
-        self.commands.push(Command::Assign { job: job.id, attempt, on, heartbeat });
+        self.commands.push(Command::Assign { job: job.id, attempt, on, heartbeat, choice });
     }
 
     /// Drains whose deadline has passed.

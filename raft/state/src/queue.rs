@@ -10,7 +10,7 @@ use std::{cmp::Reverse, collections::BTreeSet};
 use imbl::OrdSet;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::{codec, spec::JobSpec};
+use crate::{codec, fit, spec::JobSpec};
 
 /// When a job was submitted: log index, and position within the entry.
 pub(crate) type Position = (u64, u32);
@@ -18,13 +18,14 @@ pub(crate) type Position = (u64, u32);
 /// Priority first, then age.
 pub(crate) type Order = (Reverse<i32>, u64, u32);
 
-/// A hash of everything that decides which workers a job fits. Two classes that collide delay each other at worst.
+/// A hash of everything that decides which workers a job fits and how well. Two classes that collide delay each other at
+/// worst.
 pub(crate) type Class = u64;
 
 /// What a job asks of a worker, as a class.
 pub(crate) fn class_of(spec: &JobSpec) -> Class {
-    let constraints = spec.extras.as_deref().map_or(&[][..], |extras| &extras.constraints);
-    xxh3_64(&codec::encode_row(&(&spec.resources, spec.lost_after_ms, constraints)))
+    let (constraints, preferences) = (fit::constraints(spec), fit::preferences(spec));
+    xxh3_64(&codec::encode_row(&(&spec.resources, spec.lost_after_ms, constraints, preferences)))
 }
 
 /// See the module's text.
@@ -51,6 +52,10 @@ impl Queue {
         if let Some(next) = self.head(class).filter(|_| was_head) {
             self.heads.insert((next, class));
         }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.heads.is_empty()
     }
 
     fn head(&self, class: Class) -> Option<Order> {

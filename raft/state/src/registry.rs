@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ids::{Caller, ClusterId, Millis, NodeId, Role, SessionId, TokenId, WorkerId},
+    score::Weights,
     spec::Resources,
 };
 
@@ -79,6 +80,18 @@ impl Capacity {
             memory_mb: self.memory_mb.saturating_sub(other.memory_mb),
             storage_mb: self.storage_mb.saturating_sub(other.storage_mb),
             gpu: self.gpu.saturating_sub(other.gpu),
+        }
+    }
+
+    /// The larger of both, each in its kind.
+    #[must_use]
+    pub fn or_more(&self, other: &Self) -> Self {
+        Self {
+            slots: self.slots.max(other.slots),
+            cpu_millis: self.cpu_millis.max(other.cpu_millis),
+            memory_mb: self.memory_mb.max(other.memory_mb),
+            storage_mb: self.storage_mb.max(other.storage_mb),
+            gpu: self.gpu.max(other.gpu),
         }
     }
 
@@ -211,6 +224,8 @@ pub struct Cluster {
     pub feature_level: u32,
     /// The next node id to hand out.
     pub next_node_id: NodeId,
+    /// What counts when the scheduler chooses among workers.
+    pub weights: Weights,
 }
 
 /// An enrolment token. Its secret is nowhere; its hash is here.

@@ -183,9 +183,9 @@ pub struct Extras {
 /// `attribute operator value`, for example `label.zone = a`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Constraint {
-    /// `label.<key>`, `architecture`, `kernel`, `provider`, `region`.
+    /// `label.<key>`, `architecture`, `kernel`, `hostname`, `provider`, `region`.
     pub attribute: String,
-    /// `=`, `!=`, `in`, …
+    /// `=`, `!=`, `in`, `not_in`, `exists`, `not_exists`, `<`, `<=`, `>`, `>=`.
     pub operator: String,
     /// The right-hand side.
     pub value: String,

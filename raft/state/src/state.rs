@@ -7,6 +7,7 @@ use crate::{
     queue::Order,
     registry::{Cluster, Identity, Member, Token, TokenUse, Tombstone, Worker},
     rows::{Meta, RowKey},
+    score::Weights,
     spec::{Body, JobSpec},
     specs::Specs,
     table::{Dirty, Table},
@@ -105,6 +106,12 @@ impl State {
     #[must_use]
     pub fn feature_level(&self) -> u32 {
         self.cluster().map_or(0, |cluster| cluster.feature_level)
+    }
+
+    /// What counts when the scheduler chooses among workers.
+    #[must_use]
+    pub fn weights(&self) -> Weights {
+        self.cluster().map_or_else(Weights::default, |cluster| cluster.weights)
     }
 
     /// A job.

@@ -146,6 +146,7 @@ fn retry(retry: &Retry) -> Result<(), Invalid> {
         check(budget <= MAX_RETRIES, field, "at most 1,000")?;
     }
     check(retry.exit_codes.len() <= 64, "retry.exit_codes", "at most 64")?;
+    check(!retry.exit_codes.contains(&0), "retry.exit_codes", "codes other than 0, which is success")?;
     check(retry.backoff_max_ms <= DAY_MS, "retry.backoff_max", "at most 24 h")?;
     check(retry.backoff_initial_ms <= retry.backoff_max_ms, "retry.backoff_initial", "at most retry.backoff_max")
 }
@@ -212,16 +213,16 @@ pub fn supported(spec: &JobSpec) -> Result<(), Invalid> {
         return Ok(());
     };
     const LATER: &str = "nothing: this version does not support it yet";
-    check(extras.preferences.is_empty(), "preferences", LATER)?;
     check(extras.depends_on.is_empty(), "depends_on", LATER)?;
     check(extras.array.is_none(), "array", LATER)?;
     check(extras.image.is_none(), "image", LATER)?;
     check(extras.secrets.is_empty(), "secrets", LATER)?;
     check(extras.user.is_none(), "user", LATER)?;
     for (at, constraint) in extras.constraints.iter().enumerate() {
-        let known = crate::fit::is_supported(constraint);
-        let expected = "label.<key>, architecture, kernel, provider or hostname with =, != or in (comma-separated)";
-        check(known, &format!("constraints[{at}]"), expected)?;
+        crate::fit::understood(constraint, &format!("constraints[{at}]"))?;
+    }
+    for (at, preference) in extras.preferences.iter().enumerate() {
+        crate::fit::understood_preference(preference, &format!("preferences[{at}]"))?;
     }
     Ok(())
 }

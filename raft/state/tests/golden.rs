@@ -17,7 +17,7 @@ use hodei_state::{RowKey, State, codec, command::Command, ids::Millis, invariant
 fn commands() {
     let samples = samples::history();
     let kinds: BTreeSet<_> = samples.iter().map(|(_, envelope)| kind(&envelope.command)).collect();
-    assert_eq!(kinds.len(), 25, "each kind of command has a sample: {kinds:?}");
+    assert_eq!(kinds.len(), 26, "each kind of command has a sample: {kinds:?}");
     let lines = samples.iter().map(|(_, envelope)| {
         (kind(&envelope.command).to_string(), codec::encode_batch(std::slice::from_ref(envelope)))
     });
@@ -119,5 +119,6 @@ fn kind(command: &Command) -> &'static str {
         Command::DrainOverdue { .. } => "DrainOverdue",
         Command::UndrainWorker { .. } => "UndrainWorker",
         Command::RemoveWorker { .. } => "RemoveWorker",
+        Command::ConfigureScheduler { .. } => "ConfigureScheduler",
     }
 }

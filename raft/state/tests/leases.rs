@@ -153,7 +153,7 @@ impl World {
     fn apply(&mut self, envelope: &Envelope) {
         self.index += 1;
         self.state.apply(self.index, 0, Millis(self.now), envelope);
-        if let Command::Assign { job, attempt, on, heartbeat } = envelope.command {
+        if let Command::Assign { job, attempt, on, heartbeat, .. } = envelope.command {
             let attempt = AttemptRef { job, attempt, fence: self.index };
             if self.state.attempt(job, attempt.attempt).is_some_and(|known| known.id == attempt) {
                 // The gateway repeats it; once is enough here, or twice.

@@ -8,6 +8,7 @@ mod init;
 mod job;
 mod join;
 mod run;
+mod scheduler;
 pub mod serve;
 mod token;
 mod worker;
@@ -36,6 +37,9 @@ pub enum Command {
     /// The workers
     #[command(subcommand)]
     Worker(worker::Command),
+    /// How workers are chosen for jobs
+    #[command(subcommand)]
+    Scheduler(scheduler::Command),
     /// Tokens that let nodes, agents and people in
     #[command(subcommand)]
     Token(token::Command),
@@ -60,6 +64,7 @@ impl Command {
             Self::Enroll(args) => args.run(&global).await,
             Self::Job(command) => command.run(&global).await,
             Self::Worker(command) => command.run(&global).await,
+            Self::Scheduler(command) => command.run(&global).await,
             Self::Token(command) => command.run(&global).await,
             Self::Cluster(command) => command.run(&global).await,
             Self::Completion(args) => args.run(),

@@ -93,6 +93,8 @@ const EXPECTED: &str = "\
 /hodei.v1.ClusterService/RevokeToken: admin
 /hodei.v1.SchedulerService/GetQueueStatus: user admin
 /hodei.v1.SchedulerService/GetAvailableWorkers: user admin
+/hodei.v1.SchedulerService/GetSchedulerConfig: user admin
+/hodei.v1.SchedulerService/ConfigureScheduler: admin
 /hodei.v1.WorkerAgentService/Register: agent
 /hodei.v1.WorkerAgentService/WorkerStream: agent
 /hodei.v1.WorkerAgentService/UpdateWorkerStatus: agent admin

@@ -42,7 +42,8 @@ fn right(command: &Command) -> Right {
         | Command::CreateToken(_)
         | Command::RevokeToken { .. }
         | Command::UndrainWorker { .. }
-        | Command::RemoveWorker { .. } => Right::Admin,
+        | Command::RemoveWorker { .. }
+        | Command::ConfigureScheduler { .. } => Right::Admin,
         Command::DrainWorker(drain) => Right::AdminOrAgent(drain.worker),
         Command::SetFeatureLevel { .. } | Command::RemoveJobs { .. } => Right::NodeOrAdmin,
         Command::SubmitJob(_) | Command::CancelJob { .. } => Right::User,

@@ -6,6 +6,7 @@ use crate::{
     ids::{Caller, Millis, NodeId},
     outcome::{Outcome, Refusal},
     registry::{Cluster, Identity, Member},
+    score::Weights,
     state::State,
     validate,
 };
@@ -32,6 +33,7 @@ impl State {
             ca_bundle: vec![init.ca.clone()],
             feature_level: init.feature_level,
             next_node_id: FIRST_NODE + 1,
+            weights: Weights::default(),
         });
         self.add_member(Member {
             id: FIRST_NODE,

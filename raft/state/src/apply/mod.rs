@@ -62,7 +62,9 @@ impl State {
             Command::CancelJob { job, reason } => self.cancel_job(context, *job, reason),
             Command::RemoveJobs { jobs } => self.remove_jobs(jobs),
 
-            Command::Assign { job, attempt, on, heartbeat } => self.assign(context, *job, *attempt, *on, *heartbeat),
+            Command::Assign { job, attempt, on, heartbeat, choice } => {
+                self.assign(context, *job, *attempt, *on, *heartbeat, *choice)
+            }
             Command::AttemptLost { attempt } => self.attempt_lost(*attempt),
             Command::AttemptOverdue { attempt } => self.attempt_overdue(*attempt),
 
@@ -82,6 +84,7 @@ impl State {
             Command::DrainOverdue { worker, nonce } => self.drain_overdue(*worker, *nonce),
             Command::UndrainWorker { worker } => self.undrain_worker(*worker),
             Command::RemoveWorker { worker, force } => self.remove_worker(*worker, *force),
+            Command::ConfigureScheduler { weights } => self.configure_scheduler(weights),
         }
     }
 }

@@ -5,7 +5,8 @@ use crate::{
     ids::{AttemptRef, Caller, JobId},
     job::{Attempt, Deadline, EndedBy, JobState, Reason},
     outcome::{Outcome, Refusal},
-    registry::{Capacity, SessionRef, Worker, WorkerState},
+    registry::{Capacity, Cluster, SessionRef, Worker, WorkerState},
+    score::{Choice, WeightsChange},
     state::State,
 };
 
@@ -18,6 +19,7 @@ impl State {
         attempt: u32,
         on: SessionRef,
         heartbeat: u64,
+        choice: Choice,
     ) -> Result {
         let (Some(job), Some(spec)) = (self.job(id), self.spec(id)) else {
             return Err(Refusal::UnknownJob { job: id });
@@ -46,6 +48,7 @@ impl State {
             worker: on.worker,
             session: on.session,
             heartbeat,
+            choice,
             assigned_at: self.stamp(),
             started_at: None,
             overdue_at: None,
@@ -54,6 +57,18 @@ impl State {
         });
         self.update_job(job);
         Ok(Outcome::Assigned { attempt: assigned })
+    }
+
+    /// Changes what counts when the scheduler chooses among workers; what is placed stays where it is.
+    pub(super) fn configure_scheduler(&mut self, change: &WeightsChange) -> Result {
+        change.check()?;
+        let cluster = self.cluster().ok_or(Refusal::WrongClusterState)?;
+        let weights = change.of(cluster.weights);
+        if weights == cluster.weights {
+            return Ok(Outcome::Unchanged);
+        }
+        self.put_cluster(Cluster { weights, ..cluster.clone() });
+        Ok(Outcome::Done)
     }
 
     fn check_worker(&self, on: SessionRef, needed: &Capacity) -> std::result::Result<&Worker, Refusal> {

@@ -10,6 +10,7 @@ use hodei_state::{
     ids::{AttemptRef, Caller, ClusterId, JobId, Role, SessionId, TokenId, UserId, WorkerId},
     job::{Deadline, LogEnd, Reason, StartFailure},
     registry::{AgentInfo, Capacity, SessionRef},
+    score::{Choice, WeightsChange},
     spec::{Body, JobSpec, Resources, Retry},
 };
 
@@ -147,7 +148,11 @@ impl Dice {
 
     fn administration(&self) -> (Caller, Command) {
         let node = Caller::Node(1);
-        match self.b % 8 {
+        match self.b % 9 {
+            8 => {
+                let weights = WeightsChange { spread: Some(u32::from(self.c) * 5), ..WeightsChange::default() };
+                (ADMIN, Command::ConfigureScheduler { weights })
+            }
             0 => {
                 let uses = if self.c.is_multiple_of(9) { u32::MAX } else { 2 };
                 let (id, role) = (u128::from(4 + self.c % 6), Role::Node);
@@ -243,7 +248,7 @@ impl Dice {
 
     fn assign(&self, state: &State, job: JobId) -> Command {
         let attempt = state.job(job).map_or(1, |job| job.attempt.wrapping_add(u32::from(!self.b.is_multiple_of(9))));
-        Command::Assign { job, attempt, on: self.session(state), heartbeat: self.x }
+        Command::Assign { job, attempt, on: self.session(state), heartbeat: self.x, choice: Choice::default() }
     }
 
     fn segment(&self) -> Option<PlaceSegment> {

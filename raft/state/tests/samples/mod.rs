@@ -10,6 +10,7 @@ use hodei_state::{
     ids::{AttemptRef, Caller, ClusterId, JobId, Role, SessionId, TokenId, UserId, WorkerId},
     job::{Deadline, LogEnd, Reason, StartFailure},
     registry::{AgentInfo, Capacity, SessionRef},
+    score::{Choice, Score, WeightsChange},
     spec::{
         Action, Array, Body, Constraint, Execution, Extras, JobSpec, OutputPolicy, Preference, Resources, Retry,
         SecretRef,
@@ -17,7 +18,7 @@ use hodei_state::{
 };
 
 /// The rolling hash after the whole history.
-pub const HASH: &str = "9ee571d4a764a0aa2157ed538728c77d";
+pub const HASH: &str = "e9e8312309e94e94b0f960189315fd76";
 
 const NODE: Caller = Caller::Node(1);
 const ADMIN: Caller = Caller::Admin(UserId(0xad));
@@ -92,6 +93,8 @@ impl History {
         self.push(NODE, Command::NodeHello(hello));
         self.push(ADMIN, Command::RemoveNode { node: 3 });
         self.push(NODE, Command::SetFeatureLevel { level: 2 });
+        let weights = WeightsChange { spread: Some(300), load: Some(0), ..WeightsChange::default() };
+        self.push(ADMIN, Command::ConfigureScheduler { weights });
     }
 
     fn workers(&mut self) {
@@ -131,7 +134,9 @@ impl History {
     /// Submits and assigns a job.
     fn place(&mut self, job: u128, spec: JobSpec) -> AttemptRef {
         let job = self.submit(job, spec);
-        let fence = self.push(NODE, Command::Assign { job, attempt: 1, on: NEXT, heartbeat: 77 });
+        let score = Score { bin_packing: 100_000, spread: 1, load: 25_000, affinity: -200_000, reliability: 99_000 };
+        let choice = Choice { candidates: 300, score };
+        let fence = self.push(NODE, Command::Assign { job, attempt: 1, on: NEXT, heartbeat: 77, choice });
         AttemptRef { job, attempt: 1, fence }
     }
 

@@ -14,6 +14,8 @@ use hodei_state::{
     invariants,
     outcome::Outcome,
     plan, retention,
+    score::Usage,
+    validate,
 };
 
 use parse::Arguments;
@@ -42,6 +44,12 @@ impl goldenscript::Runner for Runner {
         let view = self.state.clone();
         let arguments = Arguments::new(line, &view);
         if let Some(envelope) = arguments.envelope()? {
+            if let Command::SubmitJob(submission) = &envelope.command
+                && let Err(invalid) = validate::supported(&submission.spec)
+            {
+                // What a node does before it proposes anything.
+                return Ok(format!("turned away: {invalid}"));
+            }
             return Ok(self.apply(&envelope));
         }
         match line.name.as_str() {
@@ -150,7 +158,7 @@ impl Runner {
         Ok(String::new())
     }
 
-    /// heartbeat W/S seq=N [age=MS] [attempt=J/N]…: confirmed now, received `age` ago.
+    /// heartbeat W/S seq=N [age=MS] [attempt=J/N]… [cpu=MILLIS] [memory=MB total=MB]: confirmed now, received `age` ago.
     fn heartbeat(&mut self, arguments: &Arguments<'_>) -> Shown {
         let on = names::session_ref(arguments.word(0)?)?;
         let attempts = arguments.attempts("attempt")?;
@@ -159,6 +167,12 @@ impl Runner {
         let sequence = arguments.number("seq", 1)?;
         let liveness = self.liveness.as_mut().ok_or("elect a leader first")?;
         let grants = liveness.confirm(&self.state, on, sequence, &attempts, received, now);
+        if arguments.text("cpu").or(arguments.text("total")).is_some() {
+            let cpu_used_millis = arguments.number("cpu", 0)?;
+            let memory_used_mb = arguments.number("memory", 0)?;
+            let memory_total_mb = arguments.number("total", 0)?;
+            liveness.report(on, Usage { cpu_used_millis, memory_used_mb, memory_total_mb });
+        }
         Ok(show::grants(&grants))
     }
 

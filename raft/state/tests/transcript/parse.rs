@@ -11,7 +11,8 @@ use hodei_state::{
     ids::{AttemptRef, Caller, ClusterId, Role, UserId},
     job::{Deadline, LogEnd, Reason, StartFailure},
     registry::{AgentInfo, Capacity},
-    spec::{Body, Constraint, Extras, JobSpec, Resources, Retry, defaults},
+    score::{Choice, WeightsChange},
+    spec::{Body, Constraint, Extras, JobSpec, Preference, Resources, Retry, defaults},
 };
 
 use super::names;
@@ -90,6 +91,7 @@ impl<'a> Arguments<'a> {
             "assign" => ("n1", self.assign()?),
             "lost" => ("n1", Command::AttemptLost { attempt: self.attempt(self.word(0)?)? }),
             "overdue" => ("n1", Command::AttemptOverdue { attempt: self.attempt(self.word(0)?)? }),
+            "configure" => ("a1", self.configure()?),
             "open" => (self.word(0)?.split('/').next().unwrap_or_default(), self.open()?),
             "attach" => ("n1", self.attach()?),
             "detach" => {
@@ -185,12 +187,12 @@ impl<'a> Arguments<'a> {
     fn spec(&self) -> Parsed<JobSpec> {
         let labels = self.all("label").filter_map(|pair| pair.split_once('@'));
         let labels = labels.map(|(key, value)| (key.to_string(), value.to_string())).collect();
-        let constraints = self.all("zone").map(|zone| Constraint {
-            attribute: "label.zone".to_string(),
-            operator: "=".to_string(),
-            value: zone.to_string(),
-        });
-        let extras = Extras { constraints: constraints.collect(), ..Extras::default() };
+        let zones = self.all("zone").map(|zone| constraint(&format!("label.zone = {zone}")));
+        let extras = Extras {
+            constraints: zones.chain(self.all("constraint").map(constraint)).collect(),
+            preferences: self.all("prefer").map(preference).collect::<Parsed<_>>()?,
+            ..Extras::default()
+        };
         let exit_codes: Vec<i32> = self.all("exit_code").map(str::parse).collect::<Result<_, _>>()?;
         Ok(JobSpec {
             name: self.text("name").map(str::to_string),
@@ -198,8 +200,9 @@ impl<'a> Arguments<'a> {
             resources: Resources {
                 cpu_millis: self.number("cpu", 0)?,
                 memory_mb: self.number("memory", 0)?,
+                storage_mb: self.number("storage", 0)?,
+                gpu: self.number("gpu", 0)?,
                 architecture: self.text("arch").map(str::to_string),
-                ..Resources::default()
             },
             labels,
             timeout_ms: self.text("timeout").map(str::parse).transpose()?,
@@ -214,7 +217,7 @@ impl<'a> Arguments<'a> {
                 backoff_max_ms: self.number("backoff_max", 60_000)?,
                 max_attempts: self.number("max_attempts", 0)?,
             },
-            extras: (!extras.constraints.is_empty()).then(|| Box::new(extras)),
+            extras: (extras != Extras::default()).then(|| Box::new(extras)),
             body: Body::Inline(vec![7; self.number("body", 4)?]),
             ..JobSpec::default()
         })
@@ -227,6 +230,20 @@ impl<'a> Arguments<'a> {
             attempt: attempt.parse()?,
             on: names::session_ref(self.word(1)?)?,
             heartbeat: self.number("heartbeat", 1)?,
+            choice: Choice::default(),
+        })
+    }
+
+    fn configure(&self) -> Parsed<Command> {
+        let weight = |key: &str| self.text(key).map(str::parse).transpose();
+        Ok(Command::ConfigureScheduler {
+            weights: WeightsChange {
+                bin_packing: weight("bin_packing")?,
+                spread: weight("spread")?,
+                load: weight("load")?,
+                affinity: weight("affinity")?,
+                reliability: weight("reliability")?,
+            },
         })
     }
 
@@ -239,10 +256,19 @@ impl<'a> Arguments<'a> {
                     slots: self.number("slots", 1)?,
                     cpu_millis: self.number("cpu", 4_000)?,
                     memory_mb: self.number("memory", 4_096)?,
-                    ..Capacity::default()
+                    storage_mb: self.number("storage", 0)?,
+                    gpu: self.number("gpu", 0)?,
                 },
-                labels: self.text("zone").map(|zone| ("zone".to_string(), zone.to_string())).into_iter().collect(),
+                labels: self
+                    .all("zone")
+                    .map(|zone| ("zone", zone))
+                    .chain(self.all("label").filter_map(|pair| pair.split_once('@')))
+                    .map(|(key, value)| (key.to_string(), value.to_string()))
+                    .collect(),
                 architecture: self.text("arch").unwrap_or("x86_64").to_string(),
+                kernel: self.text("kernel").unwrap_or_default().to_string(),
+                hostname: self.text("hostname").unwrap_or_default().to_string(),
+                provider: self.text("provider").map(str::to_string),
                 ..AgentInfo::default()
             },
             adopted: self.attempts("adopted")?,
@@ -313,6 +339,19 @@ impl<'a> Arguments<'a> {
             LogEnd { last_sequence: self.number("lines", 0)?, lines: self.number("lines", 0)?, ..LogEnd::default() };
         Ok(Command::JobResult { attempt, by, reason, log, segment: self.segment()? })
     }
+}
+
+/// `label.zone = a`, `label.ssd exists`.
+fn constraint(text: &str) -> Constraint {
+    let mut words = text.splitn(3, ' ').map(str::to_string);
+    let mut word = || words.next().unwrap_or_default();
+    Constraint { attribute: word(), operator: word(), value: word() }
+}
+
+/// `label.zone = a:10`.
+fn preference(text: &str) -> Parsed<Preference> {
+    let (text, weight) = text.rsplit_once(':').ok_or("expected CONSTRAINT:WEIGHT")?;
+    Ok(Preference { constraint: constraint(text), weight: weight.parse()? })
 }
 
 fn secret_of(token: &str) -> Parsed<u8> {

@@ -9,6 +9,7 @@ use hodei_state::{
     job::{Attempt, Job, Reason},
     outcome::Outcome,
     registry::Worker,
+    score::Choice,
 };
 
 use super::{names, parse::Arguments};
@@ -25,7 +26,7 @@ pub(super) fn outcome(outcome: &Outcome) -> String {
 
 pub(super) fn command(command: &Command) -> String {
     names::shorten(&match command {
-        Command::Assign { job, attempt, on, heartbeat } => {
+        Command::Assign { job, attempt, on, heartbeat, .. } => {
             format!("assign {job}/{attempt} to {}/{} on heartbeat {heartbeat}", on.worker, on.session)
         }
         Command::AttemptLost { attempt } => format!("lost {}", reference(attempt)),
@@ -91,6 +92,14 @@ pub(super) fn query(state: &State, arguments: &Arguments<'_>) -> Result<String, 
                 format!("{} {} {}/{} used{revoked}\n", token.id, token.role, token.used, token.uses)
             })
             .collect(),
+        "weights" => format!("{:?}", state.weights()),
+        "why" => {
+            let id = arguments.attempt(arguments.word(0)?)?;
+            state.attempt(id.job, id.attempt).map_or("no such attempt".to_string(), |attempt| {
+                let Choice { candidates, score } = attempt.choice;
+                format!("{} of {candidates}: {score:?}", attempt.worker)
+            })
+        }
         "members" => members(state),
         "segments" => {
             let attempt = arguments.attempt(arguments.word(0)?)?;

@@ -23,9 +23,9 @@ use crate::cli::{Global, exit::CommandResult};
 #[command(after_help = "Example:\n  hodei-node job run -- echo hello")]
 pub enum Command {
     /// Submit a job, follow its output, exit with its exit code; Ctrl-C cancels it
-    Run(run::Args),
+    Run(Box<run::Args>),
     /// Submit a job
-    Submit(submit::Args),
+    Submit(Box<submit::Args>),
     /// Show jobs, newest first
     List(list::Args),
     /// Show a job

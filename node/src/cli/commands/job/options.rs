@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::{
     cli::exit::Failure,
     convert::from_proto,
-    jobfile::{self, Command, Cores, Duration, JobFile, Shell, Size, units},
+    jobfile::{self, Command, Constraint, Cores, Duration, JobFile, Preference, Shell, Size, units},
 };
 
 /// A larger job file cannot hold a job.
@@ -53,6 +53,21 @@ pub struct Options {
     /// Memory, for example 512M or 2GiB
     #[arg(long, value_name = "SIZE", value_parser = size)]
     memory: Option<Size>,
+    /// Disk space, for example 10GiB
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    storage: Option<Size>,
+    /// Devices
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    gpu: Option<u32>,
+    /// The worker's architecture, for example x86_64
+    #[arg(long, value_name = "ARCH")]
+    architecture: Option<String>,
+    /// What must hold of its worker, for example label.zone=a, kernel>=5.10 or 'label.ssd exists'; may be repeated
+    #[arg(long, value_name = "CONSTRAINT")]
+    constraint: Vec<Constraint>,
+    /// What it would like of its worker, with a weight: label.zone=a:10; may be repeated
+    #[arg(long, value_name = "CONSTRAINT:WEIGHT", allow_hyphen_values = true)]
+    prefer: Vec<Preference>,
     /// It is ended after so long
     #[arg(long, value_name = "TIME", value_parser = duration)]
     timeout: Option<Duration>,
@@ -72,8 +87,23 @@ pub struct Options {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_attempts: Option<u32>,
     /// Try again so many times when it fails by itself (default 0)
+    #[arg(long, visible_alias = "retries", value_name = "N")]
+    retry_failure: Option<u32>,
+    /// Only after these exit codes (128+n for a signal); default: all but 0
+    #[arg(long, value_name = "CODE[,CODE]", value_delimiter = ',', allow_negative_numbers = true)]
+    retry_exit_codes: Vec<i32>,
+    /// Try again so many times when it runs out of time (default 0)
     #[arg(long, value_name = "N")]
-    retries: Option<u32>,
+    retry_timeout: Option<u32>,
+    /// Try again so many times when the infrastructure loses it (default 3)
+    #[arg(long, value_name = "N")]
+    retry_infrastructure: Option<u32>,
+    /// Wait before the second attempt; doubled with each further one (default 1s)
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    retry_backoff: Option<Duration>,
+    /// Never wait longer than so (default 1m)
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    retry_backoff_max: Option<Duration>,
     /// Between SIGTERM and SIGKILL (default 10s)
     #[arg(long, value_name = "TIME", value_parser = duration)]
     grace_period: Option<Duration>,
@@ -122,13 +152,25 @@ impl Options {
         file.env.extend(Pair::map(self.env));
         file.resources.cpu_cores = self.cpu.or(file.resources.cpu_cores);
         file.resources.memory_mb = self.memory.or(file.resources.memory_mb);
+        file.resources.storage_mb = self.storage.or(file.resources.storage_mb);
+        file.resources.gpu = self.gpu.unwrap_or(file.resources.gpu);
+        file.resources.architecture = self.architecture.or(file.resources.architecture);
+        file.constraints.extend(self.constraint);
+        file.preferences.extend(self.prefer);
         file.timeout = self.timeout.or(file.timeout);
         file.priority = self.priority.unwrap_or(file.priority);
         file.labels.extend(Pair::map(self.label));
         file.lost_after = self.lost_after.or(file.lost_after);
         file.idempotency_key = self.idempotency_key.or(file.idempotency_key);
         file.retry.max_attempts = self.max_attempts.unwrap_or(file.retry.max_attempts);
-        file.retry.failure = self.retries.or(file.retry.failure);
+        file.retry.failure = self.retry_failure.or(file.retry.failure);
+        if !self.retry_exit_codes.is_empty() {
+            file.retry.exit_codes = self.retry_exit_codes;
+        }
+        file.retry.timeout = self.retry_timeout.or(file.retry.timeout);
+        file.retry.infrastructure = self.retry_infrastructure.or(file.retry.infrastructure);
+        file.retry.backoff_initial = self.retry_backoff.or(file.retry.backoff_initial);
+        file.retry.backoff_max = self.retry_backoff_max.or(file.retry.backoff_max);
         file.grace_period = self.grace_period.or(file.grace_period);
         file.working_directory = self.working_directory.or(file.working_directory);
         file
