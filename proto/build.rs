@@ -4,13 +4,14 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "hodei/v1/cluster.proto",
     "hodei/v1/common.proto",
     "hodei/v1/job.proto",
     "hodei/v1/log.proto",
     "hodei/v1/peer.proto",
     "hodei/v1/scheduler.proto",
+    "hodei/v1/secret.proto",
     "hodei/v1/worker.proto",
 ];
 
@@ -26,6 +27,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes(".hodei.v1.LogBatch.data")
         .bytes(".hodei.v1.RaftMessage.payload")
         .btree_map(".")
+        // What carries secrets is never shown by accident.
+        .skip_debug("hodei.v1.PutSecretRequest")
+        .skip_debug("hodei.v1.SecretValue")
         .compile_fds(set)?;
     Ok(())
 }

@@ -98,7 +98,7 @@ fn topics_of(key: &RowKey) -> Touched {
         RowKey::Cluster | RowKey::Member(_) | RowKey::Token(_) | RowKey::TokenUse(..) | RowKey::Identity(_) => {
             Touched::Members
         }
-        RowKey::Meta => Touched::Nothing,
+        RowKey::Meta | RowKey::Secret(_) | RowKey::SecretPart(..) | RowKey::SecretUse(..) => Touched::Nothing,
     }
 }
 

@@ -1,9 +1,11 @@
 //! Everything that can change the state. A new command goes to the end of [`Command`]: variants are positional on disk.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ids::{AttemptRef, Caller, ClusterId, JobId, NodeId, Role, SessionId, TokenId, UserId, WorkerId},
+    ids::{AttemptRef, Caller, ClusterId, JobId, NodeId, Role, SecretId, SessionId, TokenId, UserId, WorkerId},
     job::{LogEnd, Reason},
     registry::{AgentInfo, SessionRef},
     score::{Choice, WeightsChange},
@@ -173,6 +175,32 @@ pub enum Command {
         /// The weights that change.
         weights: WeightsChange,
     },
+    /// A secret, or a new version of one.
+    PutSecret(Box<PutSecret>),
+    /// A secret is removed.
+    RemoveSecret {
+        /// Its newest version.
+        secret: SecretId,
+    },
+}
+
+/// See [`Command::PutSecret`].
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PutSecret {
+    /// Made by the client: repeating it succeeds again and changes nothing.
+    pub secret: SecretId,
+    /// By which jobs name it.
+    pub name: String,
+    /// Tells which key it is sealed with.
+    pub key: [u8; 8],
+    /// The value, sealed by whoever proposes it.
+    pub sealed: Vec<u8>,
+}
+
+impl fmt::Debug for PutSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PutSecret {{ secret: {}, name: {:?}, {} sealed bytes }}", self.secret, self.name, self.sealed.len())
+    }
 }
 
 /// See [`Command::Init`].

@@ -84,6 +84,10 @@ id!(
     TokenId
 );
 id!(
+    /// A version of a secret.
+    SecretId
+);
+id!(
     /// A user or an administrator.
     UserId
 );

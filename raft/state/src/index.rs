@@ -7,7 +7,7 @@ use imbl::{OrdMap, OrdSet};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
-    ids::{Caller, JobId, Millis, TokenId, WorkerId},
+    ids::{Caller, JobId, Millis, SecretId, TokenId, WorkerId},
     job::{Attempt, Job, JobState},
     queue::{Class, Order, Position, Queue, class_of},
     registry::{Token, Worker},
@@ -133,6 +133,8 @@ pub(crate) struct Indexes {
     pub(crate) drains: OrdSet<(Millis, WorkerId)>,
     /// Tokens by the hash of their secret.
     pub(crate) secrets: OrdMap<[u8; 32], TokenId>,
+    /// Secrets by name.
+    pub(crate) secret_names: OrdMap<Arc<str>, SecretId>,
     /// Tokens by when they are forgotten.
     pub(crate) forgotten: OrdSet<(Millis, TokenId)>,
     /// Identities by the hash of their public key.

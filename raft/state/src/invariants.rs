@@ -36,6 +36,7 @@ pub fn check(state: &State) -> Vec<Violation> {
         let known = state.attempt(segment.job, segment.attempt).is_some();
         found.check(known, || format!("segment {} of {} has no attempt", segment.number, segment.job));
     }
+    check_secrets(state, &mut found);
     check_queue(state, &mut found);
     check_workers(state, &mut found);
     check_parties(state, &mut found);
@@ -147,6 +148,17 @@ fn check_workers(state: &State, found: &mut Findings) {
         found.check(worker.recent <= Worker::RECENT_BEST, || format!("worker {id} fares better than well"));
         found.check(!worker.past_sessions.contains(&worker.session), || format!("worker {id}: its session is over"));
     }
+}
+
+fn check_secrets(state: &State, found: &mut Findings) {
+    for secret in state.secrets() {
+        let whole = state.sealed(secret.id).len() == secret.len as usize;
+        found.check(whole, || format!("secret {} is not whole", secret.name));
+    }
+    let (named, all) = (state.secrets().count(), state.secrets.len());
+    found.check(named == all, || format!("{all} secrets, {named} of them by name"));
+    let orphan = state.secret_parts.iter().find(|((id, _), _)| state.secret(*id).is_none());
+    found.check(orphan.is_none(), || "a part of a secret that does not exist".to_string());
 }
 
 fn check_parties(state: &State, found: &mut Findings) {

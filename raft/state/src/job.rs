@@ -250,6 +250,8 @@ pub enum StartFailure {
     NotPermitted,
     /// Anything else: exit code 126.
     Other,
+    /// A secret that it names was removed before it started: exit code 126.
+    NoSecret,
 }
 
 /// The figures that an attempt's log is checked against.

@@ -54,7 +54,7 @@
 //!
 //! # Deliberately missing
 //!
-//! - Dependencies, arrays, images and secrets: the stored spec has room for them; [`validate::supported`]
+//! - Dependencies, arrays and images: the stored spec has room for them; [`validate::supported`]
 //!   turns them away until they are carried out.
 //! - Reports of dead attempts of an older session are accepted and free nothing, until a watchdog vouches for them.
 //! - Providers, revocation of single users.
@@ -69,6 +69,7 @@ pub mod job;
 pub mod outcome;
 pub mod registry;
 pub mod score;
+pub mod secret;
 pub mod spec;
 pub mod validate;
 

@@ -57,6 +57,11 @@ pub enum Outcome {
     },
     /// Refused; nothing changed.
     Refused(Refusal),
+    /// A secret has this version now.
+    SecretPut {
+        /// Its newest.
+        version: u64,
+    },
 }
 
 /// Why a command was refused.

@@ -58,6 +58,9 @@ impl State {
             }
             RowKey::Worker(id) => load(&mut self.workers, id, bytes, |row| row.id == id),
             RowKey::Tombstone(id) => load(&mut self.tombstones, id, bytes, |_| true),
+            RowKey::Secret(id) => load(&mut self.secrets, id, bytes, |row| row.id == id),
+            RowKey::SecretPart(id, n) => load(&mut self.secret_parts, (id, n), bytes, |_| true),
+            RowKey::SecretUse(index, offset) => load(&mut self.secret_uses, (index, offset), bytes, |_| true),
         }
     }
 
@@ -94,6 +97,11 @@ impl State {
         }
         for (who, identity) in self.identities.iter() {
             indexes.party_keys.insert((identity.key, *who));
+        }
+        for (id, secret) in self.secrets.iter() {
+            if indexes.secret_names.insert(secret.name.as_str().into(), *id).is_some() {
+                return Err(corrupt(RowKey::Secret(*id), "another one has its name"));
+            }
         }
         for (_, worker) in self.workers.iter() {
             indexes.set_worker(None, worker);

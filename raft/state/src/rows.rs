@@ -1,9 +1,10 @@
 //! Keys of rows. Their bytes order as the keys do, so that storage keeps each table together and in key order.
 
 use crate::{
-    ids::{Caller, JobId, NodeId, TokenId, UserId, WorkerId},
+    ids::{Caller, JobId, NodeId, SecretId, TokenId, UserId, WorkerId},
     job::{Attempt, Job, Segment},
     registry::{Cluster, Identity, Member, Token, TokenUse, Tombstone, Worker},
+    secret::{Secret, SecretPart, SecretUse},
     table::RowValue,
 };
 
@@ -34,6 +35,12 @@ pub enum RowKey {
     Worker(WorkerId),
     /// What is kept of a removed job.
     Tombstone(JobId),
+    /// A secret's newest version.
+    Secret(SecretId),
+    /// A stretch of its sealed value.
+    SecretPart(SecretId, u32),
+    /// Secrets were given to an attempt; by the place of its Assign in the log.
+    SecretUse(u64, u32),
 }
 
 impl RowKey {
@@ -59,6 +66,9 @@ impl RowKey {
             }
             Self::Worker(worker) => put(&mut bytes, 10, &[&worker.0.to_be_bytes()]),
             Self::Tombstone(job) => put(&mut bytes, 11, &[&job.0.to_be_bytes()]),
+            Self::Secret(id) => put(&mut bytes, 12, &[&id.0.to_be_bytes()]),
+            Self::SecretPart(id, n) => put(&mut bytes, 13, &[&id.0.to_be_bytes(), &n.to_be_bytes()]),
+            Self::SecretUse(index, offset) => put(&mut bytes, 14, &[&index.to_be_bytes(), &offset.to_be_bytes()]),
         }
         bytes
     }
@@ -81,6 +91,9 @@ impl RowKey {
             9 => Self::Segment(JobId(parts.u128()?), parts.u32()?, parts.u32()?),
             10 => Self::Worker(WorkerId(parts.u128()?)),
             11 => Self::Tombstone(JobId(parts.u128()?)),
+            12 => Self::Secret(SecretId(parts.u128()?)),
+            13 => Self::SecretPart(SecretId(parts.u128()?), parts.u32()?),
+            14 => Self::SecretUse(parts.u64()?, parts.u32()?),
             _ => return None,
         };
         parts.0.is_empty().then_some(key)
@@ -171,4 +184,7 @@ rows! {
     Segment, (JobId, u32, u32), (job, n, segment) => RowKey::Segment(job, n, segment);
     Worker, WorkerId, worker => RowKey::Worker(worker);
     Tombstone, JobId, job => RowKey::Tombstone(job);
+    Secret, SecretId, id => RowKey::Secret(id);
+    SecretPart, (SecretId, u32), (id, n) => RowKey::SecretPart(id, n);
+    SecretUse, (u64, u32), (index, offset) => RowKey::SecretUse(index, offset);
 }

@@ -1,13 +1,14 @@
 //! The whole state: tables, the indexes derived from them, and what readers ask of it.
 
 use crate::{
-    ids::{Caller, JobId, Millis, NodeId, TokenId, WorkerId},
+    ids::{Caller, JobId, Millis, NodeId, SecretId, TokenId, WorkerId},
     index::{Counts, Indexes},
     job::{Attempt, Job, Segment},
     queue::Order,
     registry::{Cluster, Identity, Member, Token, TokenUse, Tombstone, Worker},
     rows::{Meta, RowKey},
     score::Weights,
+    secret::{Secret, SecretPart, SecretUse},
     spec::{Body, JobSpec},
     specs::Specs,
     table::{Dirty, Table},
@@ -29,6 +30,9 @@ pub struct State {
     pub(crate) segments: Table<Segment>,
     pub(crate) workers: Table<Worker>,
     pub(crate) tombstones: Table<Tombstone>,
+    pub(crate) secrets: Table<Secret>,
+    pub(crate) secret_parts: Table<SecretPart>,
+    pub(crate) secret_uses: Table<SecretUse>,
     pub(crate) indexes: Indexes,
     pub(crate) dirty: Dirty,
 }
@@ -67,6 +71,9 @@ impl State {
             .chain(self.segments.encoded())
             .chain(self.workers.encoded())
             .chain(self.tombstones.encoded())
+            .chain(self.secrets.encoded())
+            .chain(self.secret_parts.encoded())
+            .chain(self.secret_uses.encoded())
     }
 
     /// The rolling hash: the wrapping sum over all rows of xxh3-128(key, value). Nodes that applied the same log at the
@@ -86,6 +93,9 @@ impl State {
             self.segments.hash(),
             self.workers.hash(),
             self.tombstones.hash(),
+            self.secrets.hash(),
+            self.secret_parts.hash(),
+            self.secret_uses.hash(),
         ];
         tables.into_iter().fold(0, u128::wrapping_add)
     }
@@ -202,6 +212,35 @@ impl State {
     /// Whom a token has registered.
     pub fn token_uses(&self, token: TokenId) -> impl Iterator<Item = &TokenUse> {
         self.token_uses.range((token, [0; 16])..=(token, [0xff; 16])).map(|(_, used)| used)
+    }
+
+    /// A version of a secret, where it is the newest.
+    #[must_use]
+    pub fn secret(&self, secret: SecretId) -> Option<&Secret> {
+        self.secrets.get(&secret)
+    }
+
+    /// A secret by its name.
+    #[must_use]
+    pub fn secret_named(&self, name: &str) -> Option<&Secret> {
+        self.indexes.secret_names.get(name).and_then(|id| self.secret(*id))
+    }
+
+    /// All secrets, by name.
+    pub fn secrets(&self) -> impl Iterator<Item = &Secret> {
+        self.indexes.secret_names.values().filter_map(|id| self.secret(*id))
+    }
+
+    /// What a secret's value was sealed to.
+    #[must_use]
+    pub fn sealed(&self, secret: SecretId) -> Vec<u8> {
+        let parts = self.secret_parts.range((secret, 0)..=(secret, u32::MAX));
+        parts.flat_map(|(_, part)| part.bytes.iter().copied()).collect()
+    }
+
+    /// What attempts were given, newest first.
+    pub fn secret_uses(&self) -> impl Iterator<Item = &SecretUse> {
+        self.secret_uses.iter().rev().map(|(_, used)| used)
     }
 
     /// A member, removed ones included.

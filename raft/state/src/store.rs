@@ -1,10 +1,11 @@
 //! The only writes to the tables: each keeps the indexes in step. Private to the crate; `apply` is the way in.
 
 use crate::{
-    ids::{JobId, Millis, TokenId},
+    ids::{JobId, Millis, SecretId, TokenId},
     job::{Attempt, Job, Segment},
     registry::{Cluster, Identity, Member, Token, TokenUse, Tombstone, Worker},
     rows::Meta,
+    secret::{MAX_USES, PART, Secret, SecretPart, SecretUse},
     spec::JobSpec,
     state::State,
 };
@@ -94,6 +95,36 @@ impl State {
 
     pub(crate) fn put_segment(&mut self, segment: Segment) {
         self.segments.put((segment.job, segment.attempt, segment.number), segment, &mut self.dirty);
+    }
+
+    /// A new version of a secret; an older one of its name has been deleted.
+    pub(crate) fn insert_secret(&mut self, secret: Secret, sealed: &[u8]) {
+        for (n, part) in (0..).zip(sealed.chunks(PART)) {
+            let part = SecretPart { bytes: part.to_vec() };
+            self.secret_parts.put((secret.id, n), part, &mut self.dirty);
+        }
+        self.indexes.secret_names.insert(secret.name.as_str().into(), secret.id);
+        self.secrets.put(secret.id, secret, &mut self.dirty);
+    }
+
+    /// Removes a secret with its value.
+    pub(crate) fn delete_secret(&mut self, id: SecretId) {
+        let Some(secret) = self.secrets.get(&id) else { return };
+        self.indexes.secret_names.remove(secret.name.as_str());
+        let parts: Vec<_> = self.secret_parts.range((id, 0)..=(id, u32::MAX)).map(|(key, _)| *key).collect();
+        for part in parts {
+            self.secret_parts.remove(&part, &mut self.dirty);
+        }
+        self.secrets.remove(&id, &mut self.dirty);
+    }
+
+    /// Remembers a use; the oldest goes where there are too many.
+    pub(crate) fn put_secret_use(&mut self, at: (u64, u32), used: SecretUse) {
+        self.secret_uses.put(at, used, &mut self.dirty);
+        let oldest = self.secret_uses.iter().next().map(|(key, _)| *key);
+        if let Some(oldest) = oldest.filter(|_| self.secret_uses.len() > MAX_USES) {
+            self.secret_uses.remove(&oldest, &mut self.dirty);
+        }
     }
 
     /// A new job.

@@ -11,7 +11,7 @@ use crate::{
     ids::JobId,
     outcome::Refusal,
     registry::AgentInfo,
-    spec::{Action, Body, Constraint, Execution, Extras, JobSpec, Resources, Retry, defaults},
+    spec::{Action, Body, Constraint, Execution, Extras, JobSpec, Resources, Retry, SecretRef, defaults},
 };
 
 /// A larger body travels as a payload file.
@@ -163,13 +163,33 @@ fn extras(extras: &Extras) -> Result<(), Invalid> {
         constraint(&preference.constraint, &format!("preferences[{at}]"))?;
     }
     for (at, secret) in extras.secrets.iter().enumerate() {
-        check(plain_text(&secret.name, MAX_NAME), &format!("secrets[{at}].name"), "1 to 128 bytes")?;
-        let env = secret.env.as_ref().is_none_or(|env| plain_text(env, MAX_NAME));
-        check(env, &format!("secrets[{at}].env"), "1 to 128 bytes")?;
+        secret_name(&secret.name, &format!("secrets[{at}].name"))?;
+        let env = secret.env.as_ref().is_none_or(|env| plain_text(env, MAX_NAME) && !env.contains('='));
+        check(env, &format!("secrets[{at}].env"), "a variable's name of 1 to 128 bytes")?;
+        let own = env_once(&extras.secrets[..at], secret);
+        check(own, &format!("secrets[{at}]"), "each name and each variable once")?;
     }
     check(extras.array.as_ref().is_none_or(|array| array.count > 0), "array.count", "at least 1")?;
     check(extras.image.as_ref().is_none_or(|image| plain_text(image, 512)), "image", "1 to 512 bytes")?;
     check(extras.user.as_ref().is_none_or(|user| plain_text(user, 64)), "user", "1 to 64 bytes")
+}
+
+/// A secret is given on standard input or as a variable, or as both, but nothing twice in the same way.
+fn env_once(before: &[SecretRef], secret: &SecretRef) -> bool {
+    !before.iter().any(|other| match &secret.env {
+        Some(env) => other.env.as_ref() == Some(env),
+        None => other.env.is_none() && other.name == secret.name,
+    })
+}
+
+/// A secret's name: letters, digits and `_.-/`, so that it can stand in a path, a URL and a shell.
+///
+/// # Errors
+/// Where it is none; `field` is its path.
+pub fn secret_name(name: &str, field: &str) -> Result<(), Invalid> {
+    let known = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-/".contains(&byte);
+    let good = (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(known);
+    check(good, field, "1 to 128 letters, digits, _, ., - or /")
 }
 
 fn constraint(constraint: &Constraint, field: &str) -> Result<(), Invalid> {
@@ -216,7 +236,6 @@ pub fn supported(spec: &JobSpec) -> Result<(), Invalid> {
     check(extras.depends_on.is_empty(), "depends_on", LATER)?;
     check(extras.array.is_none(), "array", LATER)?;
     check(extras.image.is_none(), "image", LATER)?;
-    check(extras.secrets.is_empty(), "secrets", LATER)?;
     check(extras.user.is_none(), "user", LATER)?;
     for (at, constraint) in extras.constraints.iter().enumerate() {
         crate::fit::understood(constraint, &format!("constraints[{at}]"))?;

@@ -17,7 +17,7 @@ use hodei_state::{RowKey, State, codec, command::Command, ids::Millis, invariant
 fn commands() {
     let samples = samples::history();
     let kinds: BTreeSet<_> = samples.iter().map(|(_, envelope)| kind(&envelope.command)).collect();
-    assert_eq!(kinds.len(), 26, "each kind of command has a sample: {kinds:?}");
+    assert_eq!(kinds.len(), 28, "each kind of command has a sample: {kinds:?}");
     let lines = samples.iter().map(|(_, envelope)| {
         (kind(&envelope.command).to_string(), codec::encode_batch(std::slice::from_ref(envelope)))
     });
@@ -44,7 +44,7 @@ fn rows() {
     assert_eq!(invariants::check(&state), []);
     let (hash, rows) = rows.pop().unwrap();
     let kinds: BTreeSet<_> = rows.iter().map(|(key, _)| key.to_bytes()[0]).collect();
-    assert_eq!(kinds, (0..12).collect(), "each kind of row has a sample");
+    assert_eq!(kinds, (0..15).collect(), "each kind of row has a sample");
     let lines = rows.iter().map(|(key, bytes)| (hex(&key.to_bytes()), bytes.clone()));
     let lines: Vec<_> = lines.collect();
     let golden = golden("rows.hex", &lines);
@@ -120,5 +120,7 @@ fn kind(command: &Command) -> &'static str {
         Command::UndrainWorker { .. } => "UndrainWorker",
         Command::RemoveWorker { .. } => "RemoveWorker",
         Command::ConfigureScheduler { .. } => "ConfigureScheduler",
+        Command::PutSecret(_) => "PutSecret",
+        Command::RemoveSecret { .. } => "RemoveSecret",
     }
 }

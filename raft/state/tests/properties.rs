@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use hodei_state::{
     RowKey, State, codec,
     command::Envelope,
-    ids::{Caller, JobId, Millis, TokenId, UserId, WorkerId},
+    ids::{Caller, JobId, Millis, SecretId, TokenId, UserId, WorkerId},
     invariants,
 };
 use proptest::prelude::*;
@@ -62,6 +62,9 @@ fn row_key() -> impl Strategy<Value = RowKey> {
         any::<(u128, u32, u32)>().prop_map(|(id, n, at)| RowKey::Segment(JobId(id), n, at)),
         any::<u128>().prop_map(|id| RowKey::Worker(WorkerId(id))),
         any::<u128>().prop_map(|id| RowKey::Tombstone(JobId(id))),
+        any::<u128>().prop_map(|id| RowKey::Secret(SecretId(id))),
+        any::<(u128, u32)>().prop_map(|(id, n)| RowKey::SecretPart(SecretId(id), n)),
+        any::<(u64, u32)>().prop_map(|(index, offset)| RowKey::SecretUse(index, offset)),
     ]
 }
 

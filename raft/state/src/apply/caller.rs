@@ -43,7 +43,9 @@ fn right(command: &Command) -> Right {
         | Command::RevokeToken { .. }
         | Command::UndrainWorker { .. }
         | Command::RemoveWorker { .. }
-        | Command::ConfigureScheduler { .. } => Right::Admin,
+        | Command::ConfigureScheduler { .. }
+        | Command::PutSecret(_)
+        | Command::RemoveSecret { .. } => Right::Admin,
         Command::DrainWorker(drain) => Right::AdminOrAgent(drain.worker),
         Command::SetFeatureLevel { .. } | Command::RemoveJobs { .. } => Right::NodeOrAdmin,
         Command::SubmitJob(_) | Command::CancelJob { .. } => Right::User,

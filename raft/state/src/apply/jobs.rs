@@ -27,6 +27,7 @@ impl State {
         if let Some(known) = self.known_submission(context.caller, submission) {
             return known;
         }
+        self.check_secrets(&submission.spec)?;
         let queued_bytes = self.counts().queued_bytes;
         if queued_bytes.saturating_add(body_len(&submission.spec)) > MAX_QUEUED_BYTES {
             return Err(Refusal::QueueFull { queued_bytes });

@@ -9,6 +9,7 @@ mod ending;
 mod jobs;
 mod members;
 mod scheduling;
+mod secrets;
 mod sessions;
 mod tokens;
 mod workers;
@@ -85,6 +86,9 @@ impl State {
             Command::UndrainWorker { worker } => self.undrain_worker(*worker),
             Command::RemoveWorker { worker, force } => self.remove_worker(*worker, *force),
             Command::ConfigureScheduler { weights } => self.configure_scheduler(weights),
+
+            Command::PutSecret(put) => self.put_secret(context, put),
+            Command::RemoveSecret { secret } => self.remove_secret(*secret),
         }
     }
 }

@@ -43,6 +43,7 @@ impl State {
         job.not_before = None;
         let assigned = AttemptRef { job: id, attempt, fence: context.index };
         self.put_worker(worker);
+        self.note_secrets(context, &job, &spec, assigned, on.worker);
         self.put_attempt(Attempt {
             id: assigned,
             worker: on.worker,

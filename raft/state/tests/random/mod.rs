@@ -5,13 +5,14 @@
 use hodei_state::{
     State,
     command::{
-        Command, CreateToken, DrainWorker, Envelope, Init, NodeHello, OpenSession, PlaceSegment, SubmitJob, UseToken,
+        Command, CreateToken, DrainWorker, Envelope, Init, NodeHello, OpenSession, PlaceSegment, PutSecret, SubmitJob,
+        UseToken,
     },
-    ids::{AttemptRef, Caller, ClusterId, JobId, Role, SessionId, TokenId, UserId, WorkerId},
+    ids::{AttemptRef, Caller, ClusterId, JobId, Role, SecretId, SessionId, TokenId, UserId, WorkerId},
     job::{Deadline, LogEnd, Reason, StartFailure},
     registry::{AgentInfo, Capacity, SessionRef},
     score::{Choice, WeightsChange},
-    spec::{Body, JobSpec, Resources, Retry},
+    spec::{Body, Extras, JobSpec, Resources, Retry, SecretRef},
 };
 
 /// What a command is made of.
@@ -148,7 +149,7 @@ impl Dice {
 
     fn administration(&self) -> (Caller, Command) {
         let node = Caller::Node(1);
-        match self.b % 9 {
+        match self.b % 10 {
             8 => {
                 let weights = WeightsChange { spread: Some(u32::from(self.c) * 5), ..WeightsChange::default() };
                 (ADMIN, Command::ConfigureScheduler { weights })
@@ -177,6 +178,14 @@ impl Dice {
                     feature_level: u32::from(1 + self.c % 2),
                 };
                 (node, Command::NodeHello(hello))
+            }
+            7 if self.c.is_multiple_of(8) => {
+                (ADMIN, Command::RemoveSecret { secret: SecretId(u128::from(self.a % 9)) })
+            }
+            7 => {
+                let (secret, name) = (SecretId(u128::from(self.a % 9)), format!("s{}", self.c % 3));
+                let put = PutSecret { secret, name, key: [0; 8], sealed: vec![7; usize::from(self.a) * 40] };
+                (ADMIN, Command::PutSecret(Box::new(put)))
             }
             _ => (
                 node,
@@ -234,6 +243,10 @@ impl Dice {
                 backoff_initial_ms: u64::from(self.b) * 50,
                 ..Retry::default()
             },
+            extras: self.b.is_multiple_of(7).then(|| {
+                let secrets = vec![SecretRef { name: format!("s{}", self.c % 3), env: None }];
+                Box::new(Extras { secrets, ..Extras::default() })
+            }),
             body: if self.b.is_multiple_of(5) {
                 Body::Payload { digest: [self.b; 32], len: self.number(5_000) }
             } else {

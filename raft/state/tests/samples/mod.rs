@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 
 use hodei_state::{
     command::{
-        Command, CreateToken, DrainWorker, Envelope, Init, NodeHello, OpenSession, PlaceSegment, SubmitJob, UseToken,
+        Command, CreateToken, DrainWorker, Envelope, Init, NodeHello, OpenSession, PlaceSegment, PutSecret, SubmitJob,
+        UseToken,
     },
-    ids::{AttemptRef, Caller, ClusterId, JobId, Role, SessionId, TokenId, UserId, WorkerId},
+    ids::{AttemptRef, Caller, ClusterId, JobId, Role, SecretId, SessionId, TokenId, UserId, WorkerId},
     job::{Deadline, LogEnd, Reason, StartFailure},
     registry::{AgentInfo, Capacity, SessionRef},
     score::{Choice, Score, WeightsChange},
@@ -18,7 +19,7 @@ use hodei_state::{
 };
 
 /// The rolling hash after the whole history.
-pub const HASH: &str = "e9e8312309e94e94b0f960189315fd76";
+pub const HASH: &str = "e93877132c77d325cb0f46b91c47e68e";
 
 const NODE: Caller = Caller::Node(1);
 const ADMIN: Caller = Caller::Admin(UserId(0xad));
@@ -95,6 +96,11 @@ impl History {
         self.push(NODE, Command::SetFeatureLevel { level: 2 });
         let weights = WeightsChange { spread: Some(300), load: Some(0), ..WeightsChange::default() };
         self.push(ADMIN, Command::ConfigureScheduler { weights });
+        for (secret, name, len) in [(0x5e1, "token", 40), (0x5e2, "token", 3_000), (0x5e3, "gone", 1)] {
+            let put = PutSecret { secret: SecretId(secret), name: name.to_string(), key: [8; 8], sealed: vec![9; len] };
+            self.push(ADMIN, Command::PutSecret(Box::new(put)));
+        }
+        self.push(ADMIN, Command::RemoveSecret { secret: SecretId(0x5e3) });
     }
 
     fn workers(&mut self) {

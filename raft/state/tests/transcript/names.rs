@@ -1,20 +1,21 @@
 //! Short names for ids, both ways: `j1` is a job, `w1` a worker, `s1` a session, `t1` a token, `u1` a user, `a1` an
-//! administrator, `n1` a node.
+//! administrator, `v1` a version of a secret, `n1` a node.
 
 use std::error::Error;
 
 use hodei_state::{
-    ids::{Caller, JobId, SessionId, TokenId, UserId, WorkerId},
+    ids::{Caller, JobId, SecretId, SessionId, TokenId, UserId, WorkerId},
     registry::SessionRef,
 };
 
-const PREFIXES: [(char, u128); 6] = [
+const PREFIXES: [(char, u128); 7] = [
     ('j', 0x0199_a1b2_0001_7000_8000_0000_0000_0000),
     ('w', 0x0199_a1b2_0002_7000_8000_0000_0000_0000),
     ('s', 0x0199_a1b2_0003_7000_8000_0000_0000_0000),
     ('t', 0x0199_a1b2_0004_7000_8000_0000_0000_0000),
     ('u', 0x0199_a1b2_0005_7000_8000_0000_0000_0000),
     ('a', 0x0199_a1b2_0006_7000_8000_0000_0000_0000),
+    ('v', 0x0199_a1b2_0007_7000_8000_0000_0000_0000),
 ];
 
 /// The number of a name: `j12` → 12.
@@ -43,6 +44,10 @@ pub(super) fn session(name: &str) -> Result<SessionId, Box<dyn Error>> {
 
 pub(super) fn token(name: &str) -> Result<TokenId, Box<dyn Error>> {
     id(name, 't').map(TokenId)
+}
+
+pub(super) fn secret(name: &str) -> Result<SecretId, Box<dyn Error>> {
+    id(name, 'v').map(SecretId)
 }
 
 pub(super) fn node(name: &str) -> Result<u64, Box<dyn Error>> {

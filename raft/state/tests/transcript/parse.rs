@@ -6,13 +6,14 @@ use goldenscript::Command as Line;
 use hodei_state::{
     State,
     command::{
-        Command, CreateToken, DrainWorker, Envelope, Init, NodeHello, OpenSession, PlaceSegment, SubmitJob, UseToken,
+        Command, CreateToken, DrainWorker, Envelope, Init, NodeHello, OpenSession, PlaceSegment, PutSecret, SubmitJob,
+        UseToken,
     },
     ids::{AttemptRef, Caller, ClusterId, Role, UserId},
     job::{Deadline, LogEnd, Reason, StartFailure},
     registry::{AgentInfo, Capacity},
     score::{Choice, WeightsChange},
-    spec::{Body, Constraint, Extras, JobSpec, Preference, Resources, Retry, defaults},
+    spec::{Body, Constraint, Extras, JobSpec, Preference, Resources, Retry, SecretRef, defaults},
 };
 
 use super::names;
@@ -106,6 +107,8 @@ impl<'a> Arguments<'a> {
                 let segment = self.segment()?.ok_or("expected holder=NODE")?;
                 ("n1", Command::PlaceLog { attempt: self.attempt(self.word(0)?)?, segment })
             }
+            "secret" => ("a1", self.secret()?),
+            "remove-secret" => ("a1", Command::RemoveSecret { secret: names::secret(self.word(0)?)? }),
             "drain" => ("a1", self.drain()?),
             "drain-overdue" => {
                 let worker = names::worker(self.word(0)?)?;
@@ -175,6 +178,16 @@ impl<'a> Arguments<'a> {
         }))
     }
 
+    /// secret NAME ID [len=BYTES]
+    fn secret(&self) -> Parsed<Command> {
+        Ok(Command::PutSecret(Box::new(PutSecret {
+            name: self.word(0)?.to_string(),
+            secret: names::secret(self.word(1)?)?,
+            key: [8; 8],
+            sealed: vec![9; self.number("len", 30)?],
+        })))
+    }
+
     fn submit(&self) -> Parsed<Command> {
         Ok(Command::SubmitJob(Box::new(SubmitJob {
             job: names::job(self.word(0)?)?,
@@ -191,6 +204,7 @@ impl<'a> Arguments<'a> {
         let extras = Extras {
             constraints: zones.chain(self.all("constraint").map(constraint)).collect(),
             preferences: self.all("prefer").map(preference).collect::<Parsed<_>>()?,
+            secrets: self.all("secret").map(secret).collect(),
             ..Extras::default()
         };
         let exit_codes: Vec<i32> = self.all("exit_code").map(str::parse).collect::<Result<_, _>>()?;
@@ -325,6 +339,7 @@ impl<'a> Arguments<'a> {
                 "lost" => Reason::WorkerLost { message },
                 "not-provisioned" => Reason::NotProvisioned { message },
                 "not-found" => Reason::CouldNotStart { cause: StartFailure::NotFound, message },
+                "no-secret" => Reason::CouldNotStart { cause: StartFailure::NoSecret, message },
                 "not-permitted" => Reason::CouldNotStart { cause: StartFailure::NotPermitted, message },
                 "cancelled" => Reason::Cancelled {
                     by: Caller::Agent(by.worker),
@@ -352,6 +367,14 @@ fn constraint(text: &str) -> Constraint {
 fn preference(text: &str) -> Parsed<Preference> {
     let (text, weight) = text.rsplit_once(':').ok_or("expected CONSTRAINT:WEIGHT")?;
     Ok(Preference { constraint: constraint(text), weight: weight.parse()? })
+}
+
+/// `NAME` goes to standard input, `NAME@VARIABLE` to the environment.
+fn secret(text: &str) -> SecretRef {
+    match text.split_once('@') {
+        Some((name, env)) => SecretRef { name: name.to_string(), env: Some(env.to_string()) },
+        None => SecretRef { name: text.to_string(), env: None },
+    }
 }
 
 fn secret_of(token: &str) -> Parsed<u8> {

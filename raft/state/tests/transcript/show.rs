@@ -100,6 +100,7 @@ pub(super) fn query(state: &State, arguments: &Arguments<'_>) -> Result<String, 
                 format!("{} of {candidates}: {score:?}", attempt.worker)
             })
         }
+        "secrets" => secrets(state),
         "members" => members(state),
         "segments" => {
             let attempt = arguments.attempt(arguments.word(0)?)?;
@@ -218,4 +219,19 @@ fn reference(attempt: &AttemptRef) -> String {
 fn references(attempts: &[AttemptRef]) -> String {
     let attempts: Vec<_> = attempts.iter().map(reference).collect();
     format!("[{}]", attempts.join(" "))
+}
+
+fn secrets(state: &State) -> String {
+    let mut shown = String::new();
+    for secret in state.secrets() {
+        let (sealed, past) = (state.sealed(secret.id).len(), secret.past.len());
+        let (name, version, id) = (&secret.name, secret.version, secret.id);
+        writeln!(shown, "{name} version {version} is {id}, {sealed} bytes, {past} before").unwrap();
+    }
+    for used in state.secret_uses() {
+        let given: Vec<_> = used.secrets.iter().map(|(name, version)| format!("{name} {version}")).collect();
+        writeln!(shown, "{} on {} of {}: {}", reference(&used.attempt), used.worker, used.owner, given.join(", "))
+            .unwrap();
+    }
+    names::shorten(&shown)
 }
