@@ -28,8 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes(".hodei.v1.RaftMessage.payload")
         .btree_map(".")
         // What carries secrets is never shown by accident.
-        .skip_debug("hodei.v1.PutSecretRequest")
-        .skip_debug("hodei.v1.SecretValue")
+        .skip_debug(["hodei.v1.EnrollResponse", "hodei.v1.PutSecretRequest", "hodei.v1.SecretValue"])
         .compile_fds(set)?;
     Ok(())
 }

@@ -20,7 +20,7 @@ use hodei_proto::v1::{
     cluster_service_server::ClusterServiceServer, job_execution_service_server::JobExecutionServiceServer,
     log_stream_service_server::LogStreamServiceServer, peer_service_server::PeerServiceServer,
     raft_service_server::RaftServiceServer, scheduler_service_server::SchedulerServiceServer,
-    worker_agent_service_server::WorkerAgentServiceServer,
+    secret_service_server::SecretServiceServer, worker_agent_service_server::WorkerAgentServiceServer,
 };
 use hodei_raft::{Handle, Leadership, Topic};
 use hodei_state::ids::NodeId;
@@ -133,8 +133,14 @@ impl App {
         });
         let (stop, removed) = (CancellationToken::new(), CancellationToken::new());
         let dir = Arc::new(dir);
-        let work = work::start(handle.clone(), peers.clone(), &dir.join("logs"), stop.child_token())
-            .map_err(|error| Failure::other(format!("{}: {error}", dir.join("logs").display())))?;
+        let work = work::start(
+            handle.clone(),
+            peers.clone(),
+            &dir.join("logs"),
+            credentials.vault.clone(),
+            stop.child_token(),
+        )
+        .map_err(|error| Failure::other(format!("{}: {error}", dir.join("logs").display())))?;
         let app = Self { config, dir, identity, myself, credentials, peers, handle, work, stop, removed };
         let tasks = app.spawn(sockets.grpc, sockets.http, server_tls)?;
         Ok((app, tasks))
@@ -194,7 +200,7 @@ impl App {
             self.myself.clone(),
             self.handle.clone(),
             self.peers.clone(),
-            self.credentials.authority.clone(),
+            &self.credentials,
             Duration::from_millis(self.config.raft.election_max_ms),
         )
     }
@@ -216,6 +222,8 @@ impl App {
         routes.add_service(raft);
         routes.add_service(JobExecutionServiceServer::new(self.work.jobs.clone()));
         routes.add_service(LogStreamServiceServer::new(self.work.logs.clone()));
+        let secrets = api::secrets::Secrets::new(self.handle.clone(), self.credentials.vault.clone());
+        routes.add_service(SecretServiceServer::new(secrets));
         routes.add_service(SchedulerServiceServer::new(self.work.scheduler.clone()));
         routes.add_service(WorkerAgentServiceServer::new(self.work.workers.clone()));
         routes.add_service(tonic_health::server::health_reporter().1);

@@ -4,7 +4,7 @@
 //! lock             held while a process uses the directory
 //! identity.toml    who this node is; written last, so that what lacks it is not prepared
 //! peers.toml       where the other members were last known to be
-//! pki/             ca.pem ca.key node.pem node.key; enrolment.toml while joining
+//! pki/             ca.pem ca.key node.pem node.key secrets.key; enrolment.toml while joining
 //! admin/           the first administrator: ca.pem cert.pem key.pem (on the founder)
 //! wal/ db/ snapshots/ payloads/ logs/
 //! ```
@@ -26,11 +26,12 @@ use crate::{cli::exit::Failure, durable, files::Files};
 const WHAT: &str = "data directory";
 
 /// What preparing a directory writes before `identity.toml`.
-const PREPARED: [&str; 8] = [
+const PREPARED: [&str; 9] = [
     "pki/ca.pem",
     "pki/ca.key",
     "pki/node.pem",
     "pki/node.key",
+    "pki/secrets.key",
     "pki/enrolment.toml",
     "admin/ca.pem",
     "admin/cert.pem",

@@ -36,6 +36,8 @@ pub mod code {
     pub const UNKNOWN_JOB: &str = "unknown_job";
     /// No such worker.
     pub const UNKNOWN_WORKER: &str = "unknown_worker";
+    /// No such secret.
+    pub const UNKNOWN_SECRET: &str = "unknown_secret";
     /// No such node.
     pub const UNKNOWN_NODE: &str = "unknown_node";
     /// A selector fits several jobs; `candidates` lists them.

@@ -22,6 +22,7 @@ use crate::{
         subject::Subject,
         token::{self, Token},
     },
+    secrets,
 };
 
 /// Makes a cluster: its id, its authority, node 1 and the first administrator.
@@ -39,6 +40,8 @@ pub fn found(dir: &DataDir) -> Result<Identity, Failure> {
     dir.write("pki/ca.pem", authority.pem().as_bytes(), durable::PUBLIC)?;
     dir.write("pki/node.key", node_key.serialize_pem().as_bytes(), durable::SECRET)?;
     dir.write("pki/node.pem", node.as_bytes(), durable::PUBLIC)?;
+    let secrets = credentials::secrets_key_text(&secrets::new_key());
+    dir.write(credentials::SECRETS_KEY, secrets.as_bytes(), durable::SECRET)?;
     let admin_key = write_admin(dir, &authority, Subject { cluster, caller: Caller::Admin(admin) })?;
     let founder = Founder { admin, admin_key: token::base32(&admin_key) };
     let identity =
@@ -106,9 +109,12 @@ fn write_down(dir: &DataDir, admitted: &Admitted) -> Result<Identity, Failure> {
     let Caller::Node(node_id) = admitted.subject.caller else {
         return Err(wrong("the certificate is not a node's".into()));
     };
+    let secrets_key = answer.secrets_key.as_slice().try_into();
+    let secrets_key = secrets_key.map_err(|_| wrong("the key of the secrets is none".into()))?;
     let cluster_id = admitted.subject.cluster;
     let identity = Identity { cluster_id, node_id, start_counter: 0, log_begun: false, founder: None };
     dir.write("pki/ca.key", authority.key_pem().as_bytes(), durable::SECRET)?;
+    dir.write(credentials::SECRETS_KEY, credentials::secrets_key_text(secrets_key).as_bytes(), durable::SECRET)?;
     dir.write("pki/ca.pem", authority.pem().as_bytes(), durable::PUBLIC)?;
     dir.write("pki/node.pem", answer.certificate_pem.as_bytes(), durable::PUBLIC)?;
     dir.write_toml("peers.toml", &crate::peers::book::Book::of(&answer.members, node_id))?;

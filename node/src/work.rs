@@ -30,6 +30,7 @@ use crate::{
         hub::{Hub, Ledger, Pulled, Upstream},
         pull,
     },
+    secrets::Vault,
 };
 
 /// Between looks for logs of jobs that were removed.
@@ -54,11 +55,17 @@ pub struct Work {
     stop: CancellationToken,
 }
 
-/// Starts everything below the directory `logs`, until `stop` is cancelled. Needs a tokio runtime.
+/// Starts everything below the directory `logs`, opening secrets with `vault`, until `stop` is cancelled. Needs a tokio runtime.
 ///
 /// # Errors
 /// The log directory cannot be made, or the system gives no thread.
-pub fn start(handle: Handle, dialer: Arc<dyn Dialer>, logs: &Path, stop: CancellationToken) -> io::Result<Work> {
+pub fn start(
+    handle: Handle,
+    dialer: Arc<dyn Dialer>,
+    logs: &Path,
+    vault: Arc<Vault>,
+    stop: CancellationToken,
+) -> io::Result<Work> {
     let ledger = Arc::new(Replica { handle: handle.clone() });
     let upstream = Arc::new(Peers { dialer: dialer.clone() });
     let hub = Hub::start(handle.node_id(), logs, ledger, upstream, stop.clone())?;
@@ -67,7 +74,7 @@ pub fn start(handle: Handle, dialer: Arc<dyn Dialer>, logs: &Path, stop: Cancell
     hub.spawn(relaying);
     hub.spawn(leader::supervise(handle.clone(), door.clone(), stop.clone()));
     hub.spawn(sweep(handle.clone(), hub.clone(), stop.clone()));
-    let gateway = Gateway { handle: handle.clone(), hub: hub.clone(), relay };
+    let gateway = Gateway { handle: handle.clone(), hub: hub.clone(), relay, vault };
     Ok(Work {
         jobs: Jobs::new(handle.clone(), hub.clone()),
         logs: Logs::new(handle.clone(), hub.clone()),

@@ -6,6 +6,26 @@
 #[allow(missing_docs, unused_qualifications, clippy::all, reason = "generated code")]
 pub mod v1 {
     tonic::include_proto!("hodei.v1");
+
+    // What carries secrets is shown without them.
+
+    impl std::fmt::Debug for PutSecretRequest {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("PutSecretRequest").field("id", &self.id).field("name", &self.name).finish_non_exhaustive()
+        }
+    }
+
+    impl std::fmt::Debug for SecretValue {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("SecretValue").field("name", &self.name).field("env", &self.env).finish_non_exhaustive()
+        }
+    }
+
+    impl std::fmt::Debug for EnrollResponse {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("EnrollResponse").field("identity", &self.identity).finish_non_exhaustive()
+        }
+    }
 }
 
 /// The encoded `FileDescriptorSet` of all files, for gRPC reflection and for the test that walks every RPC.

@@ -151,7 +151,14 @@ impl Cluster {
         };
         let (session_id, heartbeat) = self.until("a heartbeat", look).await;
         let lost_after_ms = u64::try_from(lost_after.as_millis()).unwrap();
-        RunJob { attempt: Some(key.to_wire()), session_id, spec: Some(spec), heartbeat, lost_after_ms }
+        RunJob {
+            attempt: Some(key.to_wire()),
+            session_id,
+            spec: Some(spec),
+            heartbeat,
+            lost_after_ms,
+            ..RunJob::default()
+        }
     }
 
     pub async fn result(&self, key: AttemptKey) -> JobResult {

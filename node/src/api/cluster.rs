@@ -24,7 +24,8 @@ use tonic::{Request, Response, Status};
 use crate::{
     error,
     peers::{Peers, hello::Myself},
-    pki::ca::Authority,
+    pki::{ca::Authority, credentials::Credentials},
+    secrets::Vault,
     server::{auth, deadline},
 };
 
@@ -42,6 +43,7 @@ struct Shared {
     handle: Handle,
     peers: Arc<Peers>,
     authority: Arc<Authority>,
+    vault: Arc<Vault>,
     /// A member that was heard within this span is healthy.
     healthy: Duration,
     enrolments: Semaphore,
@@ -54,11 +56,13 @@ impl Cluster {
         myself: Arc<Myself>,
         handle: Handle,
         peers: Arc<Peers>,
-        authority: Arc<Authority>,
+        credentials: &Credentials,
         election: Duration,
     ) -> Self {
         let enrolments = Semaphore::new(ENROLMENTS);
-        Self { shared: Arc::new(Shared { myself, handle, peers, authority, healthy: election * 2, enrolments }) }
+        let (authority, vault) = (credentials.authority.clone(), credentials.vault.clone());
+        let healthy = election * 2;
+        Self { shared: Arc::new(Shared { myself, handle, peers, authority, vault, healthy, enrolments }) }
     }
 
     /// Whether this node can have jobs committed, as far as it knows.
@@ -89,7 +93,7 @@ fn position(position: hodei_raft::Position) -> Position {
 }
 
 /// A caller as it stands in messages.
-fn identity(caller: Caller) -> Identity {
+pub fn identity(caller: Caller) -> Identity {
     let (role, id) = match caller {
         Caller::Node(id) => (Role::Node, id.to_string()),
         Caller::Agent(id) => (Role::Agent, id.to_string()),

@@ -5,6 +5,7 @@ pub mod jobs;
 pub mod logs;
 pub mod peer;
 pub mod scheduler;
+pub mod secrets;
 pub mod workers;
 
 use hodei_proto::DESCRIPTOR_SET;

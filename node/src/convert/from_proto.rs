@@ -207,6 +207,7 @@ pub fn reason(reason: v1::Reason, by: Caller) -> Result<Reason, Bad> {
             let cause = match reason.cause.as_str() {
                 "not_found" => StartFailure::NotFound,
                 "not_permitted" => StartFailure::NotPermitted,
+                "no_secret" => StartFailure::NoSecret,
                 _ => StartFailure::Other,
             };
             Reason::CouldNotStart { cause, message: reason.message }

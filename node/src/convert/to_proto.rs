@@ -134,6 +134,7 @@ pub fn reason(reason: &Reason) -> v1::Reason {
             let cause = match cause {
                 StartFailure::NotFound => "not_found",
                 StartFailure::NotPermitted => "not_permitted",
+                StartFailure::NoSecret => "no_secret",
                 StartFailure::Other => "other",
             };
             v1::Reason { cause: cause.into(), message: message.clone(), ..kind("could_not_start") }
@@ -304,7 +305,7 @@ fn capacity(capacity: &Capacity) -> v1::Capacity {
 }
 
 /// Unix milliseconds as the wire has them.
-fn ms(at: Millis) -> i64 {
+pub fn ms(at: Millis) -> i64 {
     i64::try_from(at.0).unwrap_or(i64::MAX)
 }
 

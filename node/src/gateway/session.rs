@@ -6,6 +6,7 @@
 mod errands;
 mod inbound;
 mod outbound;
+mod secrets;
 
 use std::{
     collections::{BTreeMap, HashSet, btree_map::Entry},
@@ -45,6 +46,7 @@ use crate::{
         frame::LogKey,
         hub::{Hub, Open},
     },
+    secrets::Vault,
 };
 
 /// Messages that may wait for the agent to read them.
@@ -67,6 +69,8 @@ pub struct Gateway {
     pub hub: Hub,
     /// The way to the leader.
     pub relay: Relay,
+    /// Opens secrets.
+    pub vault: Arc<Vault>,
 }
 
 /// What an agent sends.

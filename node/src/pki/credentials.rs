@@ -5,25 +5,33 @@ use std::sync::Arc;
 use hodei_state::ids::{Caller, ClusterId, NodeId};
 use rcgen::KeyPair;
 use rustls::{ClientConfig, ServerConfig};
+use zeroize::Zeroizing;
 
 use super::{
     PkiError,
     ca::Authority,
     request,
     subject::{Certified, Subject},
+    token,
 };
 use crate::{
     cli::exit::Failure,
     data_dir::{DataDir, Identity},
     durable,
     net::tls,
+    secrets::{self, Vault},
     server::listener,
 };
+
+/// Where the key of the cluster's secrets lies.
+pub const SECRETS_KEY: &str = "pki/secrets.key";
 
 /// Certificates, keys and authorities of a node.
 pub struct Credentials {
     /// Issues certificates.
     pub authority: Arc<Authority>,
+    /// Seals and opens secrets.
+    pub vault: Arc<Vault>,
     /// SHA-256 of the node's public key.
     pub key: [u8; 32],
     chain: String,
@@ -63,7 +71,8 @@ impl Credentials {
         } else {
             chain
         };
-        Ok(Self { authority: Arc::new(authority), key, chain, key_pem })
+        let vault = Arc::new(vault(dir, identity)?);
+        Ok(Self { authority: Arc::new(authority), vault, key, chain, key_pem })
     }
 
     /// How this node serves.
@@ -85,6 +94,20 @@ impl Credentials {
         let own = Some((self.chain.as_bytes(), self.key_pem.as_bytes()));
         Ok(tls::client_config(self.authority.pem().as_bytes(), own)?)
     }
+}
+
+/// What `pki/secrets.key` holds: the key in base 32.
+#[must_use]
+pub fn secrets_key_text(key: &[u8; secrets::KEY_BYTES]) -> Zeroizing<String> {
+    Zeroizing::new(token::base32(key))
+}
+
+fn vault(dir: &DataDir, identity: &Identity) -> Result<Vault, Failure> {
+    let path = dir.join(SECRETS_KEY);
+    let text = dir.read(SECRETS_KEY)?.ok_or_else(|| Failure::other(format!("{} is missing", path.display())))?;
+    let key = token::from_base32(Zeroizing::new(text).trim());
+    let key = key.ok_or_else(|| Failure::other(format!("{} is damaged", path.display())))?;
+    Ok(Vault::new(identity.cluster_id, Zeroizing::new(key)))
 }
 
 /// A node as a party of its cluster.

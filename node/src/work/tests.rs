@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, transport::Channel};
 
 use super::{Work, start};
+use crate::secrets::{Vault, new_key};
 use crate::{
     convert::from_proto,
     logs::{entries::tests::lines, subscribe, tally::Tally},
@@ -52,7 +53,14 @@ impl Node {
         let handle = hodei_raft::start(config, Arc::new(Alone)).await.unwrap();
         handle.initialize().await.unwrap();
         let logs = dir.path().join("logs");
-        let work = start(handle.clone(), Arc::new(Alone), &logs, CancellationToken::new()).unwrap();
+        let work = start(
+            handle.clone(),
+            Arc::new(Alone),
+            &logs,
+            Arc::new(Vault::new(ClusterId(1), new_key())),
+            CancellationToken::new(),
+        )
+        .unwrap();
         let node = Self { handle, work, _dir: dir };
         for envelope in founding() {
             node.propose(envelope).await;

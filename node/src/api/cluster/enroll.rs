@@ -38,9 +38,11 @@ impl Shared {
             ca_key_pem: String::new(),
             members: self.addresses(),
             position: Some(position),
+            secrets_key: Vec::new(),
         };
         if token.role == Role::Node {
             self.authority.key_pem().clone_into(&mut answer.ca_key_pem);
+            answer.secrets_key = self.vault.key().to_vec();
         }
         tracing::info!(who = %issued, "enrolled");
         Ok(answer)

@@ -9,6 +9,7 @@ mod job;
 mod join;
 mod run;
 mod scheduler;
+mod secret;
 pub mod serve;
 mod token;
 mod worker;
@@ -43,6 +44,9 @@ pub enum Command {
     /// Tokens that let nodes, agents and people in
     #[command(subcommand)]
     Token(token::Command),
+    /// Secrets that jobs are given
+    #[command(subcommand)]
+    Secret(secret::Command),
     /// The nodes of the cluster
     #[command(subcommand)]
     Cluster(cluster::Command),
@@ -66,6 +70,7 @@ impl Command {
             Self::Worker(command) => command.run(&global).await,
             Self::Scheduler(command) => command.run(&global).await,
             Self::Token(command) => command.run(&global).await,
+            Self::Secret(command) => command.run(&global).await,
             Self::Cluster(command) => command.run(&global).await,
             Self::Completion(args) => args.run(),
         }

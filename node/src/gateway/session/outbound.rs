@@ -87,12 +87,18 @@ impl Session {
             }
             Err(_) => return None,
         };
+        let (secrets, missing_secret) = match self.secrets(state, &spec) {
+            Ok(secrets) => (secrets, String::new()),
+            Err(missing) => (Vec::new(), missing),
+        };
         Some(v1::RunJob {
             attempt: Some(to_proto::attempt_ref(&id)),
             session_id: self.on.session.to_string(),
             spec: Some(to_proto::spec(&spec, Some(&execution))),
             heartbeat: attempt.heartbeat,
             lost_after_ms: spec.lost_after_ms,
+            secrets,
+            missing_secret,
         })
     }
 

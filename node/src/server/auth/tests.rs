@@ -91,6 +91,10 @@ const EXPECTED: &str = "\
 /hodei.v1.ClusterService/CreateToken: admin
 /hodei.v1.ClusterService/ListTokens: admin
 /hodei.v1.ClusterService/RevokeToken: admin
+/hodei.v1.SecretService/PutSecret: admin
+/hodei.v1.SecretService/ListSecrets: admin
+/hodei.v1.SecretService/RemoveSecret: admin
+/hodei.v1.SecretService/ListSecretUses: admin
 /hodei.v1.SchedulerService/GetQueueStatus: user admin
 /hodei.v1.SchedulerService/GetAvailableWorkers: user admin
 /hodei.v1.SchedulerService/GetSchedulerConfig: user admin

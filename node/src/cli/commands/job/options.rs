@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::{
     cli::exit::Failure,
     convert::from_proto,
-    jobfile::{self, Command, Constraint, Cores, Duration, JobFile, Preference, Shell, Size, units},
+    jobfile::{self, Command, Constraint, Cores, Duration, JobFile, Preference, Secret, Shell, Size, units},
 };
 
 /// A larger job file cannot hold a job.
@@ -107,6 +107,9 @@ pub struct Options {
     /// Between SIGTERM and SIGKILL (default 10s)
     #[arg(long, value_name = "TIME", value_parser = duration)]
     grace_period: Option<Duration>,
+    /// A secret that it is given: as JSON on its standard input, or in a variable; may be repeated
+    #[arg(long, value_name = "NAME[=VARIABLE]")]
+    secret: Vec<String>,
     /// Where it runs (default: a private directory)
     #[arg(long, value_name = "DIR")]
     working_directory: Option<String>,
@@ -172,6 +175,10 @@ impl Options {
         file.retry.backoff_initial = self.retry_backoff.or(file.retry.backoff_initial);
         file.retry.backoff_max = self.retry_backoff_max.or(file.retry.backoff_max);
         file.grace_period = self.grace_period.or(file.grace_period);
+        file.secrets.extend(self.secret.into_iter().map(|text| match text.split_once('=') {
+            Some((name, env)) => Secret { name: name.to_owned(), env: Some(env.to_owned()) },
+            None => Secret { name: text, env: None },
+        }));
         file.working_directory = self.working_directory.or(file.working_directory);
         file
     }
