@@ -7,7 +7,8 @@ use std::{io, path::Path, sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
 use hodei_proto::v1::{
-    JobEnd, LivenessRequest, LivenessResponse, PullLogRequest, PullLogResponse, peer_service_client::PeerServiceClient,
+    GetSchedulingDecisionRequest, GetSchedulingDecisionResponse, JobEnd, LivenessRequest, LivenessResponse,
+    PullLogRequest, PullLogResponse, peer_service_client::PeerServiceClient,
 };
 use hodei_raft::{Dialer, Handle, Topic};
 use hodei_state::{
@@ -22,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use crate::{
-    api::{jobs, jobs::Jobs, logs::Logs, scheduler::Scheduler, workers::Workers},
+    api::{explain::Explainer, jobs, jobs::Jobs, logs::Logs, scheduler::Scheduler, workers::Workers},
     error,
     gateway::{Relay, session::Gateway},
     leader::{self, door::Door},
@@ -70,7 +71,8 @@ pub fn start(
     let upstream = Arc::new(Peers { dialer: dialer.clone() });
     let hub = Hub::start(handle.node_id(), logs, ledger, upstream, stop.clone())?;
     let door = Door::default();
-    let (relay, relaying) = Relay::new(&handle, dialer, door.clone(), stop.clone());
+    let (relay, relaying) = Relay::new(&handle, dialer.clone(), door.clone(), stop.clone());
+    let explainer = Explainer::new(handle.clone(), door.clone(), dialer);
     hub.spawn(relaying);
     hub.spawn(leader::supervise(handle.clone(), door.clone(), stop.clone()));
     hub.spawn(sweep(handle.clone(), hub.clone(), stop.clone()));
@@ -78,9 +80,9 @@ pub fn start(
     Ok(Work {
         jobs: Jobs::new(handle.clone(), hub.clone()),
         logs: Logs::new(handle.clone(), hub.clone()),
-        scheduler: Scheduler::new(handle),
+        scheduler: Scheduler::new(handle, explainer.clone()),
         workers: Workers::new(gateway),
-        peer: PeerParts { hub: hub.clone(), door },
+        peer: PeerParts { hub: hub.clone(), door, explainer },
         hub,
         stop,
     })
@@ -101,6 +103,7 @@ impl Work {
 pub struct PeerParts {
     hub: Hub,
     door: Door,
+    explainer: Explainer,
 }
 
 impl PeerParts {
@@ -114,6 +117,18 @@ impl PeerParts {
         requests: Streaming<LivenessRequest>,
     ) -> Result<mpsc::Receiver<Result<LivenessResponse, Status>>, Status> {
         self.door.serve(&self.hub, from, requests).await
+    }
+
+    /// `PeerService.Explain`.
+    ///
+    /// # Errors
+    /// This node does not lead; an unknown job.
+    pub async fn explain(
+        &self,
+        request: GetSchedulingDecisionRequest,
+        by: Instant,
+    ) -> Result<GetSchedulingDecisionResponse, Status> {
+        self.explainer.answer_peer(request, by).await
     }
 
     /// `PeerService.PullLog`.

@@ -1,6 +1,7 @@
 //! The services: each RPC is translated, decided by the state or a command, and translated back.
 
 pub mod cluster;
+pub mod explain;
 pub mod jobs;
 pub mod logs;
 pub mod peer;

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use hodei_proto::v1::{
-    HelloRequest, HelloResponse, LivenessRequest, LivenessResponse, PullLogRequest, PullLogResponse,
-    peer_service_server::PeerService,
+    GetSchedulingDecisionRequest, GetSchedulingDecisionResponse, HelloRequest, HelloResponse, LivenessRequest,
+    LivenessResponse, PullLogRequest, PullLogResponse, peer_service_server::PeerService,
 };
 use hodei_raft::Handle;
 use hodei_state::{command::NodeHello, ids::Caller};
@@ -17,7 +17,7 @@ use crate::{
         Peers,
         hello::{self, Inbox, Myself},
     },
-    server::auth,
+    server::{auth, deadline},
     work::PeerParts,
 };
 
@@ -48,6 +48,14 @@ impl PeerService for Peer {
         let Caller::Node(from) = auth::caller(&request)? else { return Err(error::not_allowed("nodes only")) };
         let answers = self.work.liveness(from, request.into_inner()).await?;
         Ok(Response::new(ReceiverStream::new(answers)))
+    }
+
+    async fn explain(
+        &self,
+        request: Request<GetSchedulingDecisionRequest>,
+    ) -> Result<Response<GetSchedulingDecisionResponse>, Status> {
+        let by = deadline::of(&request);
+        self.work.explain(request.into_inner(), by).await.map(Response::new)
     }
 
     async fn pull_log(&self, request: Request<PullLogRequest>) -> Result<Response<Self::PullLogStream>, Status> {

@@ -1,9 +1,10 @@
-//! `SchedulerService`: the queue in numbers, the workers.
+//! `SchedulerService`: the queue in numbers, the workers, what goes where and why.
 
 use hodei_proto::v1::{
     ConfigureSchedulerRequest, ConfigureSchedulerResponse, GetAvailableWorkersRequest, GetAvailableWorkersResponse,
     GetQueueStatusRequest, GetQueueStatusResponse, GetSchedulerConfigRequest, GetSchedulerConfigResponse,
-    WorkerAttempt, scheduler_service_server::SchedulerService,
+    GetSchedulingDecisionRequest, GetSchedulingDecisionResponse, WorkerAttempt,
+    scheduler_service_server::SchedulerService,
 };
 use hodei_raft::{Handle, View};
 use hodei_state::{
@@ -17,6 +18,7 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use crate::{
+    api::explain::Explainer,
     convert::{from_proto, to_proto},
     error,
     server::{auth, deadline},
@@ -30,13 +32,14 @@ const EXPECTED_WORKER: &str = "a worker's id, at least four of its last hex digi
 #[derive(Clone)]
 pub struct Scheduler {
     handle: Handle,
+    explainer: Explainer,
 }
 
 impl Scheduler {
     /// Over this state.
     #[must_use]
-    pub fn new(handle: Handle) -> Self {
-        Self { handle }
+    pub fn new(handle: Handle, explainer: Explainer) -> Self {
+        Self { handle, explainer }
     }
 
     async fn view(&self, stale: bool, by: Instant) -> Result<View, Status> {
@@ -103,6 +106,14 @@ impl SchedulerService for Scheduler {
             workers,
             position: Some(to_proto::position(position.term, position.index)),
         }))
+    }
+
+    async fn get_scheduling_decision(
+        &self,
+        request: Request<GetSchedulingDecisionRequest>,
+    ) -> Result<Response<GetSchedulingDecisionResponse>, Status> {
+        let (caller, by) = (auth::caller(&request)?, deadline::of(&request));
+        self.explainer.answer(request.into_inner(), caller, by).await.map(Response::new)
     }
 
     async fn get_scheduler_config(

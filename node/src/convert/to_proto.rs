@@ -91,6 +91,7 @@ pub fn attempt(attempt: &Attempt) -> v1::Attempt {
         finished_at_ms: optional_ms(end.map(|end| end.at)),
         reason: end.map(|end| reason(&end.reason)),
         log: end.and_then(|end| end.log.as_ref()).map(log_end),
+        choice: Some(super::explanation::choice(&attempt.choice)),
     }
 }
 
@@ -222,7 +223,7 @@ fn retry(retry: &Retry) -> v1::Retry {
     }
 }
 
-fn constraint(constraint: &Constraint) -> v1::Constraint {
+pub(super) fn constraint(constraint: &Constraint) -> v1::Constraint {
     v1::Constraint {
         attribute: constraint.attribute.clone(),
         operator: constraint.operator.clone(),
@@ -281,7 +282,7 @@ pub fn worker_attempt(attempt: &Attempt, name: Option<String>) -> v1::WorkerAtte
     }
 }
 
-fn worker_state(state: WorkerState) -> &'static str {
+pub(super) fn worker_state(state: WorkerState) -> &'static str {
     match state {
         WorkerState::Creating => "Creating",
         WorkerState::Connecting => "Connecting",
@@ -309,6 +310,6 @@ pub fn ms(at: Millis) -> i64 {
     i64::try_from(at.0).unwrap_or(i64::MAX)
 }
 
-fn optional_ms(at: Option<Millis>) -> i64 {
+pub(super) fn optional_ms(at: Option<Millis>) -> i64 {
     at.map_or(0, ms)
 }

@@ -1,13 +1,13 @@
 //! How gateways reach the leader of the moment. Open while this node leads; closed, everybody who came through it is
 //! told to look for the next leader.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use hodei_proto::v1::{LivenessRequest, LivenessResponse};
-use hodei_state::ids::NodeId;
+use hodei_state::{Hearing, Now, ids::NodeId};
 use tokio::{
-    sync::{mpsc, watch},
-    time::Instant,
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, timeout},
 };
 use tonic::{Status, Streaming};
 
@@ -15,6 +15,8 @@ use crate::{error, logs::hub::Hub};
 
 /// Messages of all gateways that may wait for the leader.
 const INBOX: usize = 256;
+/// For the leader's task to say what it has heard; it never waits itself.
+const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 /// Answers that may wait for a gateway.
 const ANSWERS: usize = 64;
 
@@ -37,6 +39,11 @@ pub enum Message {
         request: LivenessRequest,
         /// When it arrived here: leases count from then, and the read index that confirms them begins later.
         received: Instant,
+    },
+    /// Somebody asks what has been heard of workers.
+    Heard {
+        /// Takes the answer: with the leader's clocks.
+        answer: oneshot::Sender<(Hearing, Now)>,
     },
 }
 
@@ -71,6 +78,19 @@ impl Door {
         let (answers, receiver) = mpsc::channel(ANSWERS);
         inbox.send(Message::Entered { node, gate, answers }).await.ok()?;
         Some((Gate { gate, inbox }, receiver))
+    }
+
+    /// What has been heard of workers in this leadership, and the leader's clocks; `None` where this node does not lead,
+    /// or has no time for it.
+    pub async fn heard(&self) -> Option<(Hearing, Now)> {
+        let inbox = self.inbox.borrow().clone()?;
+        let (answer, heard) = oneshot::channel();
+        timeout(ANSWER_WITHIN, async {
+            inbox.send(Message::Heard { answer }).await.ok()?;
+            heard.await.ok()
+        })
+        .await
+        .ok()?
     }
 
     /// Serves `PeerService.Liveness` for the gateway `node`.

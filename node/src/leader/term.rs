@@ -170,6 +170,12 @@ impl Term {
                 self.links.insert(gate, Link { node, answers });
                 self.plan_due = true;
             }
+            Message::Heard { answer } => {
+                let at = Instant::now();
+                let stamp = self.clock.stamp(&self.handle.view().state, at);
+                // Who asked may have given up.
+                let _ = answer.send((self.liveness.hearing().clone(), Now { mono: self.clock.mono(at), stamp }));
+            }
             Message::Heartbeats { gate, request, received } => {
                 let received = self.clock.mono(received);
                 let room = MAX_WAITING.saturating_sub(self.waiting.len());

@@ -8,6 +8,7 @@
 //! ```text
 //! State::apply(index, offset, at, envelope) -> Outcome       the only way in which state changes
 //! plan(state, liveness, now)                -> Plan          what the scheduler proposes
+//! explain(state, hearing, now, subject)     -> Explanation   why a job waits, or is where it is
 //! Liveness::confirm, Liveness::expire                        which leases are extended, which have run out
 //! retention(state, now, policy)             -> Command       which finished jobs go
 //! ```
@@ -63,6 +64,7 @@
 
 pub mod codec;
 pub mod command;
+pub mod explain;
 pub mod ids;
 pub mod invariants;
 pub mod job;

@@ -236,12 +236,9 @@ impl<'a> Planner<'a> {
         }
         let stale = ranking.stale.iter().map(|at| self.candidates[*at].worker);
         self.asked.extend(stale.clone().map(|worker| worker.id));
-        // A worker that was heard of until lately may well answer: worth waiting for rather than going back to the one
-        // that has just failed.
-        let patience = (spec.lost_after_ms / 3).saturating_add(PATIENCE_MS);
         let hopeful = stale
             .filter(|worker| job.avoid != Some(worker.id))
-            .any(|worker| self.hearing.silence(session_of(worker), self.now.mono) <= patience);
+            .any(|worker| is_hopeful(self.hearing, session_of(worker), spec, self.now.mono));
         match on_avoided {
             Some(place) if !hopeful => place,
             Some(_) => Placement::Avoids,
@@ -284,6 +281,13 @@ impl<'a> Planner<'a> {
             wake_at: next.into_iter().chain(ask_again).chain(drained).min(),
         }
     }
+}
+
+/// Whether a worker without a fresh heartbeat is worth waiting for, rather than going back to the one on which a job has
+/// just failed: one that was heard of until lately may well answer.
+pub(crate) fn is_hopeful(hearing: &Hearing, on: SessionRef, spec: &JobSpec, now: Mono) -> bool {
+    let patience = (spec.lost_after_ms / 3).saturating_add(PATIENCE_MS);
+    hearing.silence(on, now) <= patience
 }
 
 fn session_of(worker: &Worker) -> SessionRef {

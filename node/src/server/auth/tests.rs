@@ -97,6 +97,7 @@ const EXPECTED: &str = "\
 /hodei.v1.SecretService/ListSecretUses: admin
 /hodei.v1.SchedulerService/GetQueueStatus: user admin
 /hodei.v1.SchedulerService/GetAvailableWorkers: user admin
+/hodei.v1.SchedulerService/GetSchedulingDecision: user admin
 /hodei.v1.SchedulerService/GetSchedulerConfig: user admin
 /hodei.v1.SchedulerService/ConfigureScheduler: admin
 /hodei.v1.WorkerAgentService/Register: agent
@@ -120,6 +121,7 @@ const EXPECTED: &str = "\
 /hodei.v1.RaftService/Probe: node
 /hodei.v1.PeerService/Hello: node
 /hodei.v1.PeerService/Liveness: node
+/hodei.v1.PeerService/Explain: node
 /hodei.v1.PeerService/PullLog: node
 /grpc.health.v1.Health/Check: node agent user admin
 /grpc.health.v1.Health/Watch: node agent user admin

@@ -10,6 +10,7 @@ use goldenscript::Command as Line;
 use hodei_state::{
     Liveness, Now, Retention, State,
     command::{Command, Envelope},
+    explain::{Subject, explain},
     ids::{Caller, Millis, Mono},
     invariants,
     outcome::Outcome,
@@ -79,6 +80,7 @@ impl goldenscript::Runner for Runner {
                 Ok(deadline.map_or("none".to_string(), |at| format!("in {} ms", at.0.saturating_sub(self.now))))
             }
             "plan" | "schedule" => self.plan(line.name == "schedule"),
+            "explain" => self.explain(&arguments),
             "retain" => self.retain(&arguments),
             "use-many" => self.use_many(&arguments),
             _ => show::query(&self.state, &arguments),
@@ -195,6 +197,20 @@ impl Runner {
         let shown = if apply { self.apply_all(planned.commands) } else { show::commands(&planned.commands) };
         let shown = format!("{shown}{rest}");
         Ok(if shown.is_empty() { "nothing to do".to_string() } else { shown })
+    }
+
+    /// explain J: as the leader; explain J unheard: as a node that reaches no leader; explain [cpu=MILLIS]…: a spec as of
+    /// `submit`, without submitting it.
+    fn explain(&mut self, arguments: &Arguments<'_>) -> Shown {
+        let now = Now { mono: Mono(self.now), stamp: Millis(self.now) };
+        let spec = arguments.spec()?;
+        let (subject, unheard) = match arguments.words() {
+            [] => (Subject::Spec(&spec), false),
+            [job, rest @ ..] => (Subject::Job(names::job(job)?), !rest.is_empty()),
+        };
+        let hearing = self.liveness.as_ref().filter(|_| !unheard).map(Liveness::hearing);
+        let explanation = explain(&self.state, hearing, now, subject);
+        Ok(explanation.map_or("no such job".to_string(), |explanation| show::explanation(&explanation, self.now)))
     }
 
     /// retain age=MS count=N: the next removals, applied.

@@ -197,7 +197,7 @@ impl<'a> Arguments<'a> {
         })))
     }
 
-    fn spec(&self) -> Parsed<JobSpec> {
+    pub(super) fn spec(&self) -> Parsed<JobSpec> {
         let labels = self.all("label").filter_map(|pair| pair.split_once('@'));
         let labels = labels.map(|(key, value)| (key.to_string(), value.to_string())).collect();
         let zones = self.all("zone").map(|zone| constraint(&format!("label.zone = {zone}")));

@@ -5,11 +5,13 @@ use std::{error::Error, fmt::Write as _};
 use hodei_state::{
     Changes, Grants, Plan, SelectError, State,
     command::Command,
-    ids::AttemptRef,
+    explain::{Blocker, Explanation, Lack, Standing, Start, Verdict},
+    ids::{AttemptRef, Millis},
     job::{Attempt, Job, Reason},
     outcome::Outcome,
     registry::Worker,
     score::Choice,
+    spec::Constraint,
 };
 
 use super::{names, parse::Arguments};
@@ -120,6 +122,56 @@ pub(super) fn query(state: &State, arguments: &Arguments<'_>) -> Result<String, 
         name => return Err(format!("unknown command {name}").into()),
     };
     Ok(names::shorten(&shown))
+}
+
+pub(super) fn explanation(explanation: &Explanation, now: u64) -> String {
+    let Explanation { standing, ahead, blocker, chosen, start, workers, heard } = explanation;
+    let span = |at: &Millis| format!("in {} ms", at.0.saturating_sub(now));
+    let mut shown = match standing {
+        Standing::Placed { attempt, worker, running, choice, .. } => {
+            let (is, score) = (if *running { "running" } else { "scheduled" }, choice.score.total());
+            format!("{is} as {} on {worker}, which scored {score} among {}", reference(attempt), choice.candidates)
+        }
+        Standing::Ended { state, reason, .. } => format!("{state:?}: {}", self::reason(reason)),
+        other => format!("{other:?}"),
+    };
+    match blocker {
+        Some(Blocker::Backoff { until }) => write!(shown, ", backoff ends {}", span(until)).unwrap(),
+        Some(blocker) => write!(shown, ", {blocker:?}").unwrap(),
+        None => {}
+    }
+    ahead.iter().for_each(|ahead| write!(shown, ", {ahead} ahead").unwrap());
+    match start {
+        Some(Start::AfterBackoff(at)) => write!(shown, ", starts after its backoff {}", span(at)).unwrap(),
+        Some(Start::ByTimeouts(at)) => write!(shown, ", starts by time-outs {}", span(at)).unwrap(),
+        Some(start) => write!(shown, ", starts {start:?}").unwrap(),
+        None => {}
+    }
+    chosen.iter().for_each(|worker| write!(shown, " on {worker}").unwrap());
+    shown.push_str(if *heard { "\n" } else { ", heartbeats unknown\n" });
+    for (worker, verdict) in workers {
+        let verdict = match verdict {
+            Verdict::Fits(score) => format!("fits, score {}", score.total()),
+            Verdict::Avoided(score) => format!("has just failed it, score {}", score.total()),
+            Verdict::Unheard(age) => format!("fits, newest heartbeat {age:?}"),
+            Verdict::NoRoom { lacks, held_by, free_by } => {
+                format!("{}, held by {held_by:?}, free {:?}", self::lacks(lacks), free_by.as_ref().map(span))
+            }
+            Verdict::TooSmall(lacks) => format!("too small: {}", self::lacks(lacks)),
+            Verdict::Constraint { constraint: Constraint { attribute, operator, value }, actual } => {
+                format!("{attribute} {operator} {value} does not hold of {actual:?}")
+            }
+            other => format!("{other:?}"),
+        };
+        writeln!(shown, "  {worker} {verdict}").unwrap();
+    }
+    names::shorten(&shown)
+}
+
+fn lacks(lacks: &[Lack]) -> String {
+    let lacks: Vec<_> =
+        lacks.iter().map(|Lack { what, needed, there }| format!("{there} of {needed} {what}")).collect();
+    lacks.join(", ")
 }
 
 fn members(state: &State) -> String {

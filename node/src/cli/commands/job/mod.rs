@@ -2,6 +2,7 @@
 
 mod cancel;
 mod ending;
+mod explain;
 mod follow;
 mod get;
 mod list;
@@ -34,6 +35,8 @@ pub enum Command {
     Logs(logs::Args),
     /// Request that a job be cancelled
     Cancel(cancel::Args),
+    /// Show why a job waits, or why it is where it is
+    Explain(explain::Args),
     /// Wait until jobs have ended
     Wait(wait::Args),
     /// Print the JSON Schema of job files
@@ -49,6 +52,7 @@ impl Command {
             Self::Get(args) => args.run(global).await,
             Self::Logs(args) => args.run(global).await,
             Self::Cancel(args) => args.run(global).await,
+            Self::Explain(args) => args.run(global).await,
             Self::Wait(args) => args.run(global).await,
             Self::Schema(args) => args.run(),
         }

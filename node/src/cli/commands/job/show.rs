@@ -1,6 +1,6 @@
 //! Jobs as they are printed. The JSON is stable: `docs` names its fields, and a spec in it is a job file again.
 
-use hodei_proto::v1::{Attempt, Job, JobSpec, JobState, LogEnd, OutputPolicy, Reason, command};
+use hodei_proto::v1::{Attempt, Job, JobSpec, JobState, LogEnd, OutputPolicy, Reason, Score, command};
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -101,7 +101,8 @@ fn log(job: &Job) -> Option<LogEnd> {
     job.attempts.last().and_then(|attempt| attempt.log)
 }
 
-fn attempt(attempt: &Attempt) -> Value {
+/// An attempt as JSON.
+pub fn attempt(attempt: &Attempt) -> Value {
     json!({
         "number": attempt.number,
         "worker_id": text(&attempt.worker_id),
@@ -110,6 +111,21 @@ fn attempt(attempt: &Attempt) -> Value {
         "assigned_at": output::time(attempt.assigned_at_ms),
         "started_at": output::time(attempt.started_at_ms),
         "finished_at": output::time(attempt.finished_at_ms),
+        "choice": attempt.choice.as_ref().map(|choice| {
+            json!({ "candidates": choice.candidates, "score": choice.score.as_ref().map(score) })
+        }),
+    })
+}
+
+/// What a worker scored, as JSON.
+pub fn score(score: &Score) -> Value {
+    json!({
+        "total": score.total,
+        "bin_packing": score.bin_packing,
+        "spread": score.spread,
+        "load": score.load,
+        "affinity": score.affinity,
+        "reliability": score.reliability,
     })
 }
 
@@ -128,7 +144,7 @@ pub fn state(state: JobState) -> &'static str {
 }
 
 /// `{kind, …}` with what belongs to the kind.
-fn reason(reason: &Reason) -> Value {
+pub fn reason(reason: &Reason) -> Value {
     let mut fields = Map::from_iter([("kind".to_owned(), json!(reason.kind))]);
     let mut add = |name: &str, value: Value| {
         if !value.is_null() {
