@@ -6,7 +6,7 @@ use std::fmt;
 use crate::{
     codec,
     ids::Caller,
-    job::{Attempt, Job, JobState},
+    job::{Attempt, EndedBy, Job, JobState},
     registry::{Worker, WorkerState},
     state::State,
 };
@@ -109,6 +109,10 @@ fn check_attempt(state: &State, attempt: &Attempt, found: &mut Findings) {
     found.check(state.worker(attempt.worker).is_some(), || format!("attempt {id:?} is on no worker"));
     if let Some(end) = &attempt.end {
         found.check(end.at >= attempt.assigned_at, || format!("attempt {id:?} ended before it was assigned"));
+        // Only a later session can have found it dead, and sessions never come back.
+        let session = state.worker(attempt.worker).map(|worker| worker.session);
+        let later = end.by != EndedBy::Dead || session != Some(attempt.session);
+        found.check(later, || format!("attempt {id:?} was found dead by its own session"));
     }
 }
 

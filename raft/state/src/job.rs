@@ -145,6 +145,8 @@ pub enum EndedBy {
     Declined,
     /// Its lease ran out.
     Expiry,
+    /// A later session of its worker killed what was left of it and saw that nothing is.
+    Dead,
 }
 
 /// The end of an attempt.

@@ -57,7 +57,6 @@
 //!
 //! - Dependencies, arrays and images: the stored spec has room for them; [`validate::supported`]
 //!   turns them away until they are carried out.
-//! - Reports of dead attempts of an older session are accepted and free nothing, until a watchdog vouches for them.
 //! - Providers, revocation of single users.
 
 #![forbid(unsafe_code)]

@@ -77,6 +77,7 @@ struct Tally {
     lost: u32,
     finished: u32,
     adopted: u32,
+    dead: u32,
 }
 
 struct World {
@@ -262,21 +263,29 @@ impl World {
         self.send(Message::Propose(Envelope { caller: NODE, command: result }));
     }
 
-    /// The agent's process dies and another one takes its place. It adopts what runs, or cannot and says that it is dead
-    /// (which may not even be so).
+    /// The agent's process dies and another one takes its place. It adopts what runs; or it kills that and says so; or
+    /// it cannot see whether anything is left, and says nothing. What it says may arrive late, after a newer session's.
     fn restart(&mut self, at: usize) {
-        let adopts = self.dice(2) == 0;
+        let choice = self.dice(3);
         let agent = &mut self.agents[at];
         let previous = Some(agent.on.session);
         let running: Vec<_> = agent.running.keys().copied().collect();
         agent.on.session = SessionId(agent.on.session.0 + 1);
         (agent.sequence, agent.sent) = (0, vec![self.now]);
-        agent.owned = if adopts { running.clone() } else { Vec::new() };
+        agent.owned = if choice == 0 { running.clone() } else { Vec::new() };
+        if choice == 1 {
+            agent.running.clear();
+        }
         let on = agent.on;
         let capacity = Capacity { slots: 2, ..Capacity::default() };
         let info = AgentInfo { capacity, ..AgentInfo::default() };
-        let (adopted, dead) = if adopts { (running, Vec::new()) } else { (Vec::new(), running) };
+        let (adopted, dead) = match choice {
+            0 => (running, Vec::new()),
+            1 => (Vec::new(), running),
+            _ => Default::default(),
+        };
         self.tally.adopted += adopted.len() as u32;
+        self.tally.dead += dead.len() as u32;
         let open = Command::OpenSession(Box::new(OpenSession { on, previous, info, adopted, dead }));
         self.send(Message::Propose(Envelope { caller: Caller::Agent(on.worker), command: open }));
         for stream in 1..=3 {
@@ -356,12 +365,14 @@ proptest! {
 fn worlds_are_eventful() {
     let mut total = Tally::default();
     for seed in 0..5 {
-        let Tally { started, lost, finished, adopted } = run(seed);
+        let Tally { started, lost, finished, adopted, dead } = run(seed);
         total.started += started;
         total.lost += lost;
         total.finished += finished;
         total.adopted += adopted;
+        total.dead += dead;
     }
-    let Tally { started, lost, finished, adopted } = total;
-    assert!(started > 100 && lost > 50 && finished > 20 && adopted > 5, "{started} {lost} {finished} {adopted}");
+    let Tally { started, lost, finished, adopted, dead } = total;
+    let eventful = started > 100 && lost > 50 && finished > 20 && adopted > 5 && dead > 5;
+    assert!(eventful, "{started} {lost} {finished} {adopted} {dead}");
 }

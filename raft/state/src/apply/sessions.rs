@@ -4,7 +4,7 @@ use super::Result;
 use crate::{
     command::{OpenSession, PlaceSegment},
     ids::{AttemptRef, Caller, NodeId},
-    job::{Attempt, EndedBy, JobState, LogEnd, Reason, Segment, TakenBack},
+    job::{Attempt, Deadline, EndedBy, JobState, LogEnd, Reason, Segment, TakenBack},
     outcome::{Outcome, Refusal},
     registry::{Capacity, SessionRef, Worker, WorkerState},
     state::State,
@@ -22,7 +22,8 @@ const MAX_MESSAGE: usize = 512;
 
 impl State {
     /// One agent process takes over its worker. Attempts that it adopted are its own from here on, under the fence that
-    /// they had; this includes those whose result it found on disk. Older sessions are over, and never open again.
+    /// they had; this includes those whose result it found on disk. Those that it says are dead are free for a retry:
+    /// it has killed their trees and seen them empty. Older sessions are over, and never open again.
     pub(super) fn open_session(&mut self, open: &OpenSession) -> Result {
         let SessionRef { worker: id, session } = open.on;
         validate::agent(&open.info)?;
@@ -49,9 +50,27 @@ impl State {
             let attempt = Attempt { session, ..attempt.clone() };
             self.put_attempt(attempt);
         }
-        // `open.dead` frees nothing yet. Only a watchdog that outlives the agent can have seen to it that no process of
-        // those attempts is left; until the product has one, only expiry frees an older session's attempts.
+        for dead in &open.dead {
+            self.free_dead(*dead, open.on);
+        }
         Ok(self.owned_by(open.on))
+    }
+
+    /// Frees an older session's attempt that the new one has killed and seen to be empty. What it adopted, too, lives;
+    /// what is another worker's is not for it to say.
+    fn free_dead(&mut self, dead: AttemptRef, by: SessionRef) {
+        let attempt = self.known_attempt(dead).ok();
+        let of_an_older_session =
+            |attempt: &&Attempt| attempt.is_live() && attempt.worker == by.worker && attempt.session != by.session;
+        let Some(attempt) = attempt.filter(of_an_older_session).cloned() else {
+            return;
+        };
+        let reason = if attempt.overdue_at.is_some() {
+            Reason::Timeout { deadline: Deadline::Backstop }
+        } else {
+            Reason::WorkerLost { message: "its agent died, and the next one ended what was left of it".to_string() }
+        };
+        self.end_attempt(attempt, EndedBy::Dead, reason, None);
     }
 
     /// The worker under its new session; what live attempts hold of it stays held.
