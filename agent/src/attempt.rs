@@ -85,6 +85,14 @@ impl Attempt {
         Self::new(key, Log::new(), Phase::Starting, None)
     }
 
+    /// One that goes on under this process.
+    #[must_use]
+    pub fn adopted(key: AttemptKey, log: Log, pid: u32) -> Self {
+        let this = Self::new(key, log, Phase::Running, None);
+        this.state.lock().pid = pid;
+        this
+    }
+
     /// One found on disk, ended, with its result where it got that far.
     #[must_use]
     pub fn recovered(key: AttemptKey, log: Log, result: Option<JobResult>) -> Self {
@@ -130,6 +138,20 @@ impl Attempt {
         state.tell_started = false;
         state.tell_result = state.released.is_none();
         state.result = Some(result);
+    }
+
+    /// It is over, and nobody knows how; perhaps something of it is left. Its lease must run out.
+    pub fn given_up(&self) {
+        let mut state = self.state.lock();
+        state.phase = Phase::Ended;
+        state.tell_started = false;
+    }
+
+    /// Whether more time is to be asked for.
+    #[must_use]
+    pub fn wants_time(&self) -> bool {
+        let state = self.state.lock();
+        state.phase != Phase::Ended || state.result.is_some()
     }
 
     /// The node asked again whether it runs.

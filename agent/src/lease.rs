@@ -77,13 +77,28 @@ impl LeaseTable {
         Ok(deadline)
     }
 
-    /// The leader granted `key` for heartbeat `sequence`.
-    pub fn extend(&mut self, key: AttemptKey, sequence: u64, now: Boot) {
-        let Some(sent) = self.send_time(sequence) else { return };
-        let Some(lease) = self.held.get_mut(&key) else { return };
-        if lease.state == Holding::Running && lease.deadline > now {
-            lease.deadline = lease.deadline.max(sent.plus(lease.lost_after));
+    /// Takes over an attempt that runs until `deadline`, granted to an earlier process.
+    pub fn adopt(&mut self, key: AttemptKey, lost_after: Duration, deadline: Boot) {
+        self.held.insert(key, Lease { lost_after, deadline, state: Holding::Running });
+    }
+
+    /// The leader granted `key` for heartbeat `sequence`. Returns its deadline, if that has moved.
+    pub fn extend(&mut self, key: AttemptKey, sequence: u64, now: Boot) -> Option<Boot> {
+        let sent = self.send_time(sequence)?;
+        let lease = self.held.get_mut(&key)?;
+        let deadline = sent.plus(lease.lost_after);
+        if lease.state != Holding::Running || lease.deadline <= now || deadline <= lease.deadline {
+            return None;
         }
+        lease.deadline = deadline;
+        Some(deadline)
+    }
+
+    /// Until when `key` may run, if it may run now.
+    #[must_use]
+    pub fn deadline(&self, key: AttemptKey, now: Boot) -> Option<Boot> {
+        let lease = self.held.get(&key)?;
+        (lease.state == Holding::Running && lease.deadline > now).then_some(lease.deadline)
     }
 
     /// The leader refused `key`: it may not run any more.
@@ -107,12 +122,6 @@ impl LeaseTable {
     /// What must be killed: over, and not yet seen to have ended.
     pub fn over(&self) -> impl Iterator<Item = AttemptKey> + '_ {
         self.held.iter().filter(|(_, lease)| lease.state == Holding::Over).map(|(key, _)| *key)
-    }
-
-    /// Whether `key` may run at `now`.
-    #[must_use]
-    pub fn may_run(&self, key: AttemptKey, now: Boot) -> bool {
-        self.held.get(&key).is_some_and(|lease| lease.state == Holding::Running && lease.deadline > now)
     }
 
     /// The tree of `key` is gone. Returns whether it had lost its lease before.
@@ -170,8 +179,8 @@ mod tests {
     fn an_attempt_runs_until_the_send_time_of_its_heartbeat_plus_lost_after() {
         let mut table = table();
         assert_eq!(table.admit(key(1), 1, LOST_AFTER, at(105)), Ok(at(110)));
-        assert!(table.may_run(key(1), at(109)));
-        assert!(!table.may_run(key(1), at(110)));
+        assert_eq!(table.deadline(key(1), at(109)), Some(at(110)));
+        assert_eq!(table.deadline(key(1), at(110)), None);
         table.expire(at(109));
         assert_eq!(table.over().count(), 0);
         table.expire(at(110));
@@ -193,17 +202,30 @@ mod tests {
     }
 
     #[test]
+    fn what_is_adopted_keeps_its_deadline_until_a_heartbeat_of_its_new_process_is_granted() {
+        let mut table = table();
+        table.adopt(key(1), LOST_AFTER, at(106));
+        assert_eq!(table.deadline(key(1), at(105)), Some(at(106)));
+        assert_eq!(table.extend(key(1), 2, at(105)), Some(at(113)));
+        assert_eq!(table.extend(key(1), 2, at(105)), None, "it has not moved");
+        table.adopt(key(2), LOST_AFTER, at(104));
+        assert_eq!(table.extend(key(2), 2, at(104)), None, "too late");
+        table.expire(at(104));
+        assert_eq!(table.over().collect::<Vec<_>>(), [key(2)]);
+    }
+
+    #[test]
     fn what_is_over_is_never_revived() {
         let mut table = table();
         table.admit(key(1), 1, LOST_AFTER, at(104)).unwrap();
         // The grant arrives after the deadline, before anybody looked.
         table.extend(key(1), 2, at(111));
         table.expire(at(111));
-        assert!(!table.may_run(key(1), at(111)));
+        assert_eq!(table.deadline(key(1), at(111)), None);
         table.admit(key(2), 2, LOST_AFTER, at(104)).unwrap();
         table.refuse(key(2));
         table.extend(key(2), 2, at(104));
-        assert!(!table.may_run(key(2), at(104)));
+        assert_eq!(table.deadline(key(2), at(104)), None);
         assert_eq!(table.over().count(), 2);
     }
 

@@ -5,17 +5,18 @@
 //! any time. An *attempt* is one try at a job; its *fence* tells it from every other. A *lease* says until when an
 //! attempt may run.
 //!
-//! **Flow.** [`run`] locks the data directory ([`data_dir`]), obtains an identity ([`trust::enrol`], once), cleans up
-//! after an earlier process ([`recover`]), and opens a session ([`session`]). A RunJob is admitted by the [`roster`] and
+//! **Flow.** [`run`] locks the data directory ([`data_dir`]), obtains an identity ([`trust::enrol`], once),
+//! takes over from an earlier process ([`recover`]), and opens a session ([`session`]). A RunJob is admitted by the [`roster`] and
 //! the lease table ([`lease`]), then run by the [`executor`], which captures the output ([`log`]) and puts the result
 //! on disk. What the node must know is derived from the attempts whenever the stream has room, so nothing is lost with
 //! a stream and nothing queues up. An attempt is forgotten when the node acknowledges its end.
 //!
-//! **Who ends a job.** Its main process; a cancellation or its timeout (SIGTERM, then SIGKILL); the [`watchdog`], a
-//! thread without the async runtime, at the lease's end; a successor of this process, which finds the intent on disk.
+//! **Who ends a job.** Its main process; its [`watchdog`], a process of its own, at its timeout, at the lease's end, and
+//! when it is told to; the [`keeper`] where a watchdog is stopped; a successor of this process, where a watchdog has died.
+//! A job outlives its agent for as long as its lease lasts, and the next agent on the same directory adopts it.
 //!
-//! **Deliberately missing.** Jobs do not survive the agent yet (the watchdog becomes a process of its own), secrets,
-//! certificate renewal (its seam is the configuration's channel in [`trust::tls::TlsDialer`]).
+//! **Deliberately missing.** Secrets, certificate renewal (its seam is the configuration's channel in
+//! [`trust::tls::TlsDialer`]).
 
 pub mod attempt;
 pub mod clock;
@@ -24,6 +25,7 @@ pub mod data_dir;
 pub mod disk;
 pub mod error;
 pub mod executor;
+pub mod keeper;
 pub mod key;
 pub mod lease;
 pub mod log;
@@ -56,8 +58,9 @@ use crate::{
     data_dir::DataDir,
     error::Exit,
     executor::{Executor, cgroup::CgroupRoot},
+    keeper::Keeper,
     metrics::Metrics,
-    recover::Found,
+    recover::{Alive, Found},
     roster::Roster,
     session::{
         Session, Shared,
@@ -65,7 +68,7 @@ use crate::{
     },
     shutdown::{Ending, Shutdown},
     trust::{enrol, identity::Identity, tls},
-    watchdog::Watchdog,
+    watchdog::guard::Program,
 };
 
 /// How long tasks that write to disk may take when the process ends.
@@ -99,6 +102,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), Exit> {
         capacity: config.capacity(),
         labels: config.labels(),
         drain_timeout: config.drain_timeout,
+        watchdog: Program::default(),
     };
     serve(dir, tls::TlsDialer::new(tls), options, shutdown).await
 }
@@ -139,12 +143,14 @@ pub struct Options {
     pub labels: BTreeMap<String, String>,
     /// How long running jobs may go on when the agent is asked to end.
     pub drain_timeout: Duration,
+    /// What is started as a job's watchdog.
+    pub watchdog: Program,
 }
 
 /// Serves one session, from the clean-up after an earlier process to the end of this one.
 pub async fn serve<D: Dial>(dir: Arc<DataDir>, dialer: D, options: Options, shutdown: Shutdown) -> Result<(), Exit> {
     let failed = |error: std::io::Error| Exit::other(format!("cannot start: {error}"));
-    let watchdog = Watchdog::start().map_err(failed)?;
+    let keeper = Keeper::start().map_err(failed)?;
     let recovering = Arc::clone(&dir);
     let (found, cgroups) = spawn_blocking(move || (recover::recover(&recovering), CgroupRoot::detect()))
         .await
@@ -157,8 +163,9 @@ pub async fn serve<D: Dial>(dir: Arc<DataDir>, dialer: D, options: Options, shut
     }
     let id = uuid::Uuid::now_v7().to_string();
     let registration = registration(&id, &options, &found, &dir);
-    let shared = share(id, &dir, &options, &watchdog, cgroups);
-    found.attempts.into_iter().for_each(|attempt| shared.roster.insert(Arc::new(attempt)));
+    let shared = share(id, &dir, &options, &keeper, cgroups);
+    found.ended.into_iter().for_each(|attempt| shared.roster.insert(Arc::new(attempt)));
+    found.alive.into_iter().for_each(|alive| take_over(&shared, alive));
     let servers = Servers::new(options.servers, &dir.peers());
     let session = Session::new(Arc::clone(&shared), dialer, servers, registration);
     let ended = tokio::select! {
@@ -166,7 +173,7 @@ pub async fn serve<D: Dial>(dir: Arc<DataDir>, dialer: D, options: Options, shut
         ending = shutdown.drain(&shared.roster, options.drain_timeout) => Ok(ending),
     };
     // Nothing outlives the agent; what is killed here is told by the next process.
-    watchdog.leases().kill_all();
+    keeper.leases().kill_all();
     if ended == Ok(Ending::AtOnce) {
         return Ok(());
     }
@@ -176,11 +183,21 @@ pub async fn serve<D: Dial>(dir: Arc<DataDir>, dialer: D, options: Options, shut
     ended.map(|_| ())
 }
 
+/// An attempt of an earlier process goes on under this one. Its lease is as it was until this session's is granted.
+fn take_over(shared: &Arc<Shared>, alive: Alive) {
+    let Alive { attempt, guarded, deadline, terms } = alive;
+    let attempt = Arc::new(attempt);
+    shared.leases.adopt(attempt.key, terms.lost_after, deadline);
+    shared.roster.insert(Arc::clone(&attempt));
+    let executor = Arc::clone(&shared.executor);
+    shared.tasks.spawn(async move { executor.adopt(attempt, guarded, terms).await });
+}
+
 fn share(
     id: String,
     dir: &Arc<DataDir>,
     options: &Options,
-    watchdog: &Watchdog,
+    keeper: &Keeper,
     cgroups: Option<CgroupRoot>,
 ) -> Arc<Shared> {
     let roster = Arc::new(Roster::new(options.capacity as usize));
@@ -189,13 +206,14 @@ fn share(
         session: id.clone(),
         worker_id: options.worker_id.clone(),
         cgroups,
-        leases: watchdog.leases(),
+        leases: keeper.leases(),
         roster: Arc::clone(&roster),
+        watchdog: options.watchdog.clone(),
     };
     Arc::new(Shared {
         id,
         dir: Arc::clone(dir),
-        leases: watchdog.leases(),
+        leases: keeper.leases(),
         roster,
         executor: Arc::new(executor),
         metrics: Metrics::new(dir.work()),

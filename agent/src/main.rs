@@ -1,9 +1,9 @@
-//! `hodei-agent`: reads its flags, installs what a process has one of (logger, TLS provider, signals), runs the agent
+//! `hodei-agent`: is a job's watchdog where it was started as one; else reads its flags, installs what a process has one of (logger, TLS provider, signals), runs the agent
 //! and turns its end into an exit code.
 
 use std::{io::IsTerminal as _, process::ExitCode};
 
-use hodei_agent::{config::Config, error::Exit, shutdown::Shutdown};
+use hodei_agent::{config::Config, error::Exit, shutdown::Shutdown, watchdog};
 use tokio::{
     runtime::{Builder, Runtime},
     signal::unix::{SignalKind, signal},
@@ -15,6 +15,10 @@ use tracing_subscriber::filter::LevelFilter;
 const THREADS: usize = 2;
 
 fn main() -> ExitCode {
+    // Before anything that only an agent needs.
+    if std::env::args_os().nth(1).is_some_and(|command| command == watchdog::COMMAND) {
+        return watchdog::main();
+    }
     let config = Config::read();
     log_to_stderr();
     match rustls::crypto::ring::default_provider().install_default().map_err(|_| "another TLS provider is installed") {

@@ -1,30 +1,56 @@
-//! What an earlier process of this agent left behind: its jobs are killed, its results and logs are kept for delivery.
+//! What an earlier process of this agent left behind: jobs whose watchdogs live go on under this one, ends that their
+//! watchdogs left on disk become results, results and logs are kept for delivery, and of the rest nothing stays alive.
 
-use std::{fs, io, path::Path};
+use std::{collections::BTreeSet, ffi::OsString, fs, io, path::Path};
 
 use hodei_proto::v1::{AttemptRef, JobResult};
 use prost::Message as _;
 
 use crate::{
     attempt::Attempt,
+    clock::Boot,
     data_dir::{DataDir, discard},
     disk,
-    executor::{RESULT, intent::Intent},
-    log::{Log, spool},
+    executor::{
+        RESULT,
+        intent::{Intent, Terms},
+        outcome,
+    },
+    key::AttemptKey,
+    log::{Log, progress::Progress, rest, spool},
+    watchdog::{
+        guard::{self, Guarded},
+        output,
+        testament::{Fallen, Testament},
+    },
 };
 
 /// What was found.
 #[derive(Default)]
 pub struct Found {
-    /// All of it, ended.
-    pub attempts: Vec<Attempt>,
-    /// Those with a result: this session takes them over, so that their results are taken from it.
+    /// What has ended.
+    pub ended: Vec<Attempt>,
+    /// What goes on.
+    pub alive: Vec<Alive>,
+    /// What this session takes over: what goes on, and what has a result, so that this is taken from it.
     pub adopted: Vec<AttemptRef>,
-    /// Those without one whose trees this process has killed and seen empty.
+    /// What has no result, and whose trees this process has killed and seen empty.
     pub dead: Vec<AttemptRef>,
 }
 
-/// Cleans up after an earlier process. Blocking.
+/// An attempt whose watchdog lives.
+pub struct Alive {
+    /// It runs, as far as anybody knows.
+    pub attempt: Attempt,
+    /// Its watchdog.
+    pub guarded: Guarded,
+    /// Until when it may run.
+    pub deadline: Boot,
+    /// What is to be known of the job.
+    pub terms: Terms,
+}
+
+/// Takes over from an earlier process. Blocking.
 pub fn recover(dir: &DataDir) -> io::Result<Found> {
     let mut found = Found::default();
     for entry in fs::read_dir(dir.attempts())? {
@@ -35,8 +61,12 @@ pub fn recover(dir: &DataDir) -> io::Result<Found> {
             None => remove(&record),
         }
     }
+    let in_use: BTreeSet<OsString> = found.alive.iter().map(|alive| alive.attempt.key.dir_name().into()).collect();
     for entry in fs::read_dir(dir.work())? {
-        remove(&entry?.path());
+        let entry = entry?;
+        if !in_use.contains(&entry.file_name()) {
+            remove(&entry.path());
+        }
     }
     Ok(found)
 }
@@ -57,16 +87,82 @@ fn recover_attempt(record: &Path, intent: &Intent, found: &mut Found) -> io::Res
         remove(record);
         return Ok(());
     }
-    let empty = intent.kill_orphans(record);
     let result = disk::read_if_there(&record.join(RESULT))?.and_then(|bytes| JobResult::decode(bytes.as_slice()).ok());
-    match &result {
-        Some(_) => found.adopted.push(key.to_wire()),
-        None if empty => found.dead.push(key.to_wire()),
-        None => {}
+    if let Some(result) = result {
+        intent.remove_cgroups();
+        return found.delivers(record, key, result);
     }
-    let (index, last) = spool::recover(record)?;
-    let promised = result.as_ref().and_then(|result| result.log.as_ref()).map_or(0, |log| log.last_sequence);
-    tracing::info!(attempt = %key, ended = result.is_some(), last, "found on disk");
-    found.attempts.push(Attempt::recovered(key, Log::recovered(index, last, promised), result));
-    Ok(())
+    match guard::find(record) {
+        Ok(guard::Found::Alive(guarded, deadline)) => return found.goes_on(record, intent, *guarded, deadline),
+        Ok(guard::Found::Gone) => {}
+        Err(error) => {
+            tracing::error!(attempt = %key, %error, "its watchdog cannot be reached");
+            return found.leaves(record, key);
+        }
+    }
+    if let Some(testament) = Testament::read(record) {
+        match inherit(record, key, testament) {
+            Ok(result) => {
+                intent.remove_cgroups();
+                return found.delivers(record, key, result);
+            }
+            Err(error) => tracing::error!(attempt = %key, %error, "the end that its watchdog left cannot be read"),
+        }
+    }
+    if intent.kill_orphans(record) {
+        found.dead.push(key.to_wire());
+    }
+    found.leaves(record, key)
+}
+
+/// The result of an attempt that ended without an agent, durably.
+fn inherit(record: &Path, key: AttemptKey, testament: Testament) -> io::Result<JobResult> {
+    let log = match testament.progress {
+        Some(progress) => rest::complete(record, &progress, output::left(record)?)?.1,
+        None => {
+            let (index, last) = spool::recover(record, u64::MAX)?;
+            rest::incomplete(&index, last)?
+        }
+    };
+    let reason = match testament.fallen {
+        Fallen::Ended(end) => {
+            let status = end.status();
+            outcome::reason(end.cause, status, end.out_of_memory)
+        }
+        Fallen::NotStarted(why) => outcome::could_not_start(why),
+    };
+    let result = JobResult { attempt: Some(key.to_wire()), reason: Some(reason), log: Some(log) };
+    disk::write_durably(&record.join(RESULT), &result.encode_to_vec())?;
+    Ok(result)
+}
+
+impl Found {
+    fn delivers(&mut self, record: &Path, key: AttemptKey, result: JobResult) -> io::Result<()> {
+        let (index, last) = spool::recover(record, u64::MAX)?;
+        let promised = result.log.as_ref().map_or(0, |log| log.last_sequence);
+        tracing::info!(attempt = %key, last, "found ended");
+        self.adopted.push(key.to_wire());
+        self.ended.push(Attempt::recovered(key, Log::recovered(index, last, promised), Some(result)));
+        Ok(())
+    }
+
+    fn leaves(&mut self, record: &Path, key: AttemptKey) -> io::Result<()> {
+        let (index, last) = spool::recover(record, u64::MAX)?;
+        tracing::warn!(attempt = %key, last, "found without a watchdog");
+        self.ended.push(Attempt::recovered(key, Log::recovered(index, last, 0), None));
+        Ok(())
+    }
+
+    fn goes_on(&mut self, record: &Path, intent: &Intent, guarded: Guarded, deadline: Boot) -> io::Result<()> {
+        let key = intent.key();
+        let progress = Progress::read(&guarded.output.progress)?;
+        let (index, last) = spool::recover(record, progress.last_sequence)?;
+        tracing::info!(attempt = %key, pid = guarded.pid, last, "found alive, adopted");
+        // What a damaged spool has lost of it, the gateway records as a gap.
+        let log = Log::recovered(index, progress.last_sequence, 0);
+        self.adopted.push(key.to_wire());
+        let attempt = Attempt::adopted(key, log, guarded.pid);
+        self.alive.push(Alive { attempt, guarded, deadline, terms: intent.terms });
+        Ok(())
+    }
 }

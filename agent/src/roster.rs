@@ -159,7 +159,8 @@ impl Roster {
     /// For heartbeats.
     #[must_use]
     pub fn refs(&self) -> Vec<AttemptRef> {
-        self.inner.lock().attempts.values().map(|attempt| attempt.wire.clone()).collect()
+        let inner = self.inner.lock();
+        inner.attempts.values().filter(|attempt| attempt.wants_time()).map(|attempt| attempt.wire.clone()).collect()
     }
 
     /// Nothing more has to be known of `key`. Returns whether it was here.

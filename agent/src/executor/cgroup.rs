@@ -33,7 +33,7 @@ impl CgroupRoot {
     }
 
     /// All such places, the best one first.
-    pub(super) fn usable_ones() -> impl Iterator<Item = Self> {
+    pub(crate) fn usable_ones() -> impl Iterator<Item = Self> {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         candidates(&mounts, &own).into_iter().map(|dir| Self { dir }).filter(Self::usable)

@@ -1,7 +1,11 @@
 //! What an attempt leaves on disk before and after its process is made, so that a later agent process can find and
 //! end what this one left behind, and can never hit a stranger that got the same pid.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use nix::{
     sys::signal::{Signal, kill, killpg},
@@ -10,7 +14,7 @@ use nix::{
 use serde::{Deserialize, Serialize};
 
 use super::cgroup::Cgroup;
-use crate::{disk, key::AttemptKey};
+use crate::{disk, key::AttemptKey, log::capture::WhenFull};
 
 const INTENT: &str = "intent";
 const PROCESS: &str = "process";
@@ -24,13 +28,26 @@ pub struct Intent {
     /// The session that it belonged to.
     pub session: String,
     boot_id: String,
-    cgroup: Option<std::path::PathBuf>,
+    cgroup: Option<PathBuf>,
+    /// Further control groups, that bound what it uses.
+    limits: Vec<PathBuf>,
+    /// What a successor has to know of the job.
+    pub terms: Terms,
+}
+
+/// What of a job its agent needs while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terms {
+    /// The lease.
+    pub lost_after: Duration,
+    /// What becomes of output that the spool has no room for.
+    pub when_full: WhenFull,
 }
 
 impl Intent {
     /// For an attempt of this process.
     #[must_use]
-    pub fn new(key: AttemptKey, session: &str, cgroup: Option<&Cgroup>) -> Self {
+    pub fn new(key: AttemptKey, session: &str, terms: Terms, cgroup: Option<&Cgroup>, limits: &[Cgroup]) -> Self {
         Self {
             job: key.job,
             attempt: key.attempt,
@@ -38,6 +55,8 @@ impl Intent {
             session: session.to_owned(),
             boot_id: boot_id(),
             cgroup: cgroup.map(|cgroup| cgroup.dir().to_owned()),
+            limits: limits.iter().map(|group| group.dir().to_owned()).collect(),
+            terms,
         }
     }
 
@@ -51,6 +70,11 @@ impl Intent {
     #[must_use]
     pub fn cgroup(&self) -> Option<Cgroup> {
         self.cgroup.clone().map(Cgroup::at)
+    }
+
+    /// Takes its control groups away, which must be empty.
+    pub fn remove_cgroups(&self) {
+        self.cgroup.iter().chain(&self.limits).for_each(|dir| Cgroup::at(dir.clone()).remove());
     }
 
     /// Makes it durable, with the directory that it is in.
@@ -82,7 +106,9 @@ impl Intent {
         }
         let proven = self.cgroup().is_some_and(|cgroup| {
             let empty = cgroup.kill_until_empty();
-            cgroup.remove();
+            if empty {
+                self.remove_cgroups();
+            }
             empty
         });
         self.kill_by_environment();
@@ -157,11 +183,13 @@ mod tests {
 
     use super::*;
 
+    const TERMS: Terms = Terms { lost_after: Duration::from_secs(5), when_full: WhenFull::Block };
+
     #[test]
     fn a_left_over_group_is_killed_and_a_reused_pid_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let key = AttemptKey { job: uuid::Uuid::now_v7(), attempt: 1, fence: 9 };
-        let intent = Intent::new(key, "s", None);
+        let intent = Intent::new(key, "s", TERMS, None, &[]);
         intent.write(dir.path()).unwrap();
         let mut child = Command::new("sleep").arg("600").process_group(0).spawn().unwrap();
         let mark = ProcessMark::of(child.id()).unwrap();
@@ -188,7 +216,7 @@ mod tests {
         while fs::read(format!("/proc/{}/environ", child.id())).unwrap().is_empty() {
             std::thread::yield_now();
         }
-        let _ = Intent::new(key, "s", None).kill_orphans(dir.path());
+        let _ = Intent::new(key, "s", TERMS, None, &[]).kill_orphans(dir.path());
         assert!(!child.wait().unwrap().success());
     }
 }

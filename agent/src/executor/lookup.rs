@@ -8,7 +8,7 @@ use std::{
 
 use nix::unistd::{AccessFlags, access};
 
-use super::NotStarted;
+use crate::watchdog::wire::NotStarted;
 
 /// Resolves `name` as execvp does, but tells "not found" from "not permitted" and never falls back to a shell's rules.
 /// A name with a slash is taken as it is, relative to `dir`.
@@ -56,17 +56,18 @@ fn check(path: &Path) -> Result<(), Found> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::watchdog::wire::Obstacle;
 
     #[test]
     fn tells_not_found_from_not_permitted() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("plain"), "").unwrap();
         let path = dir.path().to_str().unwrap();
-        let cause = |name: &str| program(name, path, Path::new("/")).map_err(|error| error.cause);
-        assert_eq!(cause("absent"), Err("not_found"));
-        assert_eq!(cause("plain"), Err("not_permitted"));
-        assert_eq!(cause(path), Err("not_permitted"));
+        let cause = |name: &str| program(name, path, Path::new("/")).map_err(|error| error.obstacle);
+        assert_eq!(cause("absent"), Err(Obstacle::NotFound));
+        assert_eq!(cause("plain"), Err(Obstacle::NotPermitted));
+        assert_eq!(cause(path), Err(Obstacle::NotPermitted));
         assert_eq!(program("sh", "/nowhere:/bin", Path::new("/")).unwrap(), Path::new("/bin/sh"));
-        assert_eq!(program("./plain", "", dir.path()).unwrap_err().cause, "not_permitted");
+        assert_eq!(program("./plain", "", dir.path()).unwrap_err().obstacle, Obstacle::NotPermitted);
     }
 }

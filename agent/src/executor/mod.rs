@@ -1,35 +1,23 @@
 //! Runs one attempt from its admission to its result on disk.
 //!
-//! [`Executor::run`] is the life of an attempt: intent and process ([`spawn`]), output ([`crate::log::capture`]), the
-//! wait for the end of the main process with whatever may cut it short, the end of everything it left behind, the
-//! rest of the output, the result. A job has ended when its main process has.
+//! [`Executor::run`] is the life of an attempt: intent, watchdog and process ([`spawn`]), output ([`crate::log::capture`]),
+//! the wait for what its watchdog says of the end, the rest of the output, the result. [`Executor::adopt`] takes it up where
+//! an earlier agent has left it. A job has ended when its main process has; what is left of its tree is gone by the time
+//! that anybody hears of it.
 
 pub mod cgroup;
 pub mod intent;
 mod lookup;
 pub mod outcome;
-pub mod process;
 mod script;
 pub mod spawn;
 pub mod tree;
 
-use std::{
-    io,
-    os::fd::{BorrowedFd, OwnedFd},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, sync::Arc, time::Duration};
 
-use hodei_proto::v1::{JobResult, JobSpec, LogEnd, OutputPolicy, Reason};
-use nix::{
-    sys::wait::{Id, WaitPidFlag, WaitStatus, waitid},
-    unistd::Pid,
-};
+use hodei_proto::v1::{JobResult, JobSpec, LogEnd};
 use prost::Message as _;
 use tokio::{
-    io::unix::AsyncFd,
-    net::unix::pipe,
-    signal::unix::{Signal, SignalKind, signal},
     sync::watch,
     task::{JoinHandle, spawn_blocking},
 };
@@ -37,64 +25,31 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     cgroup::CgroupRoot,
+    intent::{Intent, Terms},
     outcome::Cause,
-    process::Process,
-    spawn::{Launched, Plan},
+    spawn::Plan,
     tree::Tree,
 };
 use crate::{
     attempt::{Attempt, Stop},
-    clock::{Boot, sleep_until},
     data_dir::{AttemptDirs, DataDir, discard},
     disk,
+    keeper::Leases,
     log::{
-        capture::{Capture, WhenFull},
-        spool::Writer,
+        capture::Capture,
+        spool::{Index, Writer},
     },
     roster::Roster,
-    watchdog::Leases,
+    watchdog::{
+        guard::{Ear, Guard, Guarded, Program, Voice},
+        wire::{End, NotStarted, Obstacle, Order},
+    },
 };
 
 /// The result's file in an attempt's record.
 pub const RESULT: &str = "result";
-/// How long the pipes are read after the end of the main process, where something outside of the tree holds them.
+/// How long the pipes are read after the end of the tree, where something outside of it holds them.
 const DRAIN_PIPES: Duration = Duration::from_secs(2);
-/// Between SIGTERM and SIGKILL where the job does not say.
-const GRACE_PERIOD: Duration = Duration::from_secs(10);
-/// A killed tree that is still there is killed again.
-const KILL_AGAIN: Duration = Duration::from_secs(1);
-
-/// Why a process could not be made, as `could_not_start` tells it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NotStarted {
-    /// `not_found`, `not_permitted` or `other`.
-    pub cause: &'static str,
-    /// For people.
-    pub message: String,
-}
-
-impl NotStarted {
-    fn not_found(message: impl Into<String>) -> Self {
-        Self { cause: "not_found", message: message.into() }
-    }
-
-    fn not_permitted(message: impl Into<String>) -> Self {
-        Self { cause: "not_permitted", message: message.into() }
-    }
-
-    fn other(message: impl Into<String>) -> Self {
-        Self { cause: "other", message: message.into() }
-    }
-
-    fn io(what: &str, error: &io::Error) -> Self {
-        let cause = match error.kind() {
-            io::ErrorKind::NotFound => "not_found",
-            io::ErrorKind::PermissionDenied => "not_permitted",
-            _ => "other",
-        };
-        Self { cause, message: format!("{what}: {error}") }
-    }
-}
 
 /// What attempts run with. One per session.
 pub struct Executor {
@@ -110,21 +65,24 @@ pub struct Executor {
     pub leases: Leases,
     /// Where what happens is noted.
     pub roster: Arc<Roster>,
+    /// What is started as a job's watchdog.
+    pub watchdog: Program,
 }
 
 enum Begun {
-    Launched(Box<Launched>),
+    Launched(Box<Guarded>, Terms),
     NotStarted(NotStarted),
     /// The lease ran out before the process was made.
     TooLate,
+    /// It failed, and something of it may be left.
+    Unclear,
 }
 
 impl Executor {
     /// Runs an attempt that has been admitted, to the end.
-    pub async fn run(&self, attempt: Arc<Attempt>, spec: JobSpec) {
+    pub async fn run(&self, attempt: Arc<Attempt>, spec: JobSpec, lost_after: Duration) {
         let dirs = self.dir.of(attempt.key);
-        let limits = Limits::of(&spec);
-        let begun = match self.begin(&attempt, spec, dirs.clone()).await {
+        let begun = match self.begin(&attempt, spec, lost_after, dirs.clone()).await {
             Ok(begun) => begun,
             Err(error) => {
                 tracing::error!(attempt = %attempt.key, %error, "cannot record an attempt; it is declined");
@@ -132,24 +90,38 @@ impl Executor {
                 return;
             }
         };
-        let result = match begun {
-            Begun::TooLate => {
-                return self.decline(&attempt, &dirs, "its lease had already run out".to_owned()).await;
-            }
+        match begun {
+            Begun::TooLate => self.decline(&attempt, &dirs, "its lease had already run out".to_owned()).await,
+            Begun::Unclear => self.give_up(&attempt),
             Begun::NotStarted(why) => {
                 self.leases.ended(attempt.key);
-                JobResult {
-                    attempt: Some(attempt.wire.clone()),
-                    reason: Some(outcome::could_not_start(why)),
-                    log: Some(LogEnd::default()),
-                }
+                let reason = Some(outcome::could_not_start(why));
+                let (wire, log) = (Some(attempt.wire.clone()), Some(LogEnd::default()));
+                self.conclude(&attempt, &dirs, JobResult { attempt: wire, reason, log }, None).await;
             }
-            Begun::Launched(launched) => self.see_through(&attempt, &dirs, *launched, limits).await,
-        };
-        self.conclude(&attempt, &dirs, result).await;
+            Begun::Launched(guarded, terms) => {
+                attempt.started(guarded.pid);
+                self.roster.changed(&attempt);
+                let (writer, index) = Writer::new(&dirs.record);
+                self.see_through(&attempt, &dirs, *guarded, terms, (writer, Some(index))).await;
+            }
+        }
     }
 
-    async fn begin(&self, attempt: &Arc<Attempt>, spec: JobSpec, dirs: AttemptDirs) -> io::Result<Begun> {
+    /// Takes over an attempt that an earlier process has started and that this one has found alive.
+    pub async fn adopt(&self, attempt: Arc<Attempt>, guarded: Guarded, terms: Terms) {
+        let dirs = self.dir.of(attempt.key);
+        let writer = Writer::new(&dirs.record).0;
+        self.see_through(&attempt, &dirs, guarded, terms, (writer, None)).await;
+    }
+
+    async fn begin(
+        &self,
+        attempt: &Arc<Attempt>,
+        spec: JobSpec,
+        lost_after: Duration,
+        dirs: AttemptDirs,
+    ) -> io::Result<Begun> {
         let plan = Plan {
             key: attempt.key,
             spec,
@@ -157,119 +129,131 @@ impl Executor {
             session: self.session.clone(),
             worker_id: self.worker_id.clone(),
             cgroups: self.cgroups.clone(),
+            lost_after,
+            watchdog: self.watchdog.clone(),
         };
         let leases = self.leases.clone();
         blocking(move || {
-            let intent = plan.prepare()?;
-            if !leases.may_run(plan.key) {
+            let prepared = plan.prepare()?;
+            let Some(deadline) = leases.deadline(plan.key) else {
+                prepared.dismiss();
                 return Ok(Begun::TooLate);
-            }
-            Ok(match plan.launch(&intent) {
-                Ok(launched) => {
-                    // From here on the watchdog can end it, whatever becomes of the runtime.
-                    leases.watch(plan.key, Arc::clone(&launched.tree));
-                    Begun::Launched(Box::new(launched))
+            };
+            let intent = prepared.intent.clone();
+            Ok(match plan.launch(prepared, deadline) {
+                Ok(guarded) => Begun::Launched(Box::new(guarded), intent.terms),
+                Err(why) if intent.cgroup().is_some_and(|group| !group.kill_until_empty()) => {
+                    tracing::error!(attempt = %plan.key, why = why.message, "a process was not made, or does not end");
+                    Begun::Unclear
                 }
+                Err(why) if why.obstacle == Obstacle::TooLate => Begun::TooLate,
                 Err(why) => Begun::NotStarted(why),
             })
         })
         .await
     }
 
-    /// From the process' start to the figures of its log.
+    /// From the process' start to the result. `spool`: its index is given where it is a new one.
     async fn see_through(
         &self,
         attempt: &Arc<Attempt>,
         dirs: &AttemptDirs,
-        launched: Launched,
-        limits: Limits,
-    ) -> JobResult {
-        let Launched { process, tree, stdout, stderr } = launched;
-        attempt.started(process.id());
-        self.roster.changed(attempt);
-        let ended = CancellationToken::new();
-        let give_up = CancellationToken::new();
-        let capture = self.capture(attempt, dirs, limits.when_full, (stdout, stderr), (ended.clone(), give_up.clone()));
-        let cause = wait_for_end(&process, &tree, attempt.stops(), &limits).await;
-        ended.cancel();
-        let out_of_memory = tree.cgroup().is_some_and(cgroup::Cgroup::out_of_memory);
-        let status = self.end_tree(&process, &tree).await;
-        let lease_lost = self.leases.ended(attempt.key);
-        let log = drain(capture, &give_up).await;
-        let cause = if lease_lost { Cause::LeaseLost } else { cause };
-        let reason = match status {
-            Ok(status) => outcome::reason(cause, status, out_of_memory),
-            Err(error) => Reason { kind: "worker_lost".into(), message: format!("wait: {error}"), ..Reason::default() },
-        };
-        JobResult { attempt: Some(attempt.wire.clone()), reason: Some(reason), log: Some(log) }
-    }
-
-    fn capture(
-        &self,
-        attempt: &Arc<Attempt>,
-        dirs: &AttemptDirs,
-        when_full: WhenFull,
-        pipes: (OwnedFd, OwnedFd),
-        tokens: (CancellationToken, CancellationToken),
-    ) -> JoinHandle<io::Result<LogEnd>> {
-        let (writer, index) = Writer::new(&dirs.record);
-        attempt.log.begin(index);
+        guarded: Guarded,
+        terms: Terms,
+        spool: (Writer, Option<Index>),
+    ) {
+        let Guarded { guard, output, .. } = guarded;
+        let group = self.cgroup_of(dirs).await;
+        let tree = Arc::new(Tree::new(guard.voice(), group));
+        // From here on it hears of what is granted, and is ended where that is to be, whatever becomes of the runtime.
+        self.leases.watch(attempt.key, Arc::clone(&tree));
+        let (ended, give_up) = (CancellationToken::new(), CancellationToken::new());
+        if let Some(index) = spool.1 {
+            attempt.log.begin(index);
+        }
         let (roster, ready) = (Arc::clone(&self.roster), Arc::clone(attempt));
         let capture = Capture {
             log: Arc::clone(&attempt.log),
-            writer,
-            when_full,
+            writer: spool.0,
+            when_full: terms.when_full,
             published: move || roster.ready(&ready),
-            ended: tokens.0,
-            give_up: tokens.1,
+            ended: ended.clone(),
+            give_up: give_up.clone(),
         };
-        tokio::spawn(async move {
-            let (stdout, stderr) = (pipe::Receiver::from_owned_fd(pipes.0)?, pipe::Receiver::from_owned_fd(pipes.1)?);
-            capture.run(stdout, stderr).await
-        })
+        let capture = tokio::spawn(capture.run(output));
+        let end = match guard.listen() {
+            Ok(ear) => wait_for_end(&ear, &guard.voice(), attempt.stops()).await,
+            Err(error) => {
+                tracing::error!(%error, "cannot listen to a watchdog");
+                None
+            }
+        };
+        ended.cancel();
+        let gone = end.is_some() || self.end_orphans(attempt, dirs).await;
+        let lease_lost = self.leases.ended(attempt.key);
+        let log = drain(capture, &give_up).await;
+        if !gone {
+            return self.give_up(attempt);
+        }
+        let reason = end.map_or_else(
+            || outcome::lost("its watchdog died, and what was left of it was killed"),
+            |end| {
+                let status = end.status();
+                let cause = if lease_lost { Cause::LeaseLost } else { end.cause };
+                outcome::reason(cause, status, end.out_of_memory)
+            },
+        );
+        let result = JobResult { attempt: Some(attempt.wire.clone()), reason: Some(reason), log: Some(log) };
+        self.conclude(attempt, dirs, result, Some(guard)).await;
     }
 
-    /// Ends what the main process left behind, then reaps it: until then nobody else can have its group's number.
-    async fn end_tree(&self, process: &Process, tree: &Arc<Tree>) -> io::Result<std::process::ExitStatus> {
-        let end = Arc::clone(tree);
-        blocking(move || {
-            end.kill();
-            if let Some(cgroup) = end.cgroup()
-                && !cgroup.kill_until_empty()
-            {
-                tracing::error!("a killed control group does not become empty");
-            }
-        })
-        .await;
-        tree.reap(process)
+    async fn cgroup_of(&self, dirs: &AttemptDirs) -> Option<cgroup::Cgroup> {
+        let record = dirs.record.clone();
+        blocking(move || Intent::read(&record).and_then(|intent| intent.cgroup())).await
+    }
+
+    /// Its watchdog has died: the kernel has killed the main process, the rest is for the agent. Returns whether nothing was
+    /// seen to be left.
+    async fn end_orphans(&self, attempt: &Attempt, dirs: &AttemptDirs) -> bool {
+        tracing::error!(attempt = %attempt.key, "its watchdog has died");
+        let record = dirs.record.clone();
+        blocking(move || Intent::read(&record).is_some_and(|intent| intent.kill_orphans(&record))).await
+    }
+
+    /// Something of it may be left, so that nothing is said of it: its lease runs out.
+    fn give_up(&self, attempt: &Arc<Attempt>) {
+        tracing::error!(attempt = %attempt.key, "perhaps something of it is left: its lease is not extended any more");
+        self.leases.ended(attempt.key);
+        attempt.given_up();
+        self.roster.changed(attempt);
     }
 
     /// The result is on disk before anybody is told, and before the control group goes: one that is missing without a
     /// result proves nothing to a successor.
-    async fn conclude(&self, attempt: &Arc<Attempt>, dirs: &AttemptDirs, result: JobResult) {
+    async fn conclude(&self, attempt: &Arc<Attempt>, dirs: &AttemptDirs, result: JobResult, guard: Option<Guard>) {
         let bytes = Arc::new(result.encode_to_vec());
         while let Err(error) = {
             let (record, bytes) = (dirs.record.clone(), Arc::clone(&bytes));
-            blocking(move || {
-                disk::write_durably(&record.join(RESULT), &bytes)?;
-                remove_cgroup(&record);
-                io::Result::Ok(())
-            })
-            .await
+            blocking(move || disk::write_durably(&record.join(RESULT), &bytes)).await
         } {
             tracing::error!(attempt = %attempt.key, %error, "cannot write a result to disk; trying again");
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
         attempt.ended(result);
         self.roster.changed(attempt);
-        let private = dirs.private.clone();
-        drop(spawn_blocking(move || discard(&private)));
+        let dirs = dirs.clone();
+        blocking(move || {
+            guard.into_iter().for_each(Guard::forget);
+            remove_cgroups(&dirs.record);
+        })
+        .await;
+        drop(spawn_blocking(move || discard(&dirs.private)));
     }
 
     async fn decline(&self, attempt: &Arc<Attempt>, dirs: &AttemptDirs, reason: String) {
         let dirs = dirs.clone();
         blocking(move || {
-            remove_cgroup(&dirs.record);
+            remove_cgroups(&dirs.record);
             discard(&dirs.record);
             discard(&dirs.private);
         })
@@ -279,101 +263,26 @@ impl Executor {
     }
 }
 
-fn remove_cgroup(record: &std::path::Path) {
-    if let Some(cgroup) = intent::Intent::read(record).and_then(|intent| intent.cgroup()) {
-        cgroup.remove();
+fn remove_cgroups(record: &std::path::Path) {
+    if let Some(intent) = Intent::read(record) {
+        intent.remove_cgroups();
     }
 }
 
-struct Limits {
-    timeout: Option<Duration>,
-    grace: Duration,
-    when_full: WhenFull,
-}
-
-impl Limits {
-    fn of(spec: &JobSpec) -> Self {
-        let ms = |value: u64| (value > 0).then(|| Duration::from_millis(value));
-        let when_full = if spec.output_policy() == OutputPolicy::Drop { WhenFull::Drop } else { WhenFull::Block };
-        Self { timeout: ms(spec.timeout_ms), grace: ms(spec.grace_period_ms).unwrap_or(GRACE_PERIOD), when_full }
-    }
-}
-
-/// Waits for the main process, and cuts it short where it is asked to. Leaves it unreaped.
-async fn wait_for_end(process: &Process, tree: &Tree, mut stops: watch::Receiver<Stop>, limits: &Limits) -> Cause {
-    let (mut cause, mut kill_at) = (Cause::Itself, None::<Boot>);
-    let deadline = limits.timeout.map(|timeout| Boot::now().plus(timeout));
-    let mut exit = Exited::of(process);
+/// Waits for the end, and passes on what is asked for meanwhile. `None` where the watchdog has died.
+async fn wait_for_end(ear: &Ear, watchdog: &Voice, mut stops: watch::Receiver<Stop>) -> Option<End> {
     loop {
         tokio::select! {
             biased;
-            () = exit.wait() => return cause,
-            Ok(()) = stops.changed() => {
-                match stops.borrow_and_update().clone() {
-                    Stop::No => {}
-                    Stop::Cancel { reason, grace } => {
-                        if cause == Cause::Itself {
-                            cause = Cause::Cancelled(reason);
-                            tree.terminate();
-                            kill_at = Some(Boot::now().plus(grace));
-                        }
-                    }
-                    Stop::HandBack => {
-                        cause = Cause::HandedBack;
-                        kill_at = Some(Boot::now());
-                    }
+            end = ear.end() => return end,
+            Ok(()) = stops.changed() => match stops.borrow_and_update().clone() {
+                Stop::No => {}
+                Stop::Cancel { reason, grace } => {
+                    let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+                    watchdog.say(&Order::Terminate { reason, grace_ms });
                 }
-            }
-            () = sleep_until(deadline.unwrap_or_default()), if deadline.is_some() && kill_at.is_none() => {
-                cause = Cause::Timeout;
-                tree.terminate();
-                kill_at = Some(Boot::now().plus(limits.grace));
-            }
-            () = sleep_until(kill_at.unwrap_or_default()), if kill_at.is_some() => {
-                tree.kill();
-                kill_at = Some(Boot::now().plus(KILL_AGAIN));
-            }
-        }
-    }
-}
-
-/// The end of a process, seen without reaping it.
-enum Exited<'a> {
-    /// Of the process itself.
-    Told(AsyncFd<BorrowedFd<'a>>),
-    /// Where the kernel has no such thing: looks again whenever a child has changed.
-    Watched { pid: Pid, children: Option<Signal> },
-}
-
-impl<'a> Exited<'a> {
-    fn of(process: &'a Process) -> Self {
-        process.end().map_or_else(|| Self::watched(process), Self::Told)
-    }
-
-    fn watched(process: &Process) -> Self {
-        let pid = Pid::from_raw(i32::try_from(process.id()).expect("pids are positive and fit"));
-        Self::Watched { pid, children: signal(SignalKind::child()).ok() }
-    }
-
-    /// The signal was subscribed to before the first look.
-    async fn wait(&mut self) {
-        let (pid, children) = match self {
-            Self::Told(fd) => {
-                let ended = fd.readable().await;
-                return ended.map(drop).expect("the runtime outlives its jobs");
-            }
-            Self::Watched { pid, children } => (*pid, children),
-        };
-        loop {
-            let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
-            // Anything but "still alive" is the end: a signal that nix does not know is reported as an error.
-            if !matches!(waitid(Id::Pid(pid), flags), Ok(WaitStatus::StillAlive)) {
-                return;
-            }
-            match children {
-                Some(children) => drop(children.recv().await),
-                None => tokio::time::sleep(Duration::from_millis(10)).await,
-            }
+                Stop::HandBack => watchdog.say(&Order::Kill(Cause::HandedBack)),
+            },
         }
     }
 }

@@ -3,11 +3,12 @@
 use std::{os::unix::process::ExitStatusExt as _, process::ExitStatus};
 
 use hodei_proto::v1::Reason;
+use serde::{Deserialize, Serialize};
 
-use super::NotStarted;
+use crate::watchdog::wire::{NotStarted, Obstacle};
 
 /// What made an attempt end.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Cause {
     /// Its main process ended by itself.
     Itself,
@@ -26,7 +27,7 @@ pub enum Cause {
 pub fn reason(cause: Cause, status: ExitStatus, out_of_memory: bool) -> Reason {
     let reason = Reason { exit_code: status.code(), signal: status.signal(), ..Reason::default() };
     let (kind, message, deadline) = match cause {
-        Cause::Itself if out_of_memory && status.signal() == Some(9) => ("out_of_memory", String::new(), ""),
+        Cause::Itself if out_of_memory && killed(status) => ("out_of_memory", String::new(), ""),
         Cause::Itself if status.signal().is_some() => ("signaled", String::new(), ""),
         Cause::Itself => ("exited", String::new(), ""),
         Cause::Cancelled(why) => ("cancelled", why, ""),
@@ -37,15 +38,28 @@ pub fn reason(cause: Cause, status: ExitStatus, out_of_memory: bool) -> Reason {
     Reason { kind: kind.to_owned(), message, deadline: deadline.to_owned(), ..reason }
 }
 
+/// Killed itself, or, as shells report it, a process of its own that it waited for.
+fn killed(status: ExitStatus) -> bool {
+    status.signal() == Some(9) || status.code() == Some(137)
+}
+
 /// The reason of an attempt that never had a process.
 #[must_use]
 pub fn could_not_start(why: NotStarted) -> Reason {
-    Reason {
-        kind: "could_not_start".to_owned(),
-        cause: why.cause.to_owned(),
-        message: why.message,
-        ..Reason::default()
-    }
+    let cause = match why.obstacle {
+        Obstacle::NotFound => "not_found",
+        Obstacle::NotPermitted => "not_permitted",
+        Obstacle::Other => "other",
+        Obstacle::TooLate => return lost(why.message),
+    };
+    let (kind, cause) = ("could_not_start".to_owned(), cause.to_owned());
+    Reason { kind, cause, message: why.message, ..Reason::default() }
+}
+
+/// The reason of an attempt of which nobody knows how it ended, only that nothing of it is left.
+#[must_use]
+pub fn lost(message: impl Into<String>) -> Reason {
+    Reason { kind: "worker_lost".to_owned(), message: message.into(), ..Reason::default() }
 }
 
 #[cfg(test)]
@@ -60,7 +74,10 @@ mod tests {
         assert_eq!((killed.kind.as_str(), killed.exit_code, killed.signal), ("signaled", None, Some(9)));
         let cancelled = reason(Cause::Cancelled("enough".into()), ExitStatus::from_raw(0), false);
         assert_eq!((cancelled.kind.as_str(), cancelled.exit_code), ("cancelled", Some(0)));
-        assert_eq!(reason(Cause::Itself, ExitStatus::from_raw(9), true).kind, "out_of_memory");
+        for status in [9, 137 << 8] {
+            assert_eq!(reason(Cause::Itself, ExitStatus::from_raw(status), true).kind, "out_of_memory");
+        }
+        assert_eq!(reason(Cause::Itself, ExitStatus::from_raw(3 << 8), true).exit_code, Some(3));
         assert_eq!(reason(Cause::Timeout, ExitStatus::from_raw(15), false).deadline, "timeout");
     }
 }

@@ -1,5 +1,5 @@
-//! Makes the process of an attempt. Blocking, and in the order that a crash at any point can be cleaned up after:
-//! control group, intent on disk, private directory, process, its pid on disk.
+//! Starts an attempt. Blocking, and in the order that a crash at any point can be cleaned up after: control groups, its
+//! watchdog (which makes nothing yet), intent on disk, private directory, process.
 
 use std::{
     collections::BTreeMap,
@@ -8,29 +8,33 @@ use std::{
     fs, io,
     os::{fd::OwnedFd, unix::fs::chown},
     path::{Path, PathBuf},
-    sync::Arc,
+    time::Duration,
 };
 
-use hodei_proto::v1::{JobSpec, command::Kind};
+use hodei_proto::v1::{JobSpec, OutputPolicy, command::Kind};
 use nix::unistd::User;
-use parking_lot::Mutex;
 
 use super::{
-    NotStarted,
-    cgroup::CgroupRoot,
-    intent::{Intent, ProcessMark},
-    lookup,
-    process::{Image, Process, c_string},
-    script,
-    tree::Tree,
+    cgroup::{Cgroup, CgroupRoot},
+    intent::{Intent, ProcessMark, Terms},
+    lookup, script,
 };
-use crate::{data_dir::AttemptDirs, key::AttemptKey};
+use crate::{
+    clock::Boot,
+    data_dir::AttemptDirs,
+    key::AttemptKey,
+    log::capture::WhenFull,
+    watchdog::{
+        guard::{FORK, Guarded, Program, Started},
+        launch::Launch,
+        process::{self, Image, c_string},
+        wire::NotStarted,
+    },
+};
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-/// A child forked while a script is still open for writing would keep it open until its own exec, and executing the
-/// script would fail with "text file busy". So no script is written while a process is being made.
-static FORK: Mutex<()> = Mutex::new(());
+/// Between SIGTERM and SIGKILL where the job does not say.
+const GRACE_PERIOD: Duration = Duration::from_secs(10);
 
 /// What a process is made of.
 pub struct Plan {
@@ -46,23 +50,32 @@ pub struct Plan {
     pub worker_id: String,
     /// Where control groups may be made.
     pub cgroups: Option<CgroupRoot>,
+    /// Its lease.
+    pub lost_after: Duration,
+    /// What is started as its watchdog.
+    pub watchdog: Program,
 }
 
-/// A process that runs.
-pub struct Launched {
-    /// Not yet reaped.
-    pub process: Process,
-    /// The same as a tree.
-    pub tree: Arc<Tree>,
-    /// The read end of its standard output.
-    pub stdout: OwnedFd,
-    /// The read end of its standard error.
-    pub stderr: OwnedFd,
+/// What there is of an attempt before its process.
+pub struct Prepared {
+    /// On disk.
+    pub intent: Intent,
+    watchdog: Started,
+    cgroup: Option<Cgroup>,
+    limits: Vec<Cgroup>,
+}
+
+impl Prepared {
+    /// There is to be no process.
+    pub fn dismiss(self) {
+        self.watchdog.dismiss();
+    }
 }
 
 impl Plan {
-    /// Writes the intent; from here on the attempt leaves a trace. The lease is checked afterwards, by the caller.
-    pub fn prepare(&self) -> io::Result<Intent> {
+    /// Starts the watchdog and writes the intent; from here on the attempt leaves a trace. The lease is checked afterwards,
+    /// by the caller.
+    pub fn prepare(&self) -> io::Result<Prepared> {
         crate::disk::make_dir(&self.dirs.record, 0o700)?;
         let name = format!("{}-{}", self.dirs.name(), self.key.fence);
         let cgroup = self.cgroups.as_ref().and_then(|root| match root.create(&name) {
@@ -72,32 +85,71 @@ impl Plan {
                 None
             }
         });
-        let intent = Intent::new(self.key, &self.session, cgroup.as_ref());
-        intent.write(&self.dirs.record)?;
-        Ok(intent)
+        let limits = Vec::new();
+        let watchdog = {
+            let _no_script_is_written = FORK.lock();
+            Started::start(&self.watchdog.0, &self.dirs.record, &self.dirs.name())?
+        };
+        // While it becomes ready.
+        let intent = Intent::new(self.key, &self.session, self.terms(), cgroup.as_ref(), &limits);
+        match intent.write(&self.dirs.record) {
+            Ok(()) => Ok(Prepared { intent, watchdog, cgroup, limits }),
+            Err(error) => {
+                watchdog.dismiss();
+                Err(error)
+            }
+        }
     }
 
-    /// Makes the process.
-    pub fn launch(&self, intent: &Intent) -> Result<Launched, NotStarted> {
+    /// Has the watchdog make the process, which may run until `deadline`.
+    pub fn launch(&self, prepared: Prepared, deadline: Boot) -> Result<Guarded, NotStarted> {
+        let (image, stdin) = match self.ready() {
+            Ok(ready) => ready,
+            Err(why) => {
+                prepared.watchdog.dismiss();
+                return Err(why);
+            }
+        };
+        let ms = |value: u64| (value > 0).then(|| Duration::from_millis(value));
+        let has_group = prepared.cgroup.is_some();
+        let dir = |group: Cgroup| group.dir().to_owned();
+        let launch = Launch {
+            image,
+            cgroup: prepared.cgroup.map(dir),
+            limits: prepared.limits.into_iter().map(dir).collect(),
+            deadline,
+            timeout: ms(self.spec.timeout_ms),
+            grace: ms(self.spec.grace_period_ms).unwrap_or(GRACE_PERIOD),
+        };
+        let guarded = prepared.watchdog.launch(&launch, stdin.as_ref())?;
+        if !has_group && let Err(error) = ProcessMark::of(guarded.pid).and_then(|mark| mark.write(&self.dirs.record)) {
+            tracing::warn!(attempt = %self.key, %error, "cannot record the process");
+        }
+        Ok(guarded)
+    }
+
+    /// What of the job this process has to know while it runs.
+    #[must_use]
+    pub fn terms(&self) -> Terms {
+        let drop = self.spec.output_policy() == OutputPolicy::Drop;
+        Terms { lost_after: self.lost_after, when_full: if drop { WhenFull::Drop } else { WhenFull::Block } }
+    }
+
+    /// Everything that the process needs on disk, and what it is made from.
+    fn ready(&self) -> Result<(Image, Option<OwnedFd>), NotStarted> {
         if !self.spec.secrets.is_empty() {
             return Err(NotStarted::other("this agent has no support for secrets"));
         }
         let user = self.user()?;
         self.private_dir(user.as_ref()).map_err(|error| NotStarted::io("private directory", &error))?;
-        let image = self.image(user.as_ref())?;
-        let cgroup = intent.cgroup();
-        let (process, stdout, stderr) = {
-            let _no_script_is_written = FORK.lock();
-            image.spawn(cgroup.as_ref()).map_err(|error| NotStarted::io("exec", &error))?
-        };
-        let tree = Arc::new(Tree::new(process.id(), cgroup));
-        if let Err(error) = ProcessMark::of(process.id()).and_then(|mark| mark.write(&self.dirs.record)) {
-            // Without the mark a successor could not find it; better no job than one that nobody can end.
-            tree.kill();
-            let _ = tree.reap(&process);
-            return Err(NotStarted::io("cannot record the process", &error));
-        }
-        Ok(Launched { process, tree, stdout, stderr })
+        Ok((self.image(user.as_ref())?, self.stdin()?))
+    }
+
+    /// What the process reads as its standard input: nothing. Whatever is put here travels to the watchdog as a
+    /// descriptor and is on no disk.
+    #[expect(clippy::unnecessary_wraps, reason = "what is read here may be impossible to make")]
+    fn stdin(&self) -> Result<Option<OwnedFd>, NotStarted> {
+        Ok(None)
     }
 
     fn user(&self) -> Result<Option<User>, NotStarted> {
@@ -107,7 +159,7 @@ impl Plan {
         }
         match User::from_name(name) {
             Ok(Some(user)) => Ok(Some(user)),
-            Ok(None) => Err(NotStarted::other(format!("user {name} is not known on this machine"))),
+            Ok(None) => Err(NotStarted::not_permitted(format!("user {name}: not known on this machine"))),
             Err(error) => Err(NotStarted::other(format!("user {name}: {error}"))),
         }
     }
@@ -146,7 +198,11 @@ impl Plan {
                     .map(|(name, value)| c_string(format!("{name}={value}")))
                     .collect::<io::Result<_>>()?,
                 directory: c_string(dir)?,
-                user: user.map(|user| (user.uid.as_raw(), user.gid.as_raw())),
+                user: user.map(|user| process::User {
+                    uid: user.uid.as_raw(),
+                    gid: user.gid.as_raw(),
+                    groups: Vec::new(),
+                }),
             })
         };
         image(arguments).map_err(|error| NotStarted::io("exec", &error))

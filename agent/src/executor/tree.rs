@@ -1,61 +1,36 @@
-//! The process tree of an attempt: its process group and, where permitted, its control group.
+//! The process tree of an attempt as the agent reaches it: through its watchdog, and past it, where that is stopped, by its
+//! control group.
 
-use std::process::ExitStatus;
-
-use nix::{
-    sys::signal::{Signal, killpg},
-    unistd::Pid,
+use super::{cgroup::Cgroup, outcome::Cause};
+use crate::{
+    clock::Boot,
+    watchdog::{guard::Voice, wire::Order},
 };
-use parking_lot::Mutex;
 
-use super::{cgroup::Cgroup, process::Process};
-
-/// What can be signalled. The group's number is the main process' pid, which the kernel may give to somebody else once
-/// that process is reaped; so signals and reaping exclude each other, and nothing is sent to the group afterwards.
+/// What can be ended.
 pub struct Tree {
-    group: Mutex<Option<Pid>>,
+    watchdog: Voice,
     cgroup: Option<Cgroup>,
 }
 
 impl Tree {
-    /// The tree whose main process leads the group `pid`.
+    /// Behind this watchdog.
     #[must_use]
-    pub fn new(pid: u32, cgroup: Option<Cgroup>) -> Self {
-        let pid = i32::try_from(pid).ok().filter(|pid| *pid > 1).map(Pid::from_raw);
-        Self { group: Mutex::new(pid), cgroup }
+    pub fn new(watchdog: Voice, cgroup: Option<Cgroup>) -> Self {
+        Self { watchdog, cgroup }
     }
 
-    /// Asks the group to end.
-    pub fn terminate(&self) {
-        self.signal(Signal::SIGTERM);
+    /// The leader has granted more time.
+    pub fn extend(&self, to: Boot) {
+        self.watchdog.extend(to);
     }
 
-    /// Kills the whole tree. May be repeated.
-    pub fn kill(&self) {
-        self.signal(Signal::SIGKILL);
+    /// Kills all of it. May be repeated.
+    pub fn kill(&self, cause: Cause) {
+        // Told first, so that the watchdog knows why.
+        self.watchdog.say(&Order::Kill(cause));
         if let Some(cgroup) = &self.cgroup {
             cgroup.kill();
-        }
-    }
-
-    /// Reaps the main process, which must have ended.
-    pub fn reap(&self, process: &Process) -> std::io::Result<ExitStatus> {
-        let mut group = self.group.lock();
-        *group = None;
-        process.reap()
-    }
-
-    /// Its control group.
-    #[must_use]
-    pub fn cgroup(&self) -> Option<&Cgroup> {
-        self.cgroup.as_ref()
-    }
-
-    fn signal(&self, signal: Signal) {
-        if let Some(group) = *self.group.lock()
-            && let Err(error) = killpg(group, signal)
-        {
-            tracing::debug!(%group, %error, "cannot signal a process group");
         }
     }
 }

@@ -3,7 +3,7 @@
 use bytes::BytesMut;
 use hodei_proto::v1::{LogBatch, LogEnd};
 
-use super::account;
+use super::{account, progress::Progress};
 
 /// `LogBatch.kinds`: the job's standard output.
 pub const STDOUT: u32 = 1;
@@ -25,30 +25,37 @@ pub struct Batcher {
     stamped: i64,
     end: LogEnd,
     dropped: u64,
+    /// Bytes of each stream that are numbered or dropped.
+    taken: [u64; 2],
+    /// As it was when the last batch was closed.
+    closed: Progress,
     full: Vec<LogBatch>,
 }
 
 impl Batcher {
+    /// Goes on where another one has come to.
+    #[must_use]
+    pub fn resume(from: &Progress) -> Self {
+        Self { end: from.figures(), dropped: from.owed, taken: from.taken, closed: *from, ..Self::default() }
+    }
+
     /// Takes an entry stamped `now_ms` (Unix milliseconds).
     pub fn push(&mut self, kind: u32, entry: &[u8], now_ms: i64) {
-        if self.dropped > 0 {
-            let count = std::mem::take(&mut self.dropped);
-            self.number(GAP, &count.to_le_bytes(), now_ms);
-        }
+        self.own_up(now_ms);
         self.number(kind, entry, now_ms);
+        self.count(kind, entry);
+        self.close_if_full();
     }
 
     /// Leaves an entry out: it gets no number, and a gap record will stand for it.
-    pub fn drop_entry(&mut self) {
+    pub fn drop_entry(&mut self, kind: u32, entry: &[u8]) {
         self.dropped += 1;
+        self.count(kind, entry);
     }
 
     /// Closes the open batch, with the gap record that is due.
     pub fn flush(&mut self, now_ms: i64) {
-        if self.dropped > 0 {
-            let count = std::mem::take(&mut self.dropped);
-            self.number(GAP, &count.to_le_bytes(), now_ms);
-        }
+        self.own_up(now_ms);
         self.close();
     }
 
@@ -69,8 +76,27 @@ impl Batcher {
         self.end
     }
 
+    /// How far the closed batches go.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        self.closed
+    }
+
+    /// The gap record that is due. Until it is numbered the lines are owed.
+    fn own_up(&mut self, now_ms: i64) {
+        if self.dropped > 0 {
+            self.number(GAP, &self.dropped.to_le_bytes(), now_ms);
+            self.dropped = 0;
+        }
+    }
+
+    fn count(&mut self, kind: u32, entry: &[u8]) {
+        let stream = if kind == STDERR { 1 } else { 0 };
+        self.taken[stream] += entry.len() as u64;
+    }
+
     fn number(&mut self, kind: u32, entry: &[u8], now_ms: i64) {
-        if self.data.len() + entry.len() > MAX_BYTES {
+        if self.open.lens.len() >= MAX_ENTRIES || self.data.len() + entry.len() > MAX_BYTES {
             self.close();
         }
         let sequence = self.end.last_sequence + 1;
@@ -85,6 +111,9 @@ impl Batcher {
         self.open.times_ms.push(now_ms - self.stamped);
         self.stamped = now_ms;
         self.data.extend_from_slice(entry);
+    }
+
+    fn close_if_full(&mut self) {
         if self.open.lens.len() >= MAX_ENTRIES || self.data.len() >= MAX_BYTES {
             self.close();
         }
@@ -94,6 +123,7 @@ impl Batcher {
         if self.is_open() {
             self.open.data = self.data.split().freeze();
             self.full.push(std::mem::take(&mut self.open));
+            self.closed = Progress::of(&self.end, self.dropped, self.taken);
         }
     }
 }
@@ -133,13 +163,37 @@ mod tests {
     }
 
     #[test]
+    fn another_batcher_goes_on_as_if_it_were_the_same() {
+        let line = |at: usize| format!("line {at}\n").into_bytes();
+        let feed = |batcher: &mut Batcher, from: usize| {
+            for at in from..330 {
+                if at % 7 == 0 { batcher.drop_entry(STDERR, &line(at)) } else { batcher.push(STDOUT, &line(at), 1) }
+            }
+        };
+        let mut whole = Batcher::default();
+        feed(&mut whole, 0);
+        let progress = whole.progress();
+        assert!(progress.last_sequence == 300 && progress.taken[1] > 0, "{progress:?}");
+        whole.flush(1);
+        let mut resumed = Batcher::resume(&progress);
+        // The first line that is not in a closed batch, found by what was taken of each stream.
+        let sizes = |at: usize, stream: usize| {
+            (0..at).filter(|at| (at % 7 == 0) == (stream == 1)).map(|at| line(at).len() as u64).sum::<u64>()
+        };
+        let from = (0..330).find(|at| [sizes(*at, 0), sizes(*at, 1)] == progress.taken).unwrap();
+        feed(&mut resumed, from);
+        resumed.flush(1);
+        assert_eq!(resumed.figures(), whole.figures());
+    }
+
+    #[test]
     fn what_is_dropped_leaves_one_record_with_the_count() {
         let mut batcher = Batcher::default();
         batcher.push(STDOUT, b"a", 1);
-        batcher.drop_entry();
-        batcher.drop_entry();
+        batcher.drop_entry(STDOUT, b"x");
+        batcher.drop_entry(STDOUT, b"y");
         batcher.push(STDOUT, b"b", 2);
-        batcher.drop_entry();
+        batcher.drop_entry(STDOUT, b"z");
         batcher.flush(3);
         let batch = batcher.take_full().remove(0);
         assert_eq!(batch.kinds, [STDOUT, GAP, STDOUT, GAP]);

@@ -1,33 +1,34 @@
-//! Reads the pipes of a job into its spool.
+//! Reads the output of a job into its spool.
 
-use std::{fs, io, sync::Arc, time::Duration};
-
-use bytes::BytesMut;
-use futures::StreamExt as _;
-use hodei_proto::v1::LogEnd;
-use tokio::{net::unix::pipe::Receiver, task::spawn_blocking, time::Instant};
-use tokio_util::{
-    codec::{BytesCodec, FramedRead},
-    sync::CancellationToken,
+use std::{
+    fs::{self, File},
+    io,
+    sync::Arc,
+    time::Duration,
 };
+
+use hodei_proto::v1::LogEnd;
+use serde::{Deserialize, Serialize};
+use tokio::{task::spawn_blocking, time::Instant};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Log,
     batch::{Batcher, STDERR, STDOUT},
+    progress::Progress,
     split::Splitter,
     spool::Writer,
+    store::Store,
 };
-use crate::clock::wall_ms;
+use crate::{clock::wall_ms, watchdog::Output};
 
 /// A line waits at most this long for others to share its batch.
 const BATCH_DELAY: Duration = Duration::from_millis(100);
-/// What is read from a pipe at once.
-const CHUNK: usize = 64 << 10;
 /// A disk that takes no more is asked again after this.
 const DISK_RETRY: Duration = Duration::from_secs(1);
 
 /// What becomes of output that the spool has no room for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum WhenFull {
     /// The job waits.
     Block,
@@ -51,50 +52,39 @@ pub struct Capture<F> {
     pub give_up: CancellationToken,
 }
 
-type Pipe = FramedRead<Receiver, BytesCodec>;
-
 struct Stream {
     kind: u32,
-    pipe: Option<Pipe>,
+    store: Store,
     splitter: Splitter,
 }
 
-impl Stream {
-    fn new(kind: u32, pipe: Receiver) -> Self {
-        let pipe = FramedRead::with_capacity(pipe, BytesCodec::new(), CHUNK);
-        Self { kind, pipe: Some(pipe), splitter: Splitter::default() }
-    }
-
-    /// The next bytes; `None` when this stream has ended. Never resolves afterwards.
-    async fn next(&mut self) -> Option<BytesMut> {
-        let Some(pipe) = &mut self.pipe else { return std::future::pending().await };
-        match pipe.next().await {
-            Some(Ok(chunk)) => Some(chunk),
-            Some(Err(_)) | None => {
-                self.pipe = None;
-                None
-            }
-        }
-    }
-}
-
 impl<F: Fn() + Send> Capture<F> {
-    /// Runs until both pipes have ended or are given up, makes the spool durable and returns the figures.
-    pub async fn run(mut self, stdout: Receiver, stderr: Receiver) -> io::Result<LogEnd> {
-        let (mut out, mut err) = (Stream::new(STDOUT, stdout), Stream::new(STDERR, stderr));
-        let mut batcher = Batcher::default();
+    /// Runs until both streams have ended or are given up, makes the spool durable and returns the figures. Goes on where
+    /// an earlier agent has come to.
+    pub async fn run(mut self, output: Output) -> io::Result<LogEnd> {
+        let Output { pipes: [out, err], stores: [kept_out, kept_err], progress: file } = output;
+        let begun = Progress::read(&file)?;
+        let mut batcher = Batcher::resume(&begun);
+        let stream = |kind: u32, store: io::Result<Store>| {
+            io::Result::Ok(Stream { kind, store: store?, splitter: Splitter::default() })
+        };
+        let mut out = stream(STDOUT, Store::open(out, kept_out, begun.taken[0]))?;
+        let mut err = stream(STDERR, Store::open(err, kept_err, begun.taken[1]))?;
         let mut due = None::<Instant>;
-        while out.pipe.is_some() || err.pipe.is_some() {
+        while out.store.is_open() || err.store.is_open() {
             self.wait_for_space().await;
             tokio::select! {
-                chunk = out.next() => self.take(&mut batcher, &mut out, chunk),
-                chunk = err.next() => self.take(&mut batcher, &mut err, chunk),
+                chunk = out.store.next() => self.take(&mut batcher, out.kind, &mut out.splitter, chunk),
+                chunk = err.store.next() => self.take(&mut batcher, err.kind, &mut err.splitter, chunk),
                 () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                     batcher.flush(wall_ms());
                 }
                 () = self.give_up.cancelled() => break,
             }
-            self.write(&mut batcher).await;
+            if self.write(&mut batcher, &file).await? {
+                out.store.taken(batcher.progress().taken[0]);
+                err.store.taken(batcher.progress().taken[1]);
+            }
             due = batcher.is_open().then(|| due.unwrap_or_else(|| Instant::now() + BATCH_DELAY));
         }
         for stream in [&mut out, &mut err] {
@@ -102,7 +92,7 @@ impl<F: Fn() + Send> Capture<F> {
             stream.splitter.finish(|entry| batcher.push(kind, entry, wall_ms()));
         }
         batcher.flush(wall_ms());
-        self.write(&mut batcher).await;
+        self.write(&mut batcher, &file).await?;
         let mut writer = self.writer;
         blocking(move || writer.sync()).await?;
         Ok(batcher.figures())
@@ -117,21 +107,22 @@ impl<F: Fn() + Send> Capture<F> {
         }
     }
 
-    fn take(&self, batcher: &mut Batcher, stream: &mut Stream, chunk: Option<BytesMut>) {
-        let (kind, now) = (stream.kind, wall_ms());
+    fn take(&self, batcher: &mut Batcher, kind: u32, splitter: &mut Splitter, chunk: Option<&[u8]>) {
+        let now = wall_ms();
         let drops = self.when_full == WhenFull::Drop && !self.log.has_space();
-        let mut emit = |entry: &[u8]| if drops { batcher.drop_entry() } else { batcher.push(kind, entry, now) };
+        let mut emit =
+            |entry: &[u8]| if drops { batcher.drop_entry(kind, entry) } else { batcher.push(kind, entry, now) };
         match chunk {
-            Some(chunk) => stream.splitter.feed(&chunk, emit),
-            None => stream.splitter.finish(&mut emit),
+            Some(chunk) => splitter.feed(chunk, emit),
+            None => splitter.finish(&mut emit),
         }
     }
 
-    /// Puts closed batches on disk, then lets the session have them.
-    async fn write(&mut self, batcher: &mut Batcher) {
+    /// Puts closed batches on disk, notes how far they go, then lets the session have them. Returns whether there were any.
+    async fn write(&mut self, batcher: &mut Batcher, progress: &File) -> io::Result<bool> {
         let batches = batcher.take_full();
         if batches.is_empty() {
-            return;
+            return Ok(false);
         }
         let batches = Arc::new(batches);
         let placed = loop {
@@ -152,11 +143,13 @@ impl<F: Fn() + Send> Capture<F> {
             }
         };
         let batches = Arc::try_unwrap(batches).expect("the writer has given its share back");
+        batcher.progress().write(progress)?;
         let gone = self.log.publish(batches, placed);
         (self.published)();
         if !gone.is_empty() {
             blocking(move || gone.iter().for_each(|path| drop(fs::remove_file(path)))).await;
         }
+        Ok(true)
     }
 }
 

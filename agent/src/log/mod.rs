@@ -1,10 +1,11 @@
 //! The output of an attempt, from its pipes to the node.
 //!
-//! [`capture`] reads both pipes as bytes and splits them into lines ([`split`]). [`batch`] numbers the lines, one
+//! [`capture`] reads both streams as bytes, through memory that the job's watchdog keeps ([`store`]), and splits them into
+//! lines ([`split`]). [`batch`] numbers the lines, one
 //! sequence for both streams, and gathers them into batches; it also keeps the running figures and the checksum that
 //! the end of the log is checked against. A batch first goes to the [`spool`] on disk, then it is [`Log::publish`]ed:
 //! kept in memory while it is new, and offered to the session, which takes the next one with [`Log::take`]. What is
-//! no longer in memory is read back from the spool.
+//! no longer in memory is read back from the spool. [`progress`] tells a successor of this agent where to go on.
 //!
 //! Two bounds: bytes that are not yet durable on the nodes ([`SPOOL_BOUND`]; a full spool blocks the job or drops
 //! lines, as the job says), and bytes that are under way ([`WINDOW`], so that one noisy job cannot starve others).
@@ -13,8 +14,11 @@ pub mod batch;
 pub mod capture;
 mod entries;
 pub mod ledger;
+pub mod progress;
+pub mod rest;
 pub mod split;
 pub mod spool;
+pub mod store;
 
 use std::{collections::VecDeque, path::PathBuf};
 

@@ -236,8 +236,9 @@ fn filled(reader: &mut impl io::Read, into: &mut [u8]) -> io::Result<bool> {
     }
 }
 
-/// Opens a spool that another process left: its index and its last sequence. A torn end is cut off. Blocking.
-pub fn recover(dir: &Path) -> io::Result<(Index, u64)> {
+/// Opens a spool that another process left: its index and its last sequence. A torn end is cut off, and what lies beyond
+/// `upto`. Blocking.
+pub fn recover(dir: &Path, upto: u64) -> io::Result<(Index, u64)> {
     let mut firsts = Vec::new();
     for entry in fs::read_dir(dir)? {
         let name = entry?.file_name();
@@ -249,20 +250,22 @@ pub fn recover(dir: &Path) -> io::Result<(Index, u64)> {
     let mut index = Index { dir: dir.to_owned(), segments: VecDeque::new() };
     let mut last = firsts.first().map_or(0, |first: &u64| first - 1);
     for segment in firsts {
-        if segment != last + 1 {
-            break;
+        if segment != last + 1 || segment > upto {
+            // Whoever goes on may begin a file of the same name.
+            fs::remove_file(segment_path(dir, segment))?;
+            continue;
         }
-        last = recover_segment(dir, segment, last, &mut index)?;
+        last = recover_segment(dir, segment, last, upto, &mut index)?;
     }
     Ok((index, last))
 }
 
-fn recover_segment(dir: &Path, segment: u64, mut last: u64, index: &mut Index) -> io::Result<u64> {
+fn recover_segment(dir: &Path, segment: u64, mut last: u64, upto: u64, index: &mut Index) -> io::Result<u64> {
     let file = OpenOptions::new().read(true).write(true).open(segment_path(dir, segment))?;
     let mut reader = BufReader::with_capacity(256 << 10, &file);
     let mut offset = 0;
     while let Some((batch, len)) = next_frame(&mut reader)? {
-        if batch.first_sequence != last + 1 {
+        if batch.first_sequence != last + 1 || last_of(&batch) > upto {
             break;
         }
         last = last_of(&batch);
@@ -302,8 +305,25 @@ mod tests {
             assert!(read[0].first_sequence <= from && last_of(&read[0]) >= from);
             assert_eq!(last_of(read.last().unwrap()), 5_000);
         }
-        let (again, last) = recover(dir.path()).unwrap();
+        let (again, last) = recover(dir.path(), u64::MAX).unwrap();
         assert_eq!((again.locate(4_000), last), (index.locate(4_000), 5_000));
+    }
+
+    #[test]
+    fn what_was_never_told_is_cut_off_and_can_be_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut writer, _) = Writer::new(dir.path());
+        let all = batches(500);
+        writer.append(&all).unwrap();
+        let (_, last) = recover(dir.path(), 300).unwrap();
+        assert_eq!(last, 300);
+        let (mut writer, _) = Writer::new(dir.path());
+        writer.append(&all[3..]).unwrap();
+        let (index, last) = recover(dir.path(), u64::MAX).unwrap();
+        assert_eq!(last, 500);
+        assert_eq!(read(&index.locate(300).unwrap(), 300, 1).unwrap().len(), 1);
+        assert_eq!(recover(dir.path(), 300).unwrap().1, 300);
+        assert!(!segment_path(dir.path(), 301).exists());
     }
 
     #[test]
@@ -315,12 +335,12 @@ mod tests {
         let whole = fs::read(&path).unwrap();
         for cut in [whole.len() - 1, usize::try_from(placed[2].offset).unwrap() + 3] {
             fs::write(&path, &whole[..cut]).unwrap();
-            assert_eq!(recover(dir.path()).unwrap().1, 200);
+            assert_eq!(recover(dir.path(), u64::MAX).unwrap().1, 200);
             assert_eq!(fs::metadata(&path).unwrap().len(), placed[2].offset);
         }
         let mut damaged = whole;
         damaged[usize::try_from(placed[1].offset).unwrap() + 20] ^= 1;
         fs::write(&path, damaged).unwrap();
-        assert_eq!(recover(dir.path()).unwrap().1, 100);
+        assert_eq!(recover(dir.path(), u64::MAX).unwrap().1, 100);
     }
 }

@@ -51,7 +51,7 @@ fn run_job(shared: &Arc<Shared>, run: RunJob) {
     *shared.answered.lock() = Instant::now();
     tracing::info!(attempt = %key, name = spec.name, "starting");
     let executor = Arc::clone(&shared.executor);
-    shared.tasks.spawn(async move { executor.run(attempt, spec).await });
+    shared.tasks.spawn(async move { executor.run(attempt, spec, lost_after).await });
 }
 
 fn cancel_attempt(shared: &Shared, cancel: CancelAttempt) {

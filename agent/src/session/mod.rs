@@ -33,8 +33,8 @@ use tonic::{Code, Status, Streaming, transport::Channel};
 
 use self::link::{Dial, Servers};
 use crate::{
-    attempt::Phase, data_dir::DataDir, error::Exit, executor::Executor, metrics::Metrics, roster::Heartbeat,
-    roster::Roster, watchdog::Leases,
+    attempt::Phase, data_dir::DataDir, error::Exit, executor::Executor, keeper::Leases, metrics::Metrics,
+    roster::Heartbeat, roster::Roster,
 };
 
 /// For Register, which needs a majority.

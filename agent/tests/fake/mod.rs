@@ -23,6 +23,7 @@ use hodei_agent::{
     session::link::Dial,
     shutdown::Shutdown,
     trust::tls,
+    watchdog::guard::Program,
 };
 use hodei_proto::v1::{
     Ack, Attach, Attached, AttemptRef, JobResult, JobSpec, LeaseExtended, LogEnd, LogWanted, NodeMessage,
@@ -410,8 +411,14 @@ impl Agent {
         let (requests, shutdown) = Shutdown::new();
         let (tell, ended) = oneshot::channel();
         let dir = dir.to_owned();
-        let options =
-            Options { worker_id: "w-1".to_owned(), servers, capacity, labels: BTreeMap::new(), drain_timeout };
+        let options = Options {
+            worker_id: "w-1".to_owned(),
+            servers,
+            capacity,
+            labels: BTreeMap::new(),
+            drain_timeout,
+            watchdog: Program(env!("CARGO_BIN_EXE_hodei-agent").into()),
+        };
         runtime.spawn(async move {
             let dir = loop {
                 // A predecessor that was just dropped may still hold it.
@@ -447,6 +454,16 @@ pub fn shell(cmd: &str, args: &[&str]) -> JobSpec {
 pub fn script(content: &str) -> JobSpec {
     let kind = command::Kind::Script(Script { interpreter: String::new(), content: content.to_owned() });
     JobSpec { command: Some(hodei_proto::v1::Command { kind: Some(kind) }), ..JobSpec::default() }
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The pid that a job printed first.
+pub async fn printed_pid(cluster: &Cluster, key: AttemptKey) -> u32 {
+    let look = |seen: &Seen| text(&seen.logs.get(&(0, key))?.out).lines().next()?.parse().ok();
+    cluster.until("a pid in the log", look).await
 }
 
 /// Waits until a process is gone (or a zombie that somebody else has to reap).

@@ -1,5 +1,8 @@
-//! Kills what has lost its lease. A thread of its own, without the async runtime, so that a stuck main loop cannot
-//! keep a job alive past its deadline.
+//! Keeps the leases of this process: tells each watchdog what was granted, and kills what has lost its lease.
+//!
+//! Each attempt's watchdog does that by itself at the deadline. Here is what only the agent knows (refusals), and what
+//! helps where a watchdog is stopped or stuck: a thread of its own, without the async runtime, so that a stuck main loop
+//! cannot keep a job alive past its deadline either.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +16,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::{
     clock::Boot,
-    executor::tree::Tree,
+    executor::{outcome::Cause, tree::Tree},
     key::AttemptKey,
     lease::{LeaseTable, NotAdmitted},
 };
@@ -42,18 +45,18 @@ pub struct Leases {
     shared: Arc<Shared>,
 }
 
-/// Ends the watchdog's thread when dropped.
-pub struct Watchdog {
+/// Ends the thread when dropped.
+pub struct Keeper {
     leases: Leases,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Watchdog {
+impl Keeper {
     /// Starts the thread.
     pub fn start() -> io::Result<Self> {
         let leases = Leases { shared: Arc::default() };
         let shared = Arc::clone(&leases.shared);
-        let thread = thread::Builder::new().name("watchdog".into()).spawn(move || watch(&shared))?;
+        let thread = thread::Builder::new().name("keeper".into()).spawn(move || watch(&shared))?;
         Ok(Self { leases, thread: Some(thread) })
     }
 
@@ -64,12 +67,12 @@ impl Watchdog {
     }
 }
 
-impl Drop for Watchdog {
+impl Drop for Keeper {
     fn drop(&mut self) {
         self.leases.shared.state.lock().stop = true;
         self.leases.shared.changed.notify_all();
         if let Some(thread) = self.thread.take() {
-            // A panic of the watchdog has already been reported by its hook; there is nothing to add here.
+            // A panic of the thread has already been reported by its hook; there is nothing to add here.
             let _ = thread.join();
         }
     }
@@ -90,9 +93,18 @@ impl Leases {
     pub fn answered(&self, sequence: u64, extended: &[AttemptKey], refused: &[AttemptKey]) {
         self.change(|state| {
             let now = Boot::now();
-            extended.iter().for_each(|key| state.table.extend(*key, sequence, now));
+            for key in extended {
+                if let (Some(to), Some(tree)) = (state.table.extend(*key, sequence, now), state.trees.get(key)) {
+                    tree.extend(to);
+                }
+            }
             refused.iter().for_each(|key| state.table.refuse(*key));
         });
+    }
+
+    /// See [`LeaseTable::adopt`].
+    pub fn adopt(&self, key: AttemptKey, lost_after: Duration, deadline: Boot) {
+        self.change(|state| state.table.adopt(key, lost_after, deadline));
     }
 
     /// `key` is none of ours any more: it is killed if it runs.
@@ -100,15 +112,20 @@ impl Leases {
         self.change(|state| state.table.refuse(key));
     }
 
-    /// Whether `key` may be started now.
+    /// Until when `key` may run; `None`: not (any more).
     #[must_use]
-    pub fn may_run(&self, key: AttemptKey) -> bool {
-        self.shared.state.lock().table.may_run(key, Boot::now())
+    pub fn deadline(&self, key: AttemptKey) -> Option<Boot> {
+        self.shared.state.lock().table.deadline(key, Boot::now())
     }
 
-    /// `key` has a process tree now; from here on the watchdog can kill it.
+    /// `key` has a process tree now, which is told what was granted meanwhile and from here on.
     pub fn watch(&self, key: AttemptKey, tree: Arc<Tree>) {
-        self.change(|state| state.trees.insert(key, tree));
+        self.change(|state| {
+            if let Some(to) = state.table.deadline(key, Boot::now()) {
+                tree.extend(to);
+            }
+            state.trees.insert(key, tree);
+        });
     }
 
     /// The tree of `key` is gone, or there never was one. Returns whether the lease had been lost before.
@@ -127,7 +144,7 @@ impl Leases {
     /// Kills every tree at once: the process ends.
     pub fn kill_all(&self) {
         let trees: Vec<_> = self.shared.state.lock().trees.values().cloned().collect();
-        trees.iter().for_each(|tree| tree.kill());
+        trees.iter().for_each(|tree| tree.kill(Cause::HandedBack));
     }
 
     /// See [`LeaseTable::shortest`].
@@ -162,7 +179,7 @@ fn watch(shared: &Shared) {
         drop(state);
         for (key, tree) in doomed {
             tracing::warn!(attempt = %key, "lease lost, killing the process tree");
-            tree.kill();
+            tree.kill(Cause::LeaseLost);
         }
         thread::sleep(KILL_AGAIN);
         state = shared.state.lock();

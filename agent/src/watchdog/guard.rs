@@ -1,0 +1,257 @@
+//! The agent's side of a watchdog: starts one or finds one, tells it what the leader has granted, and hears how it ended.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use parking_lot::Mutex;
+use tokio::io::unix::AsyncFd;
+
+use super::{
+    COMMAND, Output, SOCKET,
+    launch::Launch,
+    socket::{self, Received, Socket},
+    wire::{End, NotStarted, Order, Report, say, understand},
+};
+use crate::clock::Boot;
+
+/// A watchdog may take so long to be ready, and to make a process, on a machine that is very busy.
+const START_WITHIN: Duration = Duration::from_secs(30);
+/// A watchdog that says nothing to a successor for so long is stopped or stuck, and is killed.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+/// A watchdog that has been started and not yet been told anything. Dropped, it ends by itself.
+pub struct Started {
+    socket: Socket,
+    child: Child,
+}
+
+/// A watchdog and the job that it watches over.
+pub struct Guarded {
+    /// The watchdog.
+    pub guard: Guard,
+    /// The job's main process.
+    pub pid: u32,
+    /// The job's output.
+    pub output: Output,
+}
+
+/// A connection to a watchdog.
+pub struct Guard {
+    socket: Arc<Socket>,
+    /// Present where this process has started it, and has to reap it.
+    child: Option<Child>,
+}
+
+/// What may be said to a watchdog from anywhere. Nothing here waits: what a watchdog that is stopped does not read is lost,
+/// and its deadline then stays where it is.
+#[derive(Clone)]
+pub struct Voice(Arc<Socket>);
+
+impl Voice {
+    /// The lease was extended.
+    pub fn extend(&self, to: Boot) {
+        self.say(&Order::Extend(to));
+    }
+
+    /// Any order.
+    pub fn say(&self, order: &Order) {
+        if let Err(error) = say(&self.0, order, &[]) {
+            tracing::debug!(%error, ?order, "a watchdog does not hear");
+        }
+    }
+}
+
+impl Started {
+    /// Starts `program` as a watchdog in an attempt's directory. `name` is for people who list processes.
+    pub fn start(program: &Path, record: &Path, name: &str) -> io::Result<Self> {
+        let (socket, theirs) = Socket::pair()?;
+        let said = File::create(record.join("watchdog.err"))?;
+        let mut command = Command::new(program);
+        command.arg(COMMAND).arg(name).env_clear().current_dir(record);
+        command.stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(said);
+        Ok(Self { socket, child: command.spawn()? })
+    }
+
+    /// Has it make the process. Blocking. `stdin` is what the process reads, where it reads anything.
+    pub fn launch(mut self, launch: &Launch, stdin: Option<&OwnedFd>) -> Result<Guarded, NotStarted> {
+        let launched = self.order(launch, stdin);
+        match launched {
+            Ok(Ok((pid, output))) => {
+                let guard = Guard { socket: Arc::new(self.socket), child: Some(self.child) };
+                Ok(Guarded { guard, pid, output })
+            }
+            Ok(Err(why)) => {
+                let _ = say(&self.socket, &Order::Forget, &[]);
+                let _ = self.child.wait();
+                Err(why)
+            }
+            Err(error) => {
+                // Its child dies with it.
+                let _ = self.child.kill();
+                let _ = self.child.wait();
+                Err(NotStarted::other(format!("the watchdog: {error}")))
+            }
+        }
+    }
+
+    fn order(&self, launch: &Launch, stdin: Option<&OwnedFd>) -> io::Result<Result<(u32, Output), NotStarted>> {
+        match self.hear()? {
+            (Report::Ready, _) => {}
+            (other, _) => return Err(io::Error::other(format!("it begins with {other:?}"))),
+        }
+        let file = launch.write()?;
+        let along: Vec<BorrowedFd<'_>> = [file.as_fd()].into_iter().chain(stdin.map(OwnedFd::as_fd)).collect();
+        say(&self.socket, &Order::Launch, &along)?;
+        match self.hear()? {
+            (Report::Launched { pid }, along) => match Output::received(along) {
+                Some(output) => Ok(Ok((pid, output))),
+                None => Err(io::Error::other("the output did not come along")),
+            },
+            (Report::NotStarted(why), _) => Ok(Err(why)),
+            (other, _) => Err(io::Error::other(format!("it answers {other:?}"))),
+        }
+    }
+
+    fn hear(&self) -> io::Result<(Report, Vec<OwnedFd>)> {
+        let received = self.socket.receive_within(START_WITHIN)?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        understand(received).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    /// Lets it go without a job. Blocking.
+    pub fn dismiss(mut self) {
+        drop(self.socket);
+        let _ = self.child.wait();
+    }
+}
+
+/// What a successor finds of an earlier agent's watchdog.
+pub enum Found {
+    /// It lives, and so does its job, or what is left of it.
+    Alive(Box<Guarded>, Boot),
+    /// There is none any more, and there will be none.
+    Gone,
+}
+
+/// Takes over the watchdog of an attempt. One that does not answer is killed. Blocking.
+pub fn find(record: &Path) -> io::Result<Found> {
+    let deadline = Instant::now() + ANSWER_WITHIN;
+    loop {
+        let socket = match Socket::connect(record, SOCKET) {
+            Ok(socket) => socket,
+            Err(error) => match error.kind() {
+                // Only a watchdog listens, and for as long as it lives.
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => return Ok(Found::Gone),
+                // Too many wait to be heard: it is stuck.
+                _ => return Err(error),
+            },
+        };
+        let left = deadline.saturating_duration_since(Instant::now());
+        if let Some((pid, deadline, output)) = ask(&socket, left)? {
+            let guard = Guard { socket: Arc::new(socket), child: None };
+            return Ok(Found::Alive(Box::new(Guarded { guard, pid, output }), deadline));
+        }
+        if Instant::now() >= deadline {
+            let peer = socket.peer()?.pid();
+            tracing::warn!(pid = peer, "a watchdog does not answer and is killed");
+            // In another PID namespace the number would be 0.
+            if peer > 1 {
+                // It may have ended in between.
+                let _ = kill(Pid::from_raw(peer), Signal::SIGKILL);
+            }
+            // Its end of the connection closes with it.
+            while socket.receive_within(ANSWER_WITHIN)?.is_some() {}
+        }
+        // It may be about to go.
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// What it says of itself; `None` where it says nothing within this time, or goes.
+fn ask(socket: &Socket, patience: Duration) -> io::Result<Option<(u32, Boot, Output)>> {
+    if say(socket, &Order::Adopt, &[]).is_err() {
+        return Ok(None);
+    }
+    loop {
+        let Ok(Some(received)) = socket.receive_within(patience) else { return Ok(None) };
+        if let Some((Report::Standing { pid, deadline }, along)) = understand(received) {
+            let output = Output::received(along).ok_or_else(|| io::Error::other("the output did not come along"))?;
+            return Ok(Some((pid, deadline, output)));
+        }
+    }
+}
+
+impl Guard {
+    /// To speak to it from elsewhere.
+    #[must_use]
+    pub fn voice(&self) -> Voice {
+        Voice(Arc::clone(&self.socket))
+    }
+
+    /// How the job ended; `None` where its watchdog has died. To be asked again where this is dropped.
+    pub fn listen(&self) -> io::Result<Ear> {
+        Ok(Ear(socket::readable(Arc::clone(&self.socket))?))
+    }
+
+    /// The result is on disk. Blocking: waits for the watchdog's end where it is a child of this process.
+    pub fn forget(mut self) {
+        self.voice().say(&Order::Forget);
+        if let Some(mut child) = self.child.take() {
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Hears of the end.
+pub struct Ear(AsyncFd<Arc<Socket>>);
+
+impl Ear {
+    /// How the job ended; `None` where its watchdog has died. May be dropped and asked again.
+    pub async fn end(&self) -> Option<End> {
+        loop {
+            let mut ready = self.0.readable().await.ok()?;
+            match ready.try_io(|socket| socket.get_ref().receive()) {
+                Ok(Ok(Some(received))) => {
+                    if let Some(end) = end_in(received) {
+                        return Some(end);
+                    }
+                }
+                Ok(Ok(None) | Err(_)) => return None,
+                Err(_would_block) => {}
+            }
+        }
+    }
+}
+
+fn end_in(received: Received) -> Option<End> {
+    match understand::<Report>(received)?.0 {
+        Report::Ended(end) => Some(end),
+        _ => None,
+    }
+}
+
+/// How watchdogs are started, for tests that have the binary elsewhere.
+#[derive(Clone, Debug)]
+pub struct Program(pub PathBuf);
+
+impl Default for Program {
+    /// This process' own binary, even where its file was replaced meanwhile.
+    fn default() -> Self {
+        Self(PathBuf::from("/proc/self/exe"))
+    }
+}
+
+/// A child that is forked while a script is still open for writing would keep it open until its own exec, and executing
+/// the script would fail with "text file busy". So no script is written while a watchdog is being started.
+pub static FORK: Mutex<()> = Mutex::new(());

@@ -1,0 +1,42 @@
+//! The watchdog: a process per job, its parent, that outlives the agent for as long as the job's lease lasts.
+//!
+//! It is this same binary under another name of command, small and single-threaded: no runtime, no network, no thread.
+//! The agent's side of it is [`guard`].
+//!
+//! **Start.** The agent starts it in the attempt's directory with a connection as its standard input. It leaves the
+//! agent's session, becomes the subreaper of its descendants, listens in the directory and says that it is
+//! [`wire::Report::Ready`]. Only then does the agent say [`wire::Order::Launch`]: a watchdog that a successor cannot find
+//! never makes a process. It makes the process inside its control group ([`process`]), to be killed by the kernel when the
+//! watchdog dies, and hands the output over ([`output`]).
+//!
+//! **Deadline.** A timer on CLOCK_BOOTTIME ([`fate`]). Only [`wire::Order::Extend`] moves it, which an agent sends for what
+//! the leader has granted; so whether the agent is stopped, stuck or dead, at the deadline the whole tree is killed
+//! ([`tree`]). The job's time-out and the time between SIGTERM and SIGKILL run here as well.
+//!
+//! **End.** The job has ended when its main process has. What it leaves behind is killed until nothing is left; only then
+//! the end is told ([`wire::Report::Ended`]), and kept until the agent has its result on disk ([`wire::Order::Forget`]). If no
+//! agent is there, the watchdog leaves a [`testament`], with the output that nobody took, and goes.
+//!
+//! **Successors.** A new connection takes the place of the old one: the data directory's lock says that there is one agent
+//! at a time. It gets the output and goes on where the last one stopped.
+//!
+//! **If it dies**, the kernel kills the main process; the agent sees the connection close and kills the control group; a
+//! starting agent does so for every attempt whose watchdog does not answer ([`crate::recover`]).
+
+pub mod fate;
+pub mod guard;
+pub mod launch;
+pub mod output;
+pub mod process;
+mod run;
+pub mod socket;
+pub mod testament;
+pub mod tree;
+pub mod wire;
+
+pub use self::{output::Output, run::main};
+
+/// The command under which this binary is a watchdog.
+pub const COMMAND: &str = "watchdog";
+/// The socket in an attempt's directory.
+pub const SOCKET: &str = "watchdog";
