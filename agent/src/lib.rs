@@ -74,6 +74,9 @@ use crate::{
 /// How long tasks that write to disk may take when the process ends.
 const FINISH_WITHIN: Duration = Duration::from_secs(2);
 
+/// The label that tells how a job's processes are kept together: `cgroup2`, `cgroup1` or `process-tree`.
+pub const ISOLATION: &str = "hodei.isolation";
+
 /// The whole product: from flags to the end of the process.
 pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), Exit> {
     let servers = config.servers();
@@ -162,7 +165,8 @@ pub async fn serve<D: Dial>(dir: Arc<DataDir>, dialer: D, options: Options, shut
         );
     }
     let id = uuid::Uuid::now_v7().to_string();
-    let registration = registration(&id, &options, &found, &dir);
+    let isolation = cgroups.as_ref().map_or("process-tree", CgroupRoot::kind);
+    let registration = registration(&id, &options, isolation, &found, &dir);
     let shared = share(id, &dir, &options, &keeper, cgroups);
     found.ended.into_iter().for_each(|attempt| shared.roster.insert(Arc::new(attempt)));
     found.alive.into_iter().for_each(|alive| take_over(&shared, alive));
@@ -223,10 +227,12 @@ fn share(
     })
 }
 
-fn registration(id: &str, options: &Options, found: &Found, dir: &DataDir) -> RegisterRequest {
+fn registration(id: &str, options: &Options, isolation: &str, found: &Found, dir: &DataDir) -> RegisterRequest {
     let kernel =
         |name: &str| fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap_or_default().trim().to_owned();
     let (memory_mb, storage_mb) = metrics::capacity(&dir.work());
+    let mut labels = options.labels.clone();
+    labels.insert(ISOLATION.to_owned(), isolation.to_owned());
     RegisterRequest {
         session_id: id.to_owned(),
         capacity: Some(Capacity {
@@ -236,7 +242,7 @@ fn registration(id: &str, options: &Options, found: &Found, dir: &DataDir) -> Re
             storage_mb,
             gpu: 0,
         }),
-        labels: options.labels.clone(),
+        labels,
         version: VERSION.to_owned(),
         architecture: std::env::consts::ARCH.to_owned(),
         kernel: kernel("osrelease"),

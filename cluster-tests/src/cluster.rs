@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use hodei_proto::v1::ListTokensRequest;
@@ -343,6 +343,16 @@ impl Cluster {
             .collect()
     }
 
+    /// The watchdogs of this cluster's agents: they live in the directories of their attempts.
+    #[must_use]
+    pub fn watchdogs(&self) -> Vec<Pid> {
+        let own = |pid: &i32| {
+            let within = fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(self.dir.path()));
+            within && fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == "hodei-watchdog\n")
+        };
+        pids().into_iter().filter(own).map(Pid::from_raw).collect()
+    }
+
     /// Indexes of the nodes whose process was started and not killed.
     #[must_use]
     pub fn running(&self) -> Vec<usize> {
@@ -355,9 +365,17 @@ impl Drop for Cluster {
         for agent in &mut self.agents {
             agent.process = None;
         }
-        // What a killed agent left running.
-        for pid in self.job_processes() {
-            let _ = kill(pid, Signal::SIGKILL);
+        // What a killed agent left running; watchdogs die with their jobs, and write into the directory until then.
+        let begun = Instant::now();
+        while begun.elapsed() < SETTLE {
+            let left = [self.job_processes(), self.watchdogs()].concat();
+            if left.is_empty() {
+                break;
+            }
+            for pid in left {
+                let _ = kill(pid, Signal::SIGKILL);
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
         self.nodes.clear();
         if std::thread::panicking() {
@@ -451,9 +469,19 @@ impl Agent {
         self.process = Some(Proc::spawn(&format!("{}.{}", self.name, self.starts), &mut command, dir));
     }
 
-    /// kill -9. What it ran goes on until the cluster is dropped.
+    /// kill -9. What it ran goes on until its lease runs out, or the cluster is dropped.
     pub fn kill(&mut self) {
         self.process = None;
+    }
+
+    /// SIGSTOP.
+    pub fn freeze(&mut self) {
+        self.process().signal(Signal::SIGSTOP);
+    }
+
+    /// SIGCONT.
+    pub fn thaw(&mut self) {
+        self.process().signal(Signal::SIGCONT);
     }
 
     /// Its process.
@@ -467,12 +495,17 @@ impl Agent {
 
 /// Processes in whose environment a variable (`NAME=value`) satisfies `wanted`.
 fn processes_with(wanted: impl Fn(&[u8]) -> bool) -> Vec<Pid> {
+    pids()
+        .into_iter()
+        .filter(|pid: &i32| {
+            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            environment.split(|&byte| byte == 0).any(&wanted)
+        })
+        .map(Pid::from_raw)
+        .collect()
+}
+
+fn pids() -> Vec<i32> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    pids.filter(|pid: &i32| {
-        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        environment.split(|&byte| byte == 0).any(&wanted)
-    })
-    .map(Pid::from_raw)
-    .collect()
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
 }

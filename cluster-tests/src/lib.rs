@@ -22,9 +22,11 @@ pub mod history;
 pub mod net;
 pub mod proc;
 pub mod wait;
+pub mod witness;
 pub mod workload;
 
 pub use cli::{Cli, Output};
 pub use client::Client;
 pub use cluster::{Agent, Cluster, Node};
 pub use proc::Proc;
+pub use witness::Witness;

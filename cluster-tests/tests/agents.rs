@@ -47,28 +47,6 @@ async fn a_dead_agents_job_is_run_again_by_another_under_a_larger_fence() {
 }
 
 #[tokio::test]
-async fn a_restarted_agent_ends_what_its_predecessor_left_before_the_job_runs_again() {
-    let mut cluster = Cluster::one().await;
-    let agent = cluster.agent(&[0], &[]).await;
-    // The witness: an attempt that overlaps another one finds the lock taken.
-    let lock = cluster.dir().join("lock");
-    let script = format!(
-        "exec 9> {}; flock --nonblock 9 || exit 99; echo attempt $HODEI_ATTEMPT; [ $HODEI_ATTEMPT -gt 1 ] || sleep 60",
-        lock.display()
-    );
-    let job = cluster.submit(&["--lost-after", "5s"], &["bash", "-c", &script]).await;
-    cluster.wait_state(&job, "Running").await;
-    wait::until_true("the first attempt holds the lock", SOON, || async { lock.exists() }).await;
-    cluster.agents[agent].kill();
-    cluster.agents[agent].start();
-
-    wait::until_true("the job ends", SOON, || async { cluster.job(&job).await["finished_at"].is_string() }).await;
-    let end = cluster.job(&job).await;
-    assert_eq!((&end["state"], &end["attempt"]), (&"Succeeded".into(), &2.into()), "{end}");
-    assert!(cluster.job_processes().is_empty(), "something of the first attempt is left");
-}
-
-#[tokio::test]
 async fn retries_end_when_the_budget_does() {
     let mut cluster = Cluster::one().await;
     let agent = cluster.agent(&[0], &[]).await;

@@ -39,6 +39,12 @@ impl CgroupRoot {
         candidates(&mounts, &own).into_iter().map(|dir| Self { dir }).filter(Self::usable)
     }
 
+    /// Its version: `cgroup2` or `cgroup1`.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        if self.dir.join("cgroup.controllers").exists() { "cgroup2" } else { "cgroup1" }
+    }
+
     /// A new group.
     pub fn create(&self, name: &str) -> io::Result<Cgroup> {
         let dir = self.dir.join(format!("hodei-{name}"));

@@ -256,7 +256,7 @@ impl Watchdog {
         match std::mem::replace(&mut self.phase, Phase::Over) {
             Phase::Running(job, fate) => self.look_at_running(job, fate, now),
             Phase::Ending { job, end, until, look, look_at } => {
-                self.look_at_rest(job, end, until, (look, look_at), now)
+                self.look_at_rest(job, end, until, (look, look_at), now);
             }
             Phase::Told { job, fallen, until, sync_at } => {
                 let due = sync_at.is_some_and(|at| now >= at);
