@@ -22,7 +22,7 @@ use crate::{
     client::Client,
     net,
     proc::Proc,
-    wait,
+    processes, wait,
 };
 
 /// How long a node or an agent may take to become ready. Generous: several clusters may share two cores.
@@ -337,7 +337,7 @@ impl Cluster {
     pub fn job_processes(&self) -> Vec<Pid> {
         let ids: Vec<_> = self.agents.iter().map(|agent| format!("HODEI_WORKER_ID={}", agent.worker)).collect();
         let agents: Vec<_> = self.agents.iter().filter_map(|agent| agent.process.as_ref().map(Proc::pid)).collect();
-        processes_with(|variable| ids.iter().any(|id| id.as_bytes() == variable))
+        processes::with_variable(|variable| ids.iter().any(|id| id.as_bytes() == variable))
             .into_iter()
             .filter(|pid| !agents.contains(pid))
             .collect()
@@ -350,7 +350,7 @@ impl Cluster {
             let within = fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(self.dir.path()));
             within && fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == "hodei-watchdog\n")
         };
-        pids().into_iter().filter(own).map(Pid::from_raw).collect()
+        processes::all().into_iter().filter(own).map(Pid::from_raw).collect()
     }
 
     /// Indexes of the nodes whose process was started and not killed.
@@ -491,21 +491,4 @@ impl Agent {
     pub fn process(&mut self) -> &mut Proc {
         self.process.as_mut().unwrap_or_else(|| panic!("{} does not run", self.name))
     }
-}
-
-/// Processes in whose environment a variable (`NAME=value`) satisfies `wanted`.
-fn processes_with(wanted: impl Fn(&[u8]) -> bool) -> Vec<Pid> {
-    pids()
-        .into_iter()
-        .filter(|pid: &i32| {
-            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            environment.split(|&byte| byte == 0).any(&wanted)
-        })
-        .map(Pid::from_raw)
-        .collect()
-}
-
-fn pids() -> Vec<i32> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
 }

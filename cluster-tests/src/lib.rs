@@ -21,6 +21,7 @@ pub mod disk;
 pub mod history;
 pub mod net;
 pub mod proc;
+pub mod processes;
 pub mod wait;
 pub mod witness;
 pub mod workload;
