@@ -9,7 +9,7 @@ use tonic::{
 };
 
 use self::wire::{PutRequest, kv_client::KvClient};
-use super::load::Put;
+use super::{cpu::Meter, load::Put};
 use crate::{net, proc::Proc, wait};
 
 /// The part of etcd's API that is used here.
@@ -21,7 +21,7 @@ pub mod wire {
 /// A running cluster.
 #[derive(Debug)]
 pub struct Etcd {
-    _members: Vec<Proc>,
+    members: Vec<Proc>,
     clients: Vec<SocketAddr>,
     _dir: TempDir,
 }
@@ -46,7 +46,7 @@ impl Etcd {
             command.args(["--initial-cluster", &initial.join(","), "--initial-cluster-token", "bench"]);
             Proc::spawn(&format!("etcd{i}"), &mut command, dir.path())
         });
-        let etcd = Self { _members: members.collect(), clients: addresses, _dir: dir };
+        let etcd = Self { members: members.collect(), clients: addresses, _dir: dir };
         for client in etcd.clients(count, 16) {
             wait::until_true("etcd takes writes", Duration::from_secs(30), || {
                 let mut client = client.clone();
@@ -55,6 +55,12 @@ impl Etcd {
             .await;
         }
         etcd
+    }
+
+    /// Takes the members' processor time.
+    #[must_use]
+    pub fn meter(&self) -> Meter {
+        Meter::new(self.members.iter().map(Proc::pid).collect())
     }
 
     /// `count` clients with a connection each, spread evenly over the members, that write values of `size` bytes.

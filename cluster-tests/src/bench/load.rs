@@ -9,6 +9,8 @@ use std::{
 use hdrhistogram::Histogram;
 use tonic::Status;
 
+use super::cpu::{Meter, Spent};
+
 /// One client with a connection of its own.
 pub trait Put: Send + 'static {
     /// One durable write; done when it is acknowledged.
@@ -24,6 +26,10 @@ pub struct Figures {
     pub p50_ms: f64,
     /// 99th percentile in milliseconds.
     pub p99_ms: f64,
+    /// Processor time per acknowledged write: of all servers together, in microseconds.
+    pub servers_us: f64,
+    /// The same of all clients.
+    pub clients_us: f64,
     /// Writes that were not acknowledged.
     pub errors: u64,
     /// The first of these errors.
@@ -41,7 +47,7 @@ struct Tally {
 ///
 /// # Panics
 /// If a client panics.
-pub async fn run<P: Put>(clients: Vec<P>, warm_up: Duration, measured: Duration) -> Figures {
+pub async fn run<P: Put>(clients: Vec<P>, meter: Meter, warm_up: Duration, measured: Duration) -> Figures {
     let begin = Instant::now() + warm_up;
     let end = begin + measured;
     let barrier = Arc::new(tokio::sync::Barrier::new(clients.len()));
@@ -55,19 +61,31 @@ pub async fn run<P: Put>(clients: Vec<P>, warm_up: Duration, measured: Duration)
             })
         })
         .collect();
+    let spent = tokio::spawn(spent(meter, begin, end));
     let mut total = Tally::new();
     for task in tasks {
         total.add(&task.await.expect("a client does not panic"));
     }
-    let (count, seconds) = (total.latencies.len(), measured.as_secs_f64());
+    let spent = spent.await.expect("reading the time does not panic");
+    let (count, seconds) = (to_f64(total.latencies.len()), measured.as_secs_f64());
+    let per_write = |seconds: f64| seconds * 1e6 / count.max(1.0);
     let ms = |quantile| millis(total.latencies.value_at_quantile(quantile));
     Figures {
-        per_second: to_f64(count) / seconds,
+        per_second: count / seconds,
         p50_ms: ms(0.5),
         p99_ms: ms(0.99),
+        servers_us: per_write(spent.servers),
+        clients_us: per_write(spent.clients),
         errors: total.errors,
         first_error: total.first_error.clone(),
     }
+}
+
+async fn spent(meter: Meter, begin: Instant, end: Instant) -> Spent {
+    tokio::time::sleep_until(begin.into()).await;
+    let before = meter.read();
+    tokio::time::sleep_until(end.into()).await;
+    meter.read() - before
 }
 
 async fn one<P: Put>(mut client: P, begin: Instant, end: Instant) -> Tally {

@@ -7,8 +7,11 @@
 //! - [`started`]: from the call of the client that submits to the first instruction of the job's own `main`, one job
 //!   at a time on an idle cluster, by one clock (CLOCK_REALTIME of this machine): the job is this program as witness.
 //! - [`failover`]: from kill -9 of the leader to the answer to the first write that was sent after it.
+//! - [`cpu`]: the processor time of servers and clients during a measurement, which other load on the machine moves far
+//!   less than it moves the rates.
 //! - [`machine`]: what all of this ran on, and how busy it was.
 
+pub mod cpu;
 pub mod etcd;
 pub mod failover;
 pub mod load;

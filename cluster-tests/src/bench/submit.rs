@@ -7,6 +7,7 @@ use prost::Message as _;
 use tonic::Status;
 
 use super::{
+    cpu::Meter,
     etcd::Etcd,
     load::{self, Figures, Put},
 };
@@ -62,10 +63,11 @@ pub async fn run(plan: &Plan) -> Vec<Row> {
 }
 
 async fn hodei_round(plan: &Plan, rows: &mut [Row]) {
-    let cluster = Cluster::start(MEMBERS).await;
+    let mut cluster = Cluster::start(MEMBERS).await;
+    let meter = Meter::new(cluster.nodes.iter_mut().map(|node| node.process().pid()).collect());
     for row in rows {
         let clients = (0..row.clients).map(|i| Submitter { client: cluster.client(i % MEMBERS), spec: spec(SIZE) });
-        let figures = load::run(clients.collect(), plan.warm_up, plan.measured).await;
+        let figures = load::run(clients.collect(), meter.clone(), plan.warm_up, plan.measured).await;
         note("hodei", row.clients, &figures);
         row.hodei.push(figures);
     }
@@ -77,15 +79,18 @@ async fn etcd_round(plan: &Plan, rows: &mut [Row]) {
     }
     let etcd = Etcd::start(MEMBERS).await;
     for row in rows {
-        let figures = load::run(etcd.clients(row.clients, SIZE), plan.warm_up, plan.measured).await;
+        let figures = load::run(etcd.clients(row.clients, SIZE), etcd.meter(), plan.warm_up, plan.measured).await;
         note("etcd", row.clients, &figures);
         row.etcd.push(figures);
     }
 }
 
 fn note(system: &str, clients: usize, figures: &Figures) {
-    let Figures { per_second, p50_ms, p99_ms, errors, first_error } = figures;
-    eprintln!("{system:>6} {clients:>4} clients: {per_second:>9.0}/s  p50 {p50_ms:.2} ms  p99 {p99_ms:.2} ms");
+    let Figures { per_second, p50_ms, p99_ms, servers_us, clients_us, errors, first_error } = figures;
+    eprintln!(
+        "{system:>6} {clients:>4} clients: {per_second:>9.0}/s  p50 {p50_ms:.2} ms  p99 {p99_ms:.2} ms  \
+         CPU {servers_us:.0} + {clients_us:.0} us"
+    );
     if let Some(error) = first_error {
         eprintln!("       {errors} errors, the first: {error}");
     }

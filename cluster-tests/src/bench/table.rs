@@ -30,6 +30,8 @@ pub fn render(header: &[&str], rows: &[Vec<String>]) -> String {
 pub fn submissions(rows: &[Row]) -> String {
     let of = |figures: &[Figures], get: fn(&Figures) -> f64| median(&figures.iter().map(get).collect::<Vec<_>>());
     let latency = |figures: &[Figures]| format!("{:.2} / {:.2}", of(figures, |f| f.p50_ms), of(figures, |f| f.p99_ms));
+    let spent =
+        |figures: &[Figures]| format!("{:.0} + {:.0}", of(figures, |f| f.servers_us), of(figures, |f| f.clients_us));
     let cells = rows.iter().map(|row| {
         let (hodei, etcd) = (of(&row.hodei, |f| f.per_second), of(&row.etcd, |f| f.per_second));
         let errors: u64 = row.hodei.iter().chain(&row.etcd).map(|f| f.errors).sum();
@@ -40,10 +42,22 @@ pub fn submissions(rows: &[Row]) -> String {
             if etcd > 0.0 { format!("{:.2}", hodei / etcd) } else { "-".to_owned() },
             latency(&row.hodei),
             latency(&row.etcd),
+            spent(&row.hodei),
+            spent(&row.etcd),
             errors.to_string(),
         ]
     });
-    let header = ["clients", "hodei/s", "etcd/s", "ratio", "hodei p50 / p99 ms", "etcd p50 / p99 ms", "errors"];
+    let header = [
+        "clients",
+        "hodei/s",
+        "etcd/s",
+        "ratio",
+        "hodei p50 / p99 ms",
+        "etcd p50 / p99 ms",
+        "hodei CPU us",
+        "etcd CPU us",
+        "errors",
+    ];
     render(&header, &cells.collect::<Vec<_>>())
 }
 

@@ -96,7 +96,10 @@ async fn submissions(options: &Options) {
     let rows = submit::run(&plan).await;
     println!("\n## Durable writes of {} bytes, three members, one request in flight per client\n", submit::SIZE);
     print!("{}", table::submissions(&rows));
-    println!("\nMedians of {} rounds of {} s each; a client is a connection.", plan.rounds, options.seconds);
+    println!(
+        "\nMedians of {} rounds of {} s each; a client is a connection. CPU: processor time per write, of all members + clients.",
+        plan.rounds, options.seconds
+    );
 }
 
 async fn starts(options: &Options) {
