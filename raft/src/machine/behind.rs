@@ -1,12 +1,15 @@
 //! The write-behind thread: the one place from which payload files and sled are written.
 //!
-//! `apply` leaves its changes in [`Staged`], newest value per key, and never waits. The thread takes all that is there,
-//! waits until the log is durable through the last entry in it (openraft applies before the local flush), writes
-//! payloads, then one sled batch. It rests between passes, so that it takes a bounded share of disk and processor;
-//! a restart replays what it had not written yet. A sled that fails is left alone until the next start rebuilds it.
+//! `apply` leaves the keys of what it changed in [`Staged`] and never waits. The thread takes all that is there together
+//! with a copy of the state as of the last of these changes, waits until the log is durable through that (openraft
+//! applies before the local flush), writes payloads, then one sled batch. It rests between passes, so that it takes a
+//! bounded share of disk and processor; a restart replays what it had not written yet. A sled that fails is left alone
+//! until the next start rebuilds it.
+//!
+//! Keys are staged under the lock under which the state changes, and taken under it: copy and keys belong together.
 
 use std::{
-    collections::HashMap,
+    collections::HashSet,
     io,
     sync::{
         Arc,
@@ -16,61 +19,40 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hodei_state::Changes;
-use openraft::alias::StoredMembershipOf;
+use hodei_state::RowKey;
 use parking_lot::{Condvar, Mutex};
 use tokio::{runtime, sync::oneshot};
 
 use super::{
     LogDurable,
     replica::{Held, Replica},
-    sled_store::{MetaV1, Rows, SledStore},
+    sled_store::{MetaV1, SledStore},
     snapshot::Snapshots,
 };
-use crate::{
-    codec::StoredMembershipV1,
-    types::{LogId, TypeConfig},
-};
+use crate::{codec::StoredMembershipV1, types::LogId};
 
-/// Staged changes above this are written without a rest.
-const URGENT_BYTES: usize = 64 << 20;
+/// Staged changes above about this are written without a rest.
+const URGENT_BYTES: u64 = 64 << 20;
+/// What a row is taken to have beyond what the command that wrote it had.
+const ROW_BYTES: u64 = 128;
 /// For each part of time spent writing, so many parts of rest.
 const REST: u32 = 9;
 /// How long a pass waits for the log to become durable before it looks again.
 const LOG_PATIENCE: Duration = Duration::from_secs(1);
 
-/// What the staged rows bring the state to.
-struct Mark {
-    applied: Option<LogId>,
-    membership: Arc<StoredMembershipOf<TypeConfig>>,
-    hash: u128,
-    log_bytes: u64,
-}
-
-impl Mark {
-    fn of(held: &Held, log_bytes: u64) -> Self {
-        Self { applied: held.applied, membership: held.membership.clone(), hash: held.state.hash(), log_bytes }
-    }
-
-    fn to_meta(&self) -> MetaV1 {
-        MetaV1 {
-            applied: self.applied.map(Into::into),
-            membership: StoredMembershipV1::from(&*self.membership),
-            hash: self.hash,
-            log_bytes: self.log_bytes,
-        }
-    }
-}
-
 /// Not yet on disk.
 #[derive(Default)]
 struct Staged {
-    rows: HashMap<Vec<u8>, Option<Vec<u8>>>,
-    bytes: usize,
-    /// The rows are the whole state: a snapshot was installed.
+    /// Of rows that were written or removed.
+    keys: HashSet<RowKey>,
+    /// About how much there is to write.
+    bytes: u64,
+    /// Log applied since the last snapshot, as of the last change.
+    log_bytes: u64,
+    /// Something was applied, rows changed or not.
+    dirty: bool,
+    /// All rows changed: a snapshot was installed.
     replace: bool,
-    /// As of the last change; none when nothing is staged.
-    mark: Option<Mark>,
     /// Answered once all payloads staged before are durable.
     payload_waiters: Vec<oneshot::Sender<io::Result<()>>>,
     collect: bool,
@@ -149,15 +131,13 @@ impl WriteBehind {
 }
 
 impl Stage {
-    /// Takes over the changes of one applied entry.
-    pub(super) fn changes(&self, changes: Changes, held: &Held, log_bytes: u64) {
+    /// Takes note of what one applied entry of `bytes` changed. Called while the state is locked for the change.
+    pub(super) fn changed(&self, keys: &[RowKey], bytes: u64, log_bytes: u64) {
         let mut staged = self.0.staged.lock();
-        for (key, value) in changes.rows {
-            let key = key.to_bytes();
-            staged.bytes += key.len() + value.as_ref().map_or(0, Vec::len);
-            staged.rows.insert(key, value);
-        }
-        staged.mark = Some(Mark::of(held, log_bytes));
+        staged.keys.extend(keys);
+        staged.bytes += bytes + keys.len() as u64 * ROW_BYTES;
+        staged.log_bytes = log_bytes;
+        staged.dirty = true;
         let urgent = staged.bytes >= URGENT_BYTES;
         drop(staged);
         if urgent {
@@ -165,15 +145,12 @@ impl Stage {
         }
     }
 
-    /// Everything staged before is void; this is the state now.
-    pub(super) fn replace(&self, held: &Held) {
-        let rows: HashMap<_, _> = held.state.rows().map(|(key, value)| (key.to_bytes(), Some(value))).collect();
+    /// Everything staged before is void; the state is another one now. Called while it is locked for the change.
+    pub(super) fn replaced(&self) {
         let mut staged = self.0.staged.lock();
-        staged.bytes = rows.values().flatten().map(Vec::len).sum();
-        staged.rows = rows;
-        staged.replace = true;
-        staged.mark = Some(Mark::of(held, 0));
-        staged.collect = true;
+        staged.keys = HashSet::new();
+        (staged.bytes, staged.log_bytes) = (0, 0);
+        (staged.dirty, staged.replace, staged.collect) = (true, true, true);
         drop(staged);
         self.0.wake.notify_one();
     }
@@ -197,9 +174,11 @@ impl Writer {
     fn run(mut self) {
         let mut rest = self.interval;
         loop {
-            let (staged, stop) = self.take(rest);
+            self.wait(rest);
             let begun = Instant::now();
-            let passed = self.pass(staged);
+            let (staged, held) = self.take();
+            let stop = staged.stop;
+            let passed = self.pass(staged, held);
             if stop {
                 return;
             }
@@ -211,8 +190,8 @@ impl Writer {
         }
     }
 
-    /// Waits until something is due, at least `rest` unless it is urgent, and takes it.
-    fn take(&self, rest: Duration) -> (Staged, bool) {
+    /// Waits until something is due, at least `rest` unless it is urgent.
+    fn wait(&self, rest: Duration) {
         let not_before = Instant::now() + rest;
         let mut staged = self.shared.staged.lock();
         loop {
@@ -222,24 +201,29 @@ impl Writer {
                 || staged.collect
                 || !staged.payload_waiters.is_empty();
             if urgent {
-                break;
+                return;
             }
             let timed_out = self.shared.wake.wait_until(&mut staged, not_before).timed_out();
-            if timed_out && (staged.mark.is_some() || self.replica.payloads.has_unwritten()) {
-                break;
+            if timed_out && (staged.dirty || self.replica.payloads.has_unwritten()) {
+                return;
             }
             if timed_out {
                 // Idle: look again after the interval, without spinning.
                 self.shared.wake.wait_for(&mut staged, self.interval);
             }
         }
-        let stop = staged.stop;
-        let taken = std::mem::take(&mut *staged);
-        staged.stop = stop;
-        (taken, stop)
     }
 
-    fn pass(&mut self, mut staged: Staged) -> bool {
+    /// What is staged, and the state as of its last change.
+    fn take(&self) -> (Staged, Held) {
+        self.replica.with(|held| {
+            let mut staged = self.shared.staged.lock();
+            let stop = staged.stop;
+            (std::mem::replace(&mut *staged, Staged { stop, ..Staged::default() }), held.clone())
+        })
+    }
+
+    fn pass(&mut self, mut staged: Staged, held: Held) -> bool {
         let payloads = self.replica.payloads.flush();
         if let Err(error) = &payloads {
             tracing::error!(%error, "payload files cannot be written");
@@ -253,28 +237,39 @@ impl Writer {
             self.put_back(staged);
             return false;
         }
-        self.write(&mut staged);
-        if staged.collect {
+        let collect = staged.collect;
+        self.write(staged, held);
+        if collect {
             self.collect();
         }
         true
     }
 
-    fn write(&mut self, staged: &mut Staged) {
-        let (Some(mark), Some(store)) = (staged.mark.take(), &self.store) else { return };
-        let rows: Rows = std::mem::take(&mut staged.rows).into_iter().collect();
-        if !self.log_durable_through(mark.applied) {
-            let bytes = staged.bytes;
-            let collect = std::mem::take(&mut staged.collect);
-            let rows = rows.into_iter().collect();
-            let replace = staged.replace;
-            self.put_back(Staged { rows, bytes, replace, mark: Some(mark), collect, ..Staged::default() });
+    fn write(&mut self, mut staged: Staged, held: Held) {
+        if !staged.dirty || self.store.is_none() {
             return;
         }
-        let meta = mark.to_meta();
-        let written = if staged.replace { store.replace(&rows, &meta) } else { store.write(&rows, &meta) };
+        if !self.log_durable_through(held.applied) {
+            staged.collect = false;
+            self.put_back(staged);
+            return;
+        }
+        let Some(store) = &mut self.store else { return };
+        let meta = MetaV1 {
+            applied: held.applied.map(Into::into),
+            membership: StoredMembershipV1::from(&*held.membership),
+            hash: held.state.hash(),
+            log_bytes: staged.log_bytes,
+        };
+        let written = if staged.replace {
+            store.replace(&held.state, &meta)
+        } else {
+            let mut keys: Vec<RowKey> = staged.keys.into_iter().collect();
+            keys.sort_unstable();
+            store.write(held.state, &keys, &meta)
+        };
         match written {
-            Ok(()) => self.shared.written.store(mark.applied.map_or(0, |id| id.index()), Ordering::Release),
+            Ok(()) => self.shared.written.store(held.applied.map_or(0, |id| id.index()), Ordering::Release),
             Err(error) => {
                 tracing::error!(%error, "sled cannot be written; the state is rebuilt at the next start");
                 self.store = None;
@@ -293,21 +288,20 @@ impl Writer {
             .is_ok_and(|waited| waited.is_ok())
     }
 
-    /// What could not be written waits below what came meanwhile.
+    /// What could not be written waits with what came meanwhile.
     fn put_back(&self, older: Staged) {
         let mut staged = self.shared.staged.lock();
         staged.collect |= older.collect;
         if staged.replace {
             return;
         }
+        if !staged.dirty {
+            staged.log_bytes = older.log_bytes;
+        }
+        staged.dirty |= older.dirty;
         staged.replace = older.replace;
         staged.bytes += older.bytes;
-        for (key, value) in older.rows {
-            staged.rows.entry(key).or_insert(value);
-        }
-        if staged.mark.is_none() {
-            staged.mark = older.mark;
-        }
+        staged.keys.extend(older.keys);
     }
 
     fn collect(&self) {

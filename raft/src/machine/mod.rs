@@ -17,6 +17,7 @@
 
 mod behind;
 mod files;
+mod pages;
 mod payloads;
 pub(crate) mod recover;
 mod replica;
@@ -27,7 +28,7 @@ mod topics;
 use std::{io, sync::Arc};
 
 use futures::{FutureExt, Stream, TryStreamExt, future::BoxFuture};
-use hodei_state::{Changes, RowKey, outcome::Outcome};
+use hodei_state::{RowKey, outcome::Outcome};
 use openraft::{
     EntryPayload, OptionalSend,
     alias::{SnapshotMetaOf, SnapshotOf, StoredMembershipOf},
@@ -85,29 +86,43 @@ impl Machine {
 
     fn apply_entry(&self, entry: Entry) -> io::Result<Vec<Outcome>> {
         let log_id = entry.log_id;
-        let (outcomes, changes, bytes) = match entry.payload {
-            EntryPayload::Blank => {
-                self.replica.change(|held| held.applied = Some(log_id));
-                (Vec::new(), Changes::default(), 0)
-            }
+        let (outcomes, changed, bytes) = match entry.payload {
+            EntryPayload::Blank => (Vec::new(), self.change(log_id, 0, |_| ((), Vec::new())).1, 0),
             EntryPayload::Membership(membership) => {
-                self.replica.change(|held| {
-                    held.membership = Arc::new(StoredMembershipOf::<TypeConfig>::new(Some(log_id), membership));
-                    held.applied = Some(log_id);
+                let membership = Arc::new(StoredMembershipOf::<TypeConfig>::new(Some(log_id), membership));
+                let ((), changed) = self.change(log_id, 0, |held| {
+                    held.membership = membership;
+                    ((), Vec::new())
                 });
-                (Vec::new(), Changes::default(), 0)
+                (Vec::new(), changed, 0)
             }
-            EntryPayload::Normal(batch) => self.apply_batch(log_id, &batch)?,
+            EntryPayload::Normal(batch) => {
+                let (outcomes, changed) = self.apply_batch(log_id, &batch)?;
+                (outcomes, changed, batch.commands.len() as u64)
+            }
         };
-        // Staged before it is published: whoever sees the index and asks for a snapshot gets its payloads, too.
-        let log_bytes = self.replica.log_bytes() + bytes;
-        let changed: Vec<RowKey> = changes.rows.iter().map(|(key, _)| *key).collect();
-        self.replica.with(|held| self.stage.changes(changes, held, log_bytes));
         self.replica.publish(log_id, &changed, bytes);
         Ok(outcomes)
     }
 
-    fn apply_batch(&self, log_id: LogId, batch: &Batch) -> io::Result<(Vec<Outcome>, Changes, u64)> {
+    /// Changes the state by one entry of `bytes` and stages the keys that `change` returns, under one lock. Staged before
+    /// it is published: whoever sees the index and asks for a snapshot gets its payloads, too.
+    fn change<R>(
+        &self,
+        log_id: LogId,
+        bytes: u64,
+        change: impl FnOnce(&mut Held) -> (R, Vec<RowKey>),
+    ) -> (R, Vec<RowKey>) {
+        let log_bytes = self.replica.log_bytes() + bytes;
+        self.replica.change(|held| {
+            let (result, changed) = change(held);
+            held.applied = Some(log_id);
+            self.stage.changed(&changed, bytes, log_bytes);
+            (result, changed)
+        })
+    }
+
+    fn apply_batch(&self, log_id: LogId, batch: &Batch) -> io::Result<(Vec<Outcome>, Vec<RowKey>)> {
         let mut commands = codec::decode_batch(&batch.commands).map_err(|error| {
             io::Error::new(
                 io::ErrorKind::InvalidData,
@@ -115,7 +130,7 @@ impl Machine {
             )
         })?;
         let mut bodies: Vec<_> = commands.iter_mut().map(payloads::split).collect();
-        let (outcomes, changes) = self.replica.change(|held| {
+        Ok(self.change(log_id, batch.commands.len() as u64, |held| {
             let outcomes: Vec<Outcome> = (0..)
                 .zip(&commands)
                 .map(|(offset, envelope)| held.state.apply(log_id.index(), offset, batch.at, envelope))
@@ -126,10 +141,8 @@ impl Machine {
                     self.replica.payloads.put(digest, bytes);
                 }
             }
-            held.applied = Some(log_id);
-            (outcomes, held.state.take_changes())
-        });
-        Ok((outcomes, changes, batch.commands.len() as u64))
+            (outcomes, held.state.take_changes().keys)
+        }))
     }
 
     async fn load(&self, snapshot: SnapshotFile) -> io::Result<(Held, SnapshotFile)> {
@@ -185,8 +198,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         if held.applied != meta.last_log_id {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the snapshot is of another entry than announced"));
         }
-        self.stage.replace(&held);
-        self.replica.replace(held);
+        self.replica.replace(held, || self.stage.replaced());
         self.replica.snapshot_taken(file.len);
         Ok(())
     }

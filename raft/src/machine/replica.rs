@@ -99,10 +99,14 @@ impl Replica {
         }
     }
 
-    /// Puts a whole other state in place, and wakes everybody: nobody saw the steps between.
-    pub(super) fn replace(&self, held: Held) {
+    /// Puts a whole other state in place, and wakes everybody: nobody saw the steps between. `staged` runs under the
+    /// lock.
+    pub(super) fn replace(&self, held: Held, staged: impl FnOnce()) {
         let applied = held.applied;
-        *self.held.write() = held;
+        self.change(|old| {
+            *old = held;
+            staged();
+        });
         self.hashes.lock().clear();
         self.applied.send_replace(applied);
         self.topics.bump_all(applied.map_or(0, |id| id.index()));

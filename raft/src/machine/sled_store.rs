@@ -4,7 +4,8 @@
 //! checksum, the rows together must give the hash that the meta row names, and the database file is synced by
 //! ourselves after each flush. What does not fit is thrown away: snapshot and log have everything.
 //!
-//! A key is `m` for the meta row or `r` and the row's key; a value is a version byte, CRC32C over key and value, value.
+//! A key is `m` for the meta row, or `p` and the lower bound of a page of rows ([`super::pages`]); a value is a version
+//! byte, CRC32C over key and value, value.
 
 use std::{
     fs::{self, File},
@@ -16,14 +17,18 @@ use std::{
 use hodei_state::{RowKey, State};
 use serde::{Deserialize, Serialize};
 
-use super::{files, replica::Held};
+use super::{
+    files,
+    pages::{self, Pages, Rewrite, Row},
+    replica::Held,
+};
 use crate::codec::{self, DecodeError, LogIdV1, StoredMembershipV1};
 
 const META: &[u8] = b"m";
-const ROW: u8 = b'r';
-const ROW_VERSION: u8 = 1;
-/// A batch of the initial fill after a snapshot.
-const FILL_ROWS: usize = 10_000;
+const PAGE: u8 = b'p';
+const VALUE_VERSION: u8 = 1;
+/// Pages in a batch of the initial fill after a snapshot.
+const FILL_PAGES: usize = 1_000;
 
 /// What the rows stand for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,11 +41,9 @@ pub(crate) struct MetaV1 {
     pub(crate) log_bytes: u64,
 }
 
-/// Rows to write: the newest value per key, `None` to remove.
-pub(crate) type Rows = Vec<(Vec<u8>, Option<Vec<u8>>)>;
-
 pub(crate) struct SledStore {
     db: sled::Db,
+    pages: Pages,
     dir: PathBuf,
     /// The database file, opened by ourselves: the only handle through which a sync is a promise.
     file: File,
@@ -50,7 +53,7 @@ impl SledStore {
     /// Opens the store and reads the state in it; a store in doubt is thrown away and comes back empty.
     pub(crate) fn open(dir: &Path, cache: u64) -> io::Result<(Self, Option<(Held, u64)>)> {
         let doubt = match Self::try_open(dir, cache) {
-            Ok(store) => match store.load() {
+            Ok(mut store) => match store.load() {
                 Ok(loaded) => return Ok((store, loaded)),
                 Err(doubt) => doubt,
             },
@@ -86,10 +89,10 @@ impl SledStore {
         if blobs.exists() {
             files::sync_dir(&blobs)?;
         }
-        Ok(Self { db, dir: dir.to_owned(), file })
+        Ok(Self { db, pages: Pages::default(), dir: dir.to_owned(), file })
     }
 
-    fn load(&self) -> io::Result<Option<(Held, u64)>> {
+    fn load(&mut self) -> io::Result<Option<(Held, u64)>> {
         let Some(meta) = self.db.get(META).map_err(into_io)? else {
             if self.db.is_empty() {
                 return Ok(None);
@@ -98,14 +101,18 @@ impl SledStore {
         };
         let meta: MetaV1 = codec::decode(unseal(META, &meta)?)?;
         let mut failed = None;
-        let rows = self.db.scan_prefix([ROW]).map_while(|row| match row.map_err(into_io).and_then(open_row) {
-            Ok(row) => Some(row),
+        let pages = &mut self.pages;
+        let rows = self.db.scan_prefix([PAGE]).map_while(|page| match page.map_err(into_io).and_then(open_page) {
+            Ok((bound, rows)) => {
+                pages.found(bound);
+                Some(rows)
+            }
             Err(error) => {
                 failed = Some(error);
                 None
             }
         });
-        let state = State::from_rows(rows);
+        let state = State::from_rows(rows.flatten());
         if let Some(error) = failed {
             return Err(error);
         }
@@ -118,26 +125,40 @@ impl SledStore {
         Ok(Some((held, meta.log_bytes)))
     }
 
-    /// One atomic batch, durable on return. Blocking.
-    pub(crate) fn write(&self, rows: &Rows, meta: &MetaV1) -> io::Result<()> {
+    /// Writes the rows that `changed` names, in key order, as they are in `state`: one atomic batch, durable on return.
+    /// Blocking.
+    pub(crate) fn write(&mut self, state: State, changed: &[RowKey], meta: &MetaV1) -> io::Result<()> {
         let mut batch = sled::Batch::default();
-        add_rows(&mut batch, rows);
-        batch.insert(META, seal(META, &codec::encode(meta)));
-        self.db.apply_batch(batch).map_err(into_io)?;
-        self.sync()
+        self.pages.rewrite(&state, changed, |rewrite| add(&mut batch, &rewrite));
+        // As long as there is a copy, every change of the original copies some of it.
+        drop(state);
+        self.finish(batch, meta)
     }
 
     /// Replaces everything. Not atomic: a crash in between leaves rows without their meta row, which is doubt enough.
-    pub(crate) fn replace(&self, rows: &Rows, meta: &MetaV1) -> io::Result<()> {
+    pub(crate) fn replace(&mut self, state: &State, meta: &MetaV1) -> io::Result<()> {
         self.db.remove(META).map_err(into_io)?;
         self.sync()?;
         self.db.clear().map_err(into_io)?;
-        for rows in rows.chunks(FILL_ROWS) {
-            let mut batch = sled::Batch::default();
-            add_rows(&mut batch, rows);
-            self.db.apply_batch(batch).map_err(into_io)?;
+        let (mut batch, mut count, mut failed) = (sled::Batch::default(), 0, None);
+        self.pages.fill(state, |rewrite| {
+            add(&mut batch, &rewrite);
+            count += 1;
+            if count == FILL_PAGES {
+                count = 0;
+                failed = failed.take().or(self.db.apply_batch(std::mem::take(&mut batch)).err());
+            }
+        });
+        if let Some(error) = failed {
+            return Err(into_io(error));
         }
-        self.write(&Rows::new(), meta)
+        self.finish(batch, meta)
+    }
+
+    fn finish(&self, mut batch: sled::Batch, meta: &MetaV1) -> io::Result<()> {
+        batch.insert(META, seal(META, &codec::encode(meta)));
+        self.db.apply_batch(batch).map_err(into_io)?;
+        self.sync()
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -148,33 +169,25 @@ impl SledStore {
     }
 }
 
-fn add_rows(batch: &mut sled::Batch, rows: &[(Vec<u8>, Option<Vec<u8>>)]) {
-    for (key, value) in rows {
-        let key = row_key(key);
-        match value {
-            Some(value) => batch.insert(key.as_slice(), seal(&key, value)),
-            None => batch.remove(key),
-        }
+fn add(batch: &mut sled::Batch, Rewrite { bound, page }: &Rewrite) {
+    let mut key = vec![PAGE];
+    key.extend_from_slice(&bound.to_bytes());
+    match page {
+        Some(page) => batch.insert(key.as_slice(), seal(&key, page)),
+        None => batch.remove(key),
     }
 }
 
-fn row_key(key: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(1 + key.len());
-    out.push(ROW);
-    out.extend_from_slice(key);
-    out
-}
-
-fn open_row((key, value): (sled::IVec, sled::IVec)) -> io::Result<(RowKey, Vec<u8>)> {
-    let value = unseal(&key, &value)?.to_vec();
-    let key = RowKey::from_bytes(&key[1..]).ok_or_else(|| doubt("a key that is none"))?;
-    Ok((key, value))
+fn open_page((key, value): (sled::IVec, sled::IVec)) -> io::Result<(RowKey, Vec<Row>)> {
+    let rows = pages::rows(unseal(&key, &value)?)?;
+    let bound = RowKey::from_bytes(&key[1..]).ok_or_else(|| doubt("a key that is none"))?;
+    Ok((bound, rows))
 }
 
 /// Version, CRC32C over key and value, value.
 pub(crate) fn seal(key: &[u8], value: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(5 + value.len());
-    out.push(ROW_VERSION);
+    out.push(VALUE_VERSION);
     out.extend_from_slice(&checksum(key, value).to_le_bytes());
     out.extend_from_slice(value);
     out
@@ -183,7 +196,7 @@ pub(crate) fn seal(key: &[u8], value: &[u8]) -> Vec<u8> {
 /// The inverse of [`seal`].
 pub(crate) fn unseal<'a>(key: &[u8], sealed: &'a [u8]) -> Result<&'a [u8], DecodeError> {
     let (&version, rest) = sealed.split_first().ok_or(DecodeError::Empty)?;
-    if version != ROW_VERSION {
+    if version != VALUE_VERSION {
         return Err(DecodeError::Version(version));
     }
     let (crc, value) = rest.split_first_chunk::<4>().ok_or_else(|| DecodeError::Malformed("no checksum".to_owned()))?;
@@ -210,6 +223,11 @@ fn into_io(error: sled::Error) -> io::Error {
 
 #[cfg(test)]
 mod tests {
+    use hodei_state::{
+        command::{Command, Envelope},
+        ids::{Caller, Millis},
+    };
+
     use super::*;
 
     fn hex(bytes: &[u8]) -> String {
@@ -248,19 +266,21 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("db");
         let cache = 1 << 20;
-        let (store, loaded) = SledStore::open(&path, cache).unwrap();
+        let (mut store, loaded) = SledStore::open(&path, cache).unwrap();
         assert!(loaded.is_none());
-        let state = State::new();
-        let rows: Rows = state.rows().map(|(key, value)| (key.to_bytes(), Some(value))).collect();
+        let mut state = State::new();
+        state.apply(1, 0, Millis(7), &Envelope { caller: Caller::Node(1), command: Command::RemoveNode { node: 9 } });
+        let changed = state.take_changes().keys;
+        assert_eq!(changed, [RowKey::Meta]);
         let meta = MetaV1 { hash: state.hash(), log_bytes: 9, ..MetaV1::default() };
-        store.write(&rows, &meta).unwrap();
+        store.write(state.clone(), &changed, &meta).unwrap();
         drop(store);
-        let (store, loaded) = SledStore::open(&path, cache).unwrap();
+        let (mut store, loaded) = SledStore::open(&path, cache).unwrap();
         let (held, log_bytes) = loaded.unwrap();
         assert_eq!((held.state.hash(), log_bytes), (state.hash(), 9));
-        store.replace(&rows, &meta).unwrap();
+        store.replace(&state, &meta).unwrap();
         // A hash that the rows do not add up to: thrown away.
-        store.write(&Rows::new(), &MetaV1 { hash: state.hash() ^ 1, ..meta }).unwrap();
+        store.write(state.clone(), &[], &MetaV1 { hash: state.hash() ^ 1, ..meta }).unwrap();
         drop(store);
         let (_, loaded) = SledStore::open(&path, cache).unwrap();
         assert!(loaded.is_none());

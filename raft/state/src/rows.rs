@@ -161,30 +161,33 @@ pub(crate) struct Meta {
 }
 
 macro_rules! rows {
-    ($($value:ty, $key:ty, $pattern:pat => $make:expr;)*) => {
+    ($($value:ty, $key:ty, $parts:tt => $variant:ident $(($($part:ident),+))?;)*) => {
         $(impl RowValue for $value {
             type Key = $key;
             fn row_key(key: $key) -> RowKey {
-                let $pattern = key;
-                $make
+                let $parts = key;
+                RowKey::$variant $(($($part),+))?
+            }
+            fn key_of(row: RowKey) -> Option<$key> {
+                if let RowKey::$variant $(($($part),+))? = row { Some($parts) } else { None }
             }
         })*
     };
 }
 
 rows! {
-    Meta, (), () => RowKey::Meta;
-    Cluster, (), () => RowKey::Cluster;
-    Member, NodeId, node => RowKey::Member(node);
-    Identity, Caller, who => RowKey::Identity(who);
-    Token, TokenId, token => RowKey::Token(token);
-    TokenUse, (TokenId, [u8; 16]), (token, nonce) => RowKey::TokenUse(token, nonce);
-    Job, JobId, job => RowKey::Job(job);
-    Attempt, (JobId, u32), (job, n) => RowKey::Attempt(job, n);
-    Segment, (JobId, u32, u32), (job, n, segment) => RowKey::Segment(job, n, segment);
-    Worker, WorkerId, worker => RowKey::Worker(worker);
-    Tombstone, JobId, job => RowKey::Tombstone(job);
-    Secret, SecretId, id => RowKey::Secret(id);
-    SecretPart, (SecretId, u32), (id, n) => RowKey::SecretPart(id, n);
-    SecretUse, (u64, u32), (index, offset) => RowKey::SecretUse(index, offset);
+    Meta, (), () => Meta;
+    Cluster, (), () => Cluster;
+    Member, NodeId, node => Member(node);
+    Identity, Caller, who => Identity(who);
+    Token, TokenId, token => Token(token);
+    TokenUse, (TokenId, [u8; 16]), (token, nonce) => TokenUse(token, nonce);
+    Job, JobId, job => Job(job);
+    Attempt, (JobId, u32), (job, n) => Attempt(job, n);
+    Segment, (JobId, u32, u32), (job, n, segment) => Segment(job, n, segment);
+    Worker, WorkerId, worker => Worker(worker);
+    Tombstone, JobId, job => Tombstone(job);
+    Secret, SecretId, id => Secret(id);
+    SecretPart, (SecretId, u32), (id, n) => SecretPart(id, n);
+    SecretUse, (u64, u32), (index, offset) => SecretUse(index, offset);
 }

@@ -1,7 +1,7 @@
 //! The table of specs. A spec never changes and is looked at seldom, while a million of them wait: each is kept as the
 //! bytes of its row, a third of what the value takes, and decoded when it is asked for.
 
-use std::sync::Arc;
+use std::{ops::Bound, sync::Arc};
 
 use imbl::OrdMap;
 
@@ -10,7 +10,7 @@ use crate::{
     ids::JobId,
     rows::RowKey,
     spec::JobSpec,
-    table::{Dirty, hash_row},
+    table::{Dirty, hash_row, start},
 };
 
 /// See the module's text. It does for specs what `Table` does for other rows.
@@ -33,8 +33,8 @@ impl Specs {
     pub(crate) fn insert(&mut self, job: JobId, spec: &JobSpec, dirty: &mut Dirty) {
         let bytes = codec::encode_row(spec);
         debug_assert!(bytes.len() <= codec::MAX_ROW, "spec of {job} has {} bytes", bytes.len());
-        self.set(job, bytes.as_slice().into());
-        dirty.insert(RowKey::Spec(job), Some(bytes));
+        self.set(job, bytes.into());
+        dirty.insert(RowKey::Spec(job));
     }
 
     /// Takes a row as it was stored; false: it was there already.
@@ -49,7 +49,7 @@ impl Specs {
     pub(crate) fn remove(&mut self, job: &JobId, dirty: &mut Dirty) {
         if let Some(bytes) = self.rows.remove(job) {
             self.sum = self.sum.wrapping_sub(hash_row(RowKey::Spec(*job), &bytes));
-            dirty.insert(RowKey::Spec(*job), None);
+            dirty.insert(RowKey::Spec(*job));
         }
     }
 
@@ -57,8 +57,11 @@ impl Specs {
         self.rows.keys().filter_map(|job| self.get(job))
     }
 
-    pub(crate) fn encoded(&self) -> impl Iterator<Item = (RowKey, Vec<u8>)> + '_ {
-        self.rows.iter().map(|(job, bytes)| (RowKey::Spec(*job), bytes.to_vec()))
+    pub(crate) fn encoded_from(&self, from: RowKey) -> impl Iterator<Item = (RowKey, Vec<u8>)> + '_ {
+        let own = if let RowKey::Spec(job) = from { Some(job) } else { None };
+        let first = self.rows.get_min().map(|(job, _)| RowKey::Spec(*job));
+        let rows = start(own, first, from).map(|start| self.rows.range((start, Bound::Unbounded)));
+        rows.into_iter().flatten().map(|(job, bytes)| (RowKey::Spec(*job), bytes.to_vec()))
     }
 
     pub(crate) fn hash(&self) -> u128 {

@@ -40,8 +40,8 @@ pub struct State {
 /// What [`State::take_changes`] yields.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// In key order; the encoded row, `None` where it was removed.
-    pub rows: Vec<(RowKey, Option<Vec<u8>>)>,
+    /// In key order.
+    pub keys: Vec<RowKey>,
 }
 
 impl State {
@@ -51,29 +51,40 @@ impl State {
         Self::default()
     }
 
-    /// Rows written since the last call, the newest value of each, in key order: what the write-behind stores and
+    /// The keys of rows written or removed since the last call, in key order: what the write-behind has to look at and
     /// what wakes subscribers.
     pub fn take_changes(&mut self) -> Changes {
-        Changes { rows: std::mem::take(&mut self.dirty).into_iter().collect() }
+        Changes { keys: std::mem::take(&mut self.dirty).into_iter().collect() }
     }
 
     /// All rows in key order, encoded: what a snapshot holds.
     pub fn rows(&self) -> impl Iterator<Item = (RowKey, Vec<u8>)> + '_ {
-        (self.meta.encoded())
-            .chain(self.cluster.encoded())
-            .chain(self.members.encoded())
-            .chain(self.identities.encoded())
-            .chain(self.tokens.encoded())
-            .chain(self.token_uses.encoded())
-            .chain(self.jobs.encoded())
-            .chain(self.specs.encoded())
-            .chain(self.attempts.encoded())
-            .chain(self.segments.encoded())
-            .chain(self.workers.encoded())
-            .chain(self.tombstones.encoded())
-            .chain(self.secrets.encoded())
-            .chain(self.secret_parts.encoded())
-            .chain(self.secret_uses.encoded())
+        self.rows_from(RowKey::Meta)
+    }
+
+    /// One row, encoded.
+    #[must_use]
+    pub fn row(&self, key: RowKey) -> Option<Vec<u8>> {
+        self.rows_from(key).next().filter(|(found, _)| *found == key).map(|(_, bytes)| bytes)
+    }
+
+    /// The rows from `from` on, itself included, in key order, encoded: what the write-behind stores.
+    pub fn rows_from(&self, from: RowKey) -> impl Iterator<Item = (RowKey, Vec<u8>)> + '_ {
+        (self.meta.encoded_from(from))
+            .chain(self.cluster.encoded_from(from))
+            .chain(self.members.encoded_from(from))
+            .chain(self.identities.encoded_from(from))
+            .chain(self.tokens.encoded_from(from))
+            .chain(self.token_uses.encoded_from(from))
+            .chain(self.jobs.encoded_from(from))
+            .chain(self.specs.encoded_from(from))
+            .chain(self.attempts.encoded_from(from))
+            .chain(self.segments.encoded_from(from))
+            .chain(self.workers.encoded_from(from))
+            .chain(self.tombstones.encoded_from(from))
+            .chain(self.secrets.encoded_from(from))
+            .chain(self.secret_parts.encoded_from(from))
+            .chain(self.secret_uses.encoded_from(from))
     }
 
     /// The rolling hash: the wrapping sum over all rows of xxh3-128(key, value). Nodes that applied the same log at the

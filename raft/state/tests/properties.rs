@@ -109,8 +109,8 @@ proptest! {
     fn changes_are_complete(history in prop::collection::vec(dice(), 1..160), take_every in 1usize..10) {
         let mut stored = BTreeMap::new();
         let mut store = |state: &mut State| {
-            for (key, row) in state.take_changes().rows {
-                match row {
+            for key in state.take_changes().keys {
+                match state.row(key) {
                     Some(bytes) => drop(stored.insert(key, bytes)),
                     None => drop(stored.remove(&key)),
                 }
@@ -125,7 +125,10 @@ proptest! {
             }
         });
         store(&mut state);
-        prop_assert!(stored.into_iter().eq(state.rows()));
+        prop_assert!(stored.iter().map(|(key, row)| (*key, row.clone())).eq(state.rows()));
+        for from in stored.keys() {
+            prop_assert!(stored.range(from..).map(|(key, row)| (*key, row.clone())).eq(state.rows_from(*from)));
+        }
     }
 
     /// Bytes of keys order as the keys do, and name them.

@@ -68,7 +68,10 @@ impl goldenscript::Runner for Runner {
                 Ok(String::new())
             }
             "restart" => self.restart(),
-            "changes" => Ok(show::changes(&self.state.take_changes())),
+            "changes" => {
+                let changes = self.state.take_changes();
+                Ok(show::changes(&changes, &self.state))
+            }
             "elect" => {
                 self.liveness = Some(Liveness::elected(arguments.number("term", 1)?, &self.state, Mono(self.now)));
                 Ok(String::new())

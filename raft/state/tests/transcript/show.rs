@@ -59,9 +59,10 @@ pub(super) fn grants(grants: &Grants) -> String {
     names::shorten(&format!("heartbeat {sequence}: extended {}, refused {}", references(extended), references(refused)))
 }
 
-pub(super) fn changes(changes: &Changes) -> String {
-    let rows = changes.rows.iter();
-    rows.map(|(key, row)| {
+pub(super) fn changes(changes: &Changes, state: &State) -> String {
+    let keys = changes.keys.iter();
+    keys.map(|key| {
+        let row = state.row(*key);
         let key = names::shorten(&format!("{key:?}"));
         if row.is_some() { format!("{key}\n") } else { format!("{key} removed\n") }
     })
