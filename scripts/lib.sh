@@ -28,4 +28,5 @@ need_rust() {
   [[ -f $HOME/.cargo/env ]] && ! command -v cargo > /dev/null && . "$HOME/.cargo/env"
   command -v cargo > /dev/null || die "cargo is missing: install Rust 1.95 or newer with rustup"
   need cc gcc
+  need make make # the node's allocator is built with it
 }
