@@ -74,3 +74,75 @@ async fn the_weights_decide_and_only_administrators_change_them() {
     let zone = cluster.wait_worker(preferred["worker_id"].as_str().unwrap_or_default(), |_| true).await;
     assert_eq!(zone["labels"]["zone"], "b");
 }
+
+#[tokio::test]
+async fn a_higher_priority_takes_the_room_of_a_job_that_allows_it() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.agent(&[0, 1, 2], &["--capacity", "1"]).await;
+    let dir = tempfile::tempdir().unwrap_or_else(|error| panic!("{error}"));
+    // Whoever runs holds the directory: two at once would be told.
+    let lock = dir.path().join("running");
+    let script =
+        format!("mkdir {0} || exit 9; trap 'rmdir {0}; exit 3' TERM; echo up; sleep 300 & wait", lock.display());
+    let victim = cluster.submit(&["--preemptible", "--retry-preemption", "1"], &["bash", "-c", &script]).await;
+    cluster.wait_state(&victim, "Running").await;
+
+    let brief = format!("mkdir {0} || exit 9; sleep 1; rmdir {0}", lock.display());
+    let urgent = cluster.submit(&["--priority", "1"], &["bash", "-c", &brief]).await;
+    let urgent = cluster.wait_state(&urgent, "Succeeded").await;
+    assert_eq!(urgent["attempt"], 1, "{urgent}");
+    let job = cluster.wait_job(&victim, "it runs again", |job| job["state"] == "Running" && job["attempt"] == 2).await;
+    let first = &job["attempts"][0];
+    assert_eq!((&first["taken_back"], &first["preempted_for"]), (&"preempted".into(), &urgent["id"]), "{first}");
+    assert_eq!(first["reason"]["kind"], "taken_back");
+    assert_eq!((&first["reason"]["cause"], &first["reason"]["exit_code"]), (&"preempted".into(), &3.into()), "{first}");
+    assert_eq!((&first["next"]["kind"], &first["next"]["budget"]), (&"retry".into(), &"preemption".into()));
+    assert_eq!(job["retries_used"]["preemption"], 1);
+
+    // Its budget is spent: it runs in peace.
+    let next = cluster.submit(&["--priority", "1"], &["true"]).await;
+    let answer = explained(&cluster, 1, &next, "it waits", |answer| answer["blocker"] == "no_room").await;
+    assert_eq!(answer["workers"][0]["held_by"][0].as_str(), Some(victim.as_str()), "{answer}");
+    cluster.cli().run(&["job", "wait", &next, &victim, "--timeout", "300ms"]).await.expect(124);
+    cluster.cli().ok(&["job", "cancel", &victim]).await;
+    cluster.cli().run(&["job", "wait", &next, &victim, "--timeout", "1m"]).await.expect(130);
+}
+
+#[tokio::test]
+async fn the_story_of_each_attempt_is_told_and_what_failed_is_tried_again_as_a_new_job() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.agent(&[0], &[]).await;
+    let options = ["--name", "flaky", "--retry-failure", "1", "--retry-exit-codes", "5", "--retry-backoff", "50ms"];
+    let job = cluster.submit(&options, &["bash", "-c", "exit 5"]).await;
+    cluster.cli().run(&["job", "wait", &job, "--timeout", "1m"]).await.expect(5);
+    let told = cluster.job(&job).await;
+    let next =
+        |at: usize| (told["attempts"][at]["next"]["kind"].clone(), told["attempts"][at]["next"]["budget"].clone());
+    assert_eq!(next(0), ("retry".into(), "failure".into()), "{told}");
+    assert_eq!(next(1), ("spent".into(), "failure".into()), "{told}");
+    assert!(told["attempts"][0]["next"]["not_before"].is_string() && told["attempts"][0]["ended_by"] == "result");
+    let shown = cluster.cli().ok(&["job", "get", &job]).await;
+    assert!(shown.contains("again (failure), not before") && shown.contains("no retries left (failure)"), "{shown}");
+
+    let again = cluster.cli_at(1).json(&["job", "retry", "flaky"]).await;
+    assert_eq!(again["retry_of"].as_str(), Some(job.as_str()));
+    let id = again["id"].as_str().unwrap_or_default();
+    cluster.cli().run(&["job", "wait", id, "--timeout", "1m"]).await.expect(5);
+    assert_eq!(cluster.job(id).await["retry_of"].as_str(), Some(job.as_str()));
+    assert_eq!(cluster.job(&job).await["state"], "Failed", "what has ended stays so");
+
+    let done = cluster.submit(&[], &["true"]).await;
+    cluster.wait_state(&done, "Succeeded").await;
+    cluster.cli().run(&["job", "retry", &done]).await.expect(1);
+
+    let missing = cluster.submit(&[], &["/no/such/command"]).await;
+    cluster.cli().run(&["job", "wait", &missing, "--timeout", "1m"]).await.expect(127);
+    let shown = cluster.cli().ok(&["job", "get", &missing]).await;
+    assert!(shown.contains("command not found"), "{shown}");
+    let text = cluster.submit(&[], &["/etc/passwd"]).await;
+    cluster.cli().run(&["job", "wait", &text, "--timeout", "1m"]).await.expect(126);
+    let reason = cluster.job(&text).await["reason"].clone();
+    assert_eq!((&reason["kind"], &reason["cause"]), (&"could_not_start".into(), &"not_permitted".into()), "{reason}");
+    let signal = cluster.submit(&[], &["bash", "-c", "kill -USR1 $$"]).await;
+    cluster.cli().run(&["job", "wait", &signal, "--timeout", "1m"]).await.expect(128 + 10);
+}

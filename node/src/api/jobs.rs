@@ -5,8 +5,8 @@ mod watch;
 
 use hodei_proto::v1::{
     CancelJobRequest, CancelJobResponse, GetJobRequest, GetJobResponse, JobEnd, JobSelector, ListJobsRequest,
-    ListJobsResponse, QueueJobRequest, QueueJobResponse, WatchJobsRequest, WatchJobsResponse,
-    job_execution_service_server::JobExecutionService,
+    ListJobsResponse, QueueJobRequest, QueueJobResponse, RetryJobRequest, RetryJobResponse, WatchJobsRequest,
+    WatchJobsResponse, job_execution_service_server::JobExecutionService,
 };
 use hodei_raft::{Handle, View};
 use hodei_state::{
@@ -136,6 +136,25 @@ impl JobExecutionService for Jobs {
             })),
             Outcome::Refused(refusal) => Err(error::refusal(&refusal)),
             other => Err(error::internal(format!("a request to cancel came to {other:?}"))),
+        }
+    }
+
+    async fn retry_job(&self, request: Request<RetryJobRequest>) -> Result<Response<RetryJobResponse>, Status> {
+        let (caller, by) = (auth::caller(&request)?, deadline::of(&request));
+        let request = request.into_inner();
+        let job: JobId = from_proto::id(&request.id, "id")?;
+        let View { state, .. } = self.view(false, by).await?;
+        let of = select(&state, request.job.as_ref(), caller)?;
+        let command = Command::RetryJob { job, of };
+        let reply = self.handle.propose(Envelope { caller, command }, by).await.map_err(error::propose)?;
+        let position = Some(to_proto::position(reply.position.term, reply.position.index));
+        match reply.outcome {
+            Outcome::Submitted { job, existing } => {
+                let (id, retry_of) = (job.to_string(), of.to_string());
+                Ok(Response::new(RetryJobResponse { id, retry_of, existing, position }))
+            }
+            Outcome::Refused(refusal) => Err(error::refusal(&refusal)),
+            other => Err(error::internal(format!("a retry came to {other:?}"))),
         }
     }
 

@@ -78,6 +78,7 @@ pub fn blocker(blocker: Blocker) -> &'static str {
         Blocker::NoneSuits => "none_suits",
         Blocker::NoneTakesJobs => "none_takes_jobs",
         Blocker::NoRoom => "no_room",
+        Blocker::Preempting => "preempting",
         Blocker::Heartbeat => "heartbeat",
         Blocker::Avoids => "avoids",
     }

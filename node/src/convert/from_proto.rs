@@ -159,6 +159,7 @@ fn retry(retry: v1::Retry) -> Retry {
         backoff_initial_ms,
         backoff_max_ms: or_default(retry.backoff_max_ms, defaults.backoff_max_ms.max(backoff_initial_ms)),
         max_attempts: retry.max_attempts,
+        preemption: retry.preemption.unwrap_or(defaults.preemption),
     }
 }
 

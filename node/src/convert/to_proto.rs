@@ -3,7 +3,7 @@
 use hodei_proto::v1;
 use hodei_state::{
     ids::{AttemptRef, Caller, Millis},
-    job::{Attempt, Deadline, Job, JobState, LogEnd, Reason, StartFailure, TakenBack},
+    job::{Attempt, Budget, Deadline, EndedBy, Job, JobState, LogEnd, Next, Reason, StartFailure, TakenBack},
     registry::{Capacity, Worker, WorkerState},
     score::Weights,
     spec::{Action, Constraint, Execution, JobSpec, OutputPolicy, Resources, Retry},
@@ -60,6 +60,19 @@ pub fn job<'a>(
         submitted_by: Some(identity(&job.owner)),
         attempts,
         cancel_requested: job.cancel.is_some(),
+        retry_of: job.retry_of.as_deref().map(ToString::to_string).unwrap_or_default(),
+        not_before_ms: optional_ms(job.not_before),
+        retries_used: Some(v1::RetriesUsed {
+            infrastructure: job.retries.infrastructure,
+            failure: job.retries.failure,
+            timeout: job.retries.timeout,
+            preemption: job.retries.preemption,
+        }),
+        cancel: job.cancel.as_deref().map(|cancel| v1::CancelRequest {
+            by: cancel.by.to_string(),
+            reason: cancel.reason.clone(),
+            at_ms: ms(cancel.at),
+        }),
     }
 }
 
@@ -92,6 +105,48 @@ pub fn attempt(attempt: &Attempt) -> v1::Attempt {
         reason: end.map(|end| reason(&end.reason)),
         log: end.and_then(|end| end.log.as_ref()).map(log_end),
         choice: Some(super::explanation::choice(&attempt.choice)),
+        ended_by: end.map(|end| ended_by(end.by)).unwrap_or_default().into(),
+        next: end.map(|end| next(&end.next)),
+        taken_back: match attempt.taken_back {
+            None => String::new(),
+            Some(TakenBack::Drained) => "drained".into(),
+            Some(TakenBack::Preempted { .. }) => "preempted".into(),
+        },
+        preempted_for: match attempt.taken_back {
+            Some(TakenBack::Preempted { for_job }) => for_job.to_string(),
+            Some(TakenBack::Drained) | None => String::new(),
+        },
+    }
+}
+
+fn ended_by(by: EndedBy) -> &'static str {
+    match by {
+        EndedBy::Result => "result",
+        EndedBy::Declined => "declined",
+        EndedBy::Expiry => "expiry",
+        EndedBy::Dead => "dead",
+    }
+}
+
+fn next(next: &Next) -> v1::Next {
+    let kind = |kind: &str| v1::Next { kind: kind.into(), ..v1::Next::default() };
+    match next {
+        Next::End => kind("end"),
+        Next::Retry { budget, not_before } => {
+            v1::Next { budget: self::budget(*budget).into(), not_before_ms: optional_ms(*not_before), ..kind("retry") }
+        }
+        Next::PutBack => kind("put_back"),
+        Next::Spent { budget } => v1::Next { budget: self::budget(*budget).into(), ..kind("spent") },
+        Next::MaxAttempts => kind("max_attempts"),
+    }
+}
+
+fn budget(budget: Budget) -> &'static str {
+    match budget {
+        Budget::Infrastructure => "infrastructure",
+        Budget::Failure => "failure",
+        Budget::Timeout => "timeout",
+        Budget::Preemption => "preemption",
     }
 }
 
@@ -121,15 +176,10 @@ pub fn reason(reason: &Reason) -> v1::Reason {
         }
         Reason::TakenBack { why, exit_code, signal } => {
             let (cause, message) = match why {
-                TakenBack::Drained => ("drained", "its worker is drained"),
+                TakenBack::Drained => ("drained", "its worker is drained".to_owned()),
+                TakenBack::Preempted { for_job } => ("preempted", format!("it made room for job {for_job}")),
             };
-            v1::Reason {
-                cause: cause.into(),
-                message: message.into(),
-                exit_code: *exit_code,
-                signal: *signal,
-                ..kind("taken_back")
-            }
+            v1::Reason { cause: cause.into(), message, exit_code: *exit_code, signal: *signal, ..kind("taken_back") }
         }
         Reason::CouldNotStart { cause, message } => {
             let cause = match cause {
@@ -220,6 +270,7 @@ fn retry(retry: &Retry) -> v1::Retry {
         backoff_initial_ms: retry.backoff_initial_ms,
         backoff_max_ms: retry.backoff_max_ms,
         max_attempts: retry.max_attempts,
+        preemption: Some(retry.preemption),
     }
 }
 

@@ -51,6 +51,7 @@ impl Truth {
                 let cancelled = cancelled.map(|cancel| cancel.reason.clone());
                 let taken_back = attempt.taken_back.map(|why| match why {
                     TakenBack::Drained => "its worker is drained".to_owned(),
+                    TakenBack::Preempted { for_job } => format!("it makes room for job {for_job}"),
                 });
                 let cancel = cancelled.or(taken_back).map(|reason| (reason, grace));
                 Self::Owned { started: attempt.started_at.is_some(), cancel }

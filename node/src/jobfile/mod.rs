@@ -177,6 +177,8 @@ pub struct Retry {
     pub exit_codes: Vec<i32>,
     /// For time-outs.
     pub timeout: Option<u32>,
+    /// How often a preemptible job may make room for others.
+    pub preemption: Option<u32>,
     /// First wait.
     pub backoff_initial: Option<Duration>,
     /// Longest wait.
@@ -343,6 +345,7 @@ impl Retry {
             backoff_initial_ms: self.backoff_initial.map_or(0, |duration| duration.0),
             backoff_max_ms: self.backoff_max.map_or(0, |duration| duration.0),
             max_attempts: self.max_attempts,
+            preemption: self.preemption,
         }
     }
 }

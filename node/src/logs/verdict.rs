@@ -77,7 +77,7 @@ pub fn verdict(now: &Situation<'_>) -> Verdict {
 mod tests {
     use hodei_state::{
         ids::Millis,
-        job::{LogEnd, Reason},
+        job::{LogEnd, Next, Reason},
     };
 
     use super::*;
@@ -87,6 +87,7 @@ mod tests {
             at: Millis(1),
             by: if last_sequence.is_some() { EndedBy::Result } else { EndedBy::Expiry },
             reason: Reason::Exited { code: 0 },
+            next: Next::End,
             log: last_sequence.map(|last_sequence| LogEnd {
                 last_sequence,
                 lines: last_sequence,

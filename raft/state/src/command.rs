@@ -175,6 +175,20 @@ pub enum Command {
         /// The weights that change.
         weights: WeightsChange,
     },
+    /// Tries an ended job once more: as a new job of the same spec, since what has ended stays so.
+    RetryJob {
+        /// The new job, made by the client.
+        job: JobId,
+        /// The one that has ended, but not succeeded.
+        of: JobId,
+    },
+    /// The scheduler's decision to end an attempt for a job of higher priority. Re-checked for priorities and budget.
+    Preempt {
+        /// Which attempt.
+        attempt: AttemptRef,
+        /// The job that needs its room.
+        for_job: JobId,
+    },
     /// A secret, or a new version of one.
     PutSecret(Box<PutSecret>),
     /// A secret is removed.

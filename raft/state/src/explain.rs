@@ -15,6 +15,7 @@ use crate::{
     job::{Attempt, Job, JobState, Reason},
     liveness::Hearing,
     plan::{Now, is_hopeful},
+    preemption::is_awaited,
     queue::Order,
     ranking::Candidate,
     registry::{Capacity, SessionRef, Worker, WorkerState},
@@ -104,6 +105,8 @@ pub enum Blocker {
     NoneTakesJobs,
     /// Those that it would fit on and that take jobs are taken by others.
     NoRoom,
+    /// Attempts of lower priority are being ended to make room for it.
+    Preempting,
     /// There is room, once a worker has been heard of again.
     Heartbeat,
     /// There is room on the worker that has just failed it; another one may yet have some.
@@ -228,7 +231,9 @@ fn pending(state: &State, hearing: Option<&Hearing>, now: Now, job: Option<&Job>
     let start = match blocker {
         None => Start::Now,
         Some(Blocker::Backoff { until }) if judge.blocker(&workers).is_none() => Start::AfterBackoff(until),
-        Some(Blocker::NoRoom) if ahead == Some(0) => earliest_room(&workers).map_or(Start::Unknown, Start::ByTimeouts),
+        Some(Blocker::NoRoom | Blocker::Preempting) if ahead == Some(0) => {
+            earliest_room(&workers).map_or(Start::Unknown, Start::ByTimeouts)
+        }
         _ => Start::Unknown,
     };
     Explanation {
@@ -327,6 +332,8 @@ impl Judge<'_> {
             Blocker::NoWorker
         } else if any(|verdict| matches!(verdict, Verdict::Unheard(_))) {
             Blocker::Heartbeat
+        } else if self.job.is_some_and(|job| is_awaited(self.state, job.id)) {
+            Blocker::Preempting
         } else if any(|verdict| matches!(verdict, Verdict::NoRoom { .. })) {
             Blocker::NoRoom
         } else if any(|verdict| matches!(verdict, Verdict::TakesNone(_))) {

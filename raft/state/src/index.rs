@@ -8,7 +8,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
     ids::{Caller, JobId, Millis, SecretId, TokenId, WorkerId},
-    job::{Attempt, Job, JobState},
+    job::{Attempt, Job, JobState, TakenBack},
     queue::{Class, Order, Position, Queue, class_of},
     registry::{Token, Worker},
     spec::{Body, JobSpec},
@@ -86,6 +86,8 @@ pub(crate) struct Live {
     pub(crate) fence: u64,
     pub(crate) started_at: Option<Millis>,
     pub(crate) overdue: bool,
+    /// The job's priority, where it may be preempted at all.
+    pub(crate) preemptible: Option<i32>,
 }
 
 /// Worker, job, attempt.
@@ -127,6 +129,10 @@ pub(crate) struct Indexes {
     pub(crate) tombstones: OrdSet<(Millis, JobId)>,
     /// Live attempts by worker.
     pub(crate) live: OrdMap<LiveKey, Live>,
+    /// Live attempts that could be taken from their workers for a job of a higher priority than theirs.
+    pub(crate) victims: OrdSet<(i32, LiveKey)>,
+    /// Live attempts that are to make room, by the job that waits for it.
+    pub(crate) preempted: OrdSet<(JobId, LiveKey)>,
     /// Workers that may be given jobs and have a free slot.
     pub(crate) available: OrdSet<WorkerId>,
     /// Workers that are being emptied, by the deadline after which what still runs there is taken back.
@@ -208,15 +214,24 @@ impl Indexes {
         self.queue.insert(class_of(spec), order(job, spec));
     }
 
-    pub(crate) fn set_attempt(&mut self, attempt: &Attempt) {
+    /// `spec` is asked for once in an attempt's life.
+    pub(crate) fn set_attempt(&mut self, attempt: &Attempt, spec: impl FnOnce() -> Option<JobSpec>) {
         let key = (attempt.worker, attempt.id.job, attempt.id.attempt);
-        let was_live = if attempt.is_live() {
-            let overdue = attempt.overdue_at.is_some();
-            let live = Live { fence: attempt.id.fence, started_at: attempt.started_at, overdue };
-            self.live.insert(key, live).is_some()
-        } else {
-            self.live.remove(&key).is_some()
+        let old = self.live.get(&key).copied();
+        let preemptible = match old {
+            Some(old) => old.preemptible,
+            None if attempt.is_live() => spec().filter(|spec| spec.preemptible).map(|spec| spec.priority),
+            None => None,
         };
+        self.set_preemption(attempt, key, preemptible);
+        let was_live = old.is_some();
+        if attempt.is_live() {
+            let overdue = attempt.overdue_at.is_some();
+            let live = Live { fence: attempt.id.fence, started_at: attempt.started_at, overdue, preemptible };
+            self.live.insert(key, live);
+        } else {
+            self.live.remove(&key);
+        }
         match (was_live, attempt.is_live()) {
             (false, true) => self.counts.live_attempts += 1,
             (true, false) => self.counts.live_attempts = self.counts.live_attempts.saturating_sub(1),
@@ -232,6 +247,23 @@ impl Indexes {
     pub(crate) fn remove_token(&mut self, token: &Token) {
         self.secrets.remove(&token.secret);
         self.forgotten.remove(&(token.forgotten_at(), token.id));
+    }
+
+    fn set_preemption(&mut self, attempt: &Attempt, key: LiveKey, preemptible: Option<i32>) {
+        if let Some(priority) = preemptible {
+            if attempt.is_live() && attempt.taken_back.is_none() {
+                self.victims.insert((priority, key));
+            } else {
+                self.victims.remove(&(priority, key));
+            }
+        }
+        if let Some(TakenBack::Preempted { for_job }) = attempt.taken_back {
+            if attempt.is_live() {
+                self.preempted.insert((for_job, key));
+            } else {
+                self.preempted.remove(&(for_job, key));
+            }
+        }
     }
 
     pub(crate) fn set_worker(&mut self, old: Option<&Worker>, worker: &Worker) {

@@ -99,6 +99,7 @@ fn check_job(state: &State, job: &Job, found: &mut Findings) {
             (job.retries.infrastructure, spec.retry.infrastructure),
             (job.retries.failure, spec.retry.failure),
             (job.retries.timeout, spec.retry.timeout),
+            (job.retries.preemption, spec.retry.preemption),
         ];
         found.check(used.iter().all(|(used, budget)| used <= budget), || format!("job {id} overdrew a retry budget"));
     }

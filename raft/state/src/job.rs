@@ -70,6 +70,8 @@ pub struct Job {
     pub started_at: Option<Millis>,
     /// When it became terminal.
     pub finished_at: Option<Millis>,
+    /// The ended job that this one tries once more. Boxed, because few jobs are such.
+    pub retry_of: Option<Box<JobId>>,
 }
 
 /// A committed request to cancel.
@@ -92,6 +94,44 @@ pub struct RetriesUsed {
     pub failure: u32,
     /// Time-outs.
     pub timeout: u32,
+    /// Ended for jobs of higher priority.
+    pub preemption: u32,
+}
+
+/// What pays for another attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Budget {
+    /// For attempts that the infrastructure lost.
+    Infrastructure,
+    /// For the job's own failures.
+    Failure,
+    /// For time-outs.
+    Timeout,
+    /// For attempts that made room for a job of higher priority.
+    Preemption,
+}
+
+/// What the end of an attempt came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Next {
+    /// The job ended: this is no end that is made up for.
+    End,
+    /// Another attempt.
+    Retry {
+        /// What paid for it.
+        budget: Budget,
+        /// After its backoff.
+        not_before: Option<Millis>,
+    },
+    /// Another attempt that nothing had to pay for.
+    PutBack,
+    /// The job ended: nothing was left of the budget that would have paid for another attempt.
+    Spent {
+        /// Which.
+        budget: Budget,
+    },
+    /// The job ended: it was started as often as it may be at all.
+    MaxAttempts,
 }
 
 /// One attempt. Live until `end` is set; live attempts hold their worker's capacity.
@@ -129,11 +169,17 @@ impl Attempt {
     }
 }
 
-/// Why an attempt is taken from its worker. The job pays for it from no budget.
+/// Why an attempt is taken from its worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TakenBack {
-    /// Its worker is being emptied, or was removed.
+    /// Its worker is being emptied, or was removed. The job pays for it from no budget.
     Drained,
+    /// It makes room for a job of higher priority. How often a job may be preempted is a budget of its own, which is
+    /// looked at before: preemption never ends a job.
+    Preempted {
+        /// Which.
+        for_job: JobId,
+    },
 }
 
 /// What freed an attempt: nothing else ever does (DESIGN §6).
@@ -160,6 +206,8 @@ pub struct AttemptEnd {
     pub reason: Reason,
     /// The figures of its log; absent for a lost attempt.
     pub log: Option<LogEnd>,
+    /// What came of it.
+    pub next: Next,
 }
 
 /// Why a job or an attempt ended.

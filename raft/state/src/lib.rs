@@ -79,6 +79,7 @@ mod fit;
 mod index;
 mod liveness;
 mod plan;
+mod preemption;
 mod queue;
 mod ranking;
 mod restore;

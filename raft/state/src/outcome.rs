@@ -213,4 +213,12 @@ pub enum Refusal {
         /// How many bytes are queued.
         queued_bytes: u64,
     },
+    /// Only what has ended without success is tried again.
+    #[error("job {job} is {state:?}: only a job that failed, timed out or was cancelled is tried again")]
+    NothingToRetry {
+        /// Which.
+        job: JobId,
+        /// As what it stands.
+        state: JobState,
+    },
 }

@@ -10,9 +10,10 @@
 //! Jobs that ask the same are one class, which is ranked once per plan (`ranking`): O(workers with a free slot). From
 //! then on each job of it costs O(log workers), and once one does not fit, the rest of the class is not looked at (see
 //! `queue`): how many jobs are pending does not matter. The worst case, very many classes that fit nowhere, is bounded
-//! per call; those that ask for more than any worker has left cost O(1) each.
+//! per call; those that ask for more than any worker has left cost O(1) each. Where preemptible attempts run and a job
+//! of higher priority fits nowhere, they are looked at once per plan (`preemption`).
 //!
-//! Deliberately missing, as yet: preemption, dependencies, arrays.
+//! Deliberately missing, as yet: dependencies, arrays.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,6 +23,7 @@ use crate::{
     ids::{Caller, Millis, Mono, WorkerId},
     job::Job,
     liveness::{Hearing, Liveness},
+    preemption::{self, Reserved, Victims},
     queue::{Class, Order, class_of},
     ranking::{Candidate, Ranking},
     registry::{Capacity, SessionRef, Worker},
@@ -34,6 +36,8 @@ use crate::{
 const MAX_COMMANDS: usize = 1_024;
 /// Workers ranked for a class, per call.
 const MAX_PROBES: usize = 200_000;
+/// Jobs for which attempts are ended, per call.
+const MAX_PREEMPTIONS: u32 = 64;
 /// Jobs considered without success, per call.
 const MAX_MISSES: u32 = 10_000;
 
@@ -54,7 +58,7 @@ pub struct Now {
 /// What to do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Assigns, and drains whose deadline has passed; to be proposed in the term of the [`Liveness`] that they stand on.
+    /// Assigns, preemptions, and drains whose deadline has passed; to be proposed in the term of the [`Liveness`] that they stand on.
     pub commands: Vec<Command>,
     /// Jobs wait for a fresh heartbeat of these: their gateways are to ask for one. Named by each plan until it is there.
     pub ask_heartbeat: Vec<WorkerId>,
@@ -75,10 +79,10 @@ pub fn plan(state: &State, liveness: &Liveness, now: Now) -> Plan {
 enum Placement {
     /// On this candidate, standing on this heartbeat, for this reason.
     On(usize, u64, Choice),
-    /// Nowhere now because it avoids a worker; others of its class may fare better.
-    Avoids,
-    /// Nowhere, nor does any of its class fit.
-    Nowhere,
+    /// Nowhere now because it avoids a worker, or room is being made for it; others of its class may fare better.
+    Later,
+    /// Nowhere, nor does any of its class fit. `hopeful`: there is room, once a worker is heard of again.
+    Nowhere { hopeful: bool },
 }
 
 struct Planner<'a> {
@@ -96,6 +100,9 @@ struct Planner<'a> {
     /// The candidate of each assignment so far.
     assigned: Vec<usize>,
     misfits: BTreeSet<Class>,
+    reserved: Reserved,
+    victims: Option<Victims>,
+    preemptions: u32,
     asked: BTreeSet<WorkerId>,
     commands: Vec<Command>,
     probes: usize,
@@ -123,6 +130,9 @@ impl<'a> Planner<'a> {
             rankings: BTreeMap::new(),
             assigned: Vec::new(),
             misfits: BTreeSet::new(),
+            reserved: Reserved::new(state),
+            victims: None,
+            preemptions: 0,
             asked: BTreeSet::new(),
             commands: Vec::new(),
             probes: 0,
@@ -157,7 +167,11 @@ impl<'a> Planner<'a> {
 
     fn may_go_on(&self) -> bool {
         let bounded = self.commands.len() < MAX_COMMANDS && self.probes < MAX_PROBES && self.misses < MAX_MISSES;
-        bounded && self.open > 0
+        bounded && (self.open > 0 || self.may_preempt())
+    }
+
+    fn may_preempt(&self) -> bool {
+        self.preemptions < MAX_PREEMPTIONS && !self.state.indexes.victims.is_empty()
     }
 
     /// Jobs whose backoff has passed by the leader's clock, but not yet by the newest applied stamp.
@@ -183,11 +197,17 @@ impl<'a> Planner<'a> {
         let Some(spec) = self.state.spec(job.id) else {
             return false;
         };
-        match self.choose(job, &spec, class) {
+        match self.choose(job, &spec, (order, class)) {
             Placement::On(at, heartbeat, choice) => self.assign(job, &spec, at, heartbeat, choice),
-            Placement::Avoids => self.misses += 1,
-            Placement::Nowhere => {
+            Placement::Later => self.misses += 1,
+            Placement::Nowhere { hopeful } => {
                 self.misses += 1;
+                if preemption::is_awaited(self.state, job.id) {
+                    return true;
+                }
+                if !hopeful {
+                    self.preempt(job, &spec, order);
+                }
                 self.misfits.insert(class);
                 return false;
             }
@@ -195,12 +215,29 @@ impl<'a> Planner<'a> {
         true
     }
 
-    fn choose(&mut self, job: &Job, spec: &JobSpec, class: Class) -> Placement {
-        if !self.largest.holds(&Capacity::needed(&spec.resources)) {
-            return Placement::Nowhere;
+    /// Has attempts of lower priority ended, where the job fits then.
+    fn preempt(&mut self, job: &Job, spec: &JobSpec, order: Order) {
+        let cheapest = self.state.indexes.victims.get_min().map(|(priority, _)| *priority);
+        if !self.may_preempt() || cheapest.is_none_or(|priority| priority >= spec.priority) {
+            return;
+        }
+        let (state, candidates, reserved) = (self.state, &self.candidates, &self.reserved);
+        let victims = self.victims.get_or_insert_with(|| Victims::new(state));
+        let attempts = victims.take(state, job, spec, |worker| {
+            let at = candidates.binary_search_by_key(&worker.id, |candidate| candidate.worker.id);
+            let free = at.map_or_else(|_| worker.free(), |at| candidates[at].free);
+            reserved.left(worker.id, free, order)
+        });
+        self.preemptions += u32::from(!attempts.is_empty());
+        self.commands.extend(attempts.into_iter().map(|attempt| Command::Preempt { attempt, for_job: job.id }));
+    }
+
+    fn choose(&mut self, job: &Job, spec: &JobSpec, (order, class): (Order, Class)) -> Placement {
+        if self.open == 0 || !self.largest.holds(&Capacity::needed(&spec.resources)) {
+            return Placement::Nowhere { hopeful: false };
         }
         let ranking = self.ranked(spec, class);
-        let placement = self.best_of(&ranking, job, spec);
+        let placement = self.best_of(&ranking, job, spec, order);
         self.rankings.insert(class, ranking);
         placement
     }
@@ -219,7 +256,8 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn best_of(&mut self, ranking: &Ranking, job: &Job, spec: &JobSpec) -> Placement {
+    fn best_of(&mut self, ranking: &Ranking, job: &Job, spec: &JobSpec, order: Order) -> Placement {
+        let needed = Capacity::needed(&spec.resources);
         let mut on_avoided = None;
         for at in ranking.best() {
             let candidate = &self.candidates[at];
@@ -228,6 +266,11 @@ impl<'a> Planner<'a> {
             let Some(heartbeat) = candidate.fresh(spec).filter(|_| suits(spec, candidate.worker)) else {
                 continue;
             };
+            let kept = !self.reserved.is_empty()
+                && !self.reserved.left(candidate.worker.id, candidate.free, order).holds(&needed);
+            if kept {
+                continue;
+            }
             let place = Placement::On(at, heartbeat, ranking.choice(candidate, &self.weights, spec));
             if !avoided {
                 return place;
@@ -241,8 +284,8 @@ impl<'a> Planner<'a> {
             .any(|worker| is_hopeful(self.hearing, session_of(worker), spec, self.now.mono));
         match on_avoided {
             Some(place) if !hopeful => place,
-            Some(_) => Placement::Avoids,
-            None => Placement::Nowhere,
+            Some(_) => Placement::Later,
+            None => Placement::Nowhere { hopeful },
         }
     }
 

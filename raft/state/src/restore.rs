@@ -84,7 +84,7 @@ impl State {
             {
                 return Err(corrupt(RowKey::Attempt(key.0, key.1), "its job does not know it"));
             }
-            indexes.set_attempt(attempt);
+            indexes.set_attempt(attempt, || self.specs.get(&key.0));
         }
         for (id, tombstone) in self.tombstones.iter() {
             indexes.tombstones.insert((tombstone.until, *id));

@@ -47,6 +47,8 @@ pub mod defaults {
     pub const GRACE_PERIOD_MS: u64 = 10_000;
     /// Attempts lost to the infrastructure that are made up for.
     pub const INFRASTRUCTURE_RETRIES: u32 = 3;
+    /// How often a preemptible job makes room for others.
+    pub const PREEMPTIONS: u32 = 3;
     /// First backoff.
     pub const BACKOFF_INITIAL_MS: u64 = 1_000;
     /// Longest backoff.
@@ -129,6 +131,8 @@ pub struct Retry {
     pub exit_codes: Vec<i32>,
     /// For time-outs.
     pub timeout: u32,
+    /// How often it may make room for a job of higher priority, where it is preemptible at all.
+    pub preemption: u32,
     /// First wait.
     pub backoff_initial_ms: u64,
     /// Longest wait.
@@ -144,6 +148,7 @@ impl Default for Retry {
             failure: 0,
             exit_codes: Vec::new(),
             timeout: 0,
+            preemption: defaults::PREEMPTIONS,
             backoff_initial_ms: defaults::BACKOFF_INITIAL_MS,
             backoff_max_ms: defaults::BACKOFF_MAX_MS,
             max_attempts: 0,

@@ -89,7 +89,7 @@ impl State {
     }
 
     pub(crate) fn put_attempt(&mut self, attempt: Attempt) {
-        self.indexes.set_attempt(&attempt);
+        self.indexes.set_attempt(&attempt, || self.specs.get(&attempt.id.job));
         self.attempts.put((attempt.id.job, attempt.id.attempt), attempt, &mut self.dirty);
     }
 

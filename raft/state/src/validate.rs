@@ -141,6 +141,7 @@ fn retry(retry: &Retry) -> Result<(), Invalid> {
         ("retry.infrastructure", retry.infrastructure),
         ("retry.failure", retry.failure),
         ("retry.timeout", retry.timeout),
+        ("retry.preemption", retry.preemption),
         ("retry.max_attempts", retry.max_attempts),
     ] {
         check(budget <= MAX_RETRIES, field, "at most 1,000")?;

@@ -17,7 +17,7 @@ use hodei_state::{RowKey, State, codec, command::Command, ids::Millis, invariant
 fn commands() {
     let samples = samples::history();
     let kinds: BTreeSet<_> = samples.iter().map(|(_, envelope)| kind(&envelope.command)).collect();
-    assert_eq!(kinds.len(), 28, "each kind of command has a sample: {kinds:?}");
+    assert_eq!(kinds.len(), 30, "each kind of command has a sample: {kinds:?}");
     let lines = samples.iter().map(|(_, envelope)| {
         (kind(&envelope.command).to_string(), codec::encode_batch(std::slice::from_ref(envelope)))
     });
@@ -120,6 +120,8 @@ fn kind(command: &Command) -> &'static str {
         Command::UndrainWorker { .. } => "UndrainWorker",
         Command::RemoveWorker { .. } => "RemoveWorker",
         Command::ConfigureScheduler { .. } => "ConfigureScheduler",
+        Command::RetryJob { .. } => "RetryJob",
+        Command::Preempt { .. } => "Preempt",
         Command::PutSecret(_) => "PutSecret",
         Command::RemoveSecret { .. } => "RemoveSecret",
     }

@@ -37,7 +37,8 @@ fn right(command: &Command) -> Right {
         | Command::AttemptLost { .. }
         | Command::AttemptOverdue { .. }
         | Command::PlaceLog { .. }
-        | Command::DrainOverdue { .. } => Right::Node,
+        | Command::DrainOverdue { .. }
+        | Command::Preempt { .. } => Right::Node,
         Command::RemoveNode { .. }
         | Command::CreateToken(_)
         | Command::RevokeToken { .. }
@@ -48,7 +49,7 @@ fn right(command: &Command) -> Right {
         | Command::RemoveSecret { .. } => Right::Admin,
         Command::DrainWorker(drain) => Right::AdminOrAgent(drain.worker),
         Command::SetFeatureLevel { .. } | Command::RemoveJobs { .. } => Right::NodeOrAdmin,
-        Command::SubmitJob(_) | Command::CancelJob { .. } => Right::User,
+        Command::SubmitJob(_) | Command::CancelJob { .. } | Command::RetryJob { .. } => Right::User,
         Command::OpenSession(open) => Right::Agent(open.on.worker),
         Command::AttachWorker { worker, .. }
         | Command::DetachWorker { worker, .. }

@@ -3,20 +3,15 @@
 use super::jobs::exit_of;
 use crate::{
     ids::{AttemptRef, Millis, WorkerId},
-    job::{Attempt, AttemptEnd, CancelRequest, EndedBy, Job, JobState, LogEnd, Reason, RetriesUsed, StartFailure},
+    job::{
+        Attempt, AttemptEnd, Budget, CancelRequest, EndedBy, Job, JobState, LogEnd, Next, Reason, RetriesUsed,
+        StartFailure, TakenBack,
+    },
     registry::{Capacity, Worker, WorkerState},
-    spec::Retry,
+    spec::{JobSpec, Retry},
     state::State,
 };
 use xxhash_rust::xxh3::xxh3_64;
-
-/// Which budget pays for another attempt.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Budget {
-    Infrastructure,
-    Failure,
-    Timeout,
-}
 
 impl State {
     /// Ends a live attempt, gives its capacity back and decides what becomes of its job.
@@ -25,27 +20,27 @@ impl State {
         let id = attempt.id;
         let now = self.stamp();
         let worker = attempt.worker;
-        // What was taken back, whether the worker said so or its lease ran out instead, is nobody's fault.
-        let excused = match reason {
-            Reason::TakenBack { .. } => true,
-            Reason::WorkerLost { .. } => attempt.taken_back.is_some(),
-            _ => false,
-        };
-        attempt.end = Some(AttemptEnd { at: now, by, reason: reason.clone(), log });
-        self.put_attempt(attempt);
-        let cancelled = self.job(id.job).is_some_and(|job| job.cancel.is_some());
-        let learnt = (!cancelled && !excused).then_some(matches!(reason, Reason::Exited { code: 0 }));
-        self.release_capacity(worker, id, learnt);
         let (Some(job), Some(spec)) = (self.job(id.job), self.spec(id.job)) else {
+            debug_assert!(false, "attempt {id:?} is of no job");
             return;
         };
         debug_assert_eq!(job.attempt, id.attempt, "only the newest attempt is live");
         let mut job = job.clone();
-        if excused && job.cancel.is_none() {
-            put_back(&mut job, &spec.retry, reason, now);
-        } else {
-            settle(&mut job, &spec.retry, reason, worker, now);
-        }
+        // What was taken back, whether the worker said so or its lease ran out instead, is nobody's fault.
+        let taken_back = match reason {
+            Reason::TakenBack { why, .. } => Some(why),
+            Reason::WorkerLost { .. } => attempt.taken_back,
+            _ => None,
+        };
+        let learnt = job.cancel.is_none() && taken_back.is_none();
+        let learnt = learnt.then_some(matches!(reason, Reason::Exited { code: 0 }));
+        let next = match taken_back.filter(|_| job.cancel.is_none()) {
+            Some(why) => put_back(&mut job, &spec.retry, why, reason.clone(), now),
+            None => settle(&mut job, &spec.retry, reason.clone(), worker, now),
+        };
+        attempt.end = Some(AttemptEnd { at: now, by, reason, log, next });
+        self.put_attempt(attempt);
+        self.release_capacity(worker, id, learnt);
         self.update_job(job);
     }
 
@@ -70,37 +65,54 @@ impl State {
     }
 }
 
-/// The job goes back to its place in the queue, at once and at the cost of no budget, unless it may not be started once
-/// more at all.
-fn put_back(job: &mut Job, retry: &Retry, reason: Reason, now: Millis) {
-    if may_start_again(retry, job.attempt) {
-        job.state = JobState::Pending;
-        job.not_before = None;
-    } else {
-        finish(job, reason, now);
+/// The job goes back to its place in the queue at once, unless it may not be started once more at all.
+fn put_back(job: &mut Job, retry: &Retry, why: TakenBack, reason: Reason, now: Millis) -> Next {
+    let next = match why {
+        TakenBack::Drained if may_start_again(retry, job.attempt) => Next::PutBack,
+        TakenBack::Drained => Next::MaxAttempts,
+        TakenBack::Preempted { .. } => take(&mut job.retries, Budget::Preemption, retry, job.attempt),
+    };
+    match next {
+        Next::PutBack | Next::Retry { .. } => {
+            job.state = JobState::Pending;
+            job.not_before = None;
+        }
+        Next::End | Next::Spent { .. } | Next::MaxAttempts => finish(job, reason, now),
     }
+    next
 }
 
 fn may_start_again(retry: &Retry, attempts: u32) -> bool {
     retry.max_attempts == 0 || attempts < retry.max_attempts
 }
 
+/// Whether a job may be preempted once more: so that it will be tried again.
+pub(crate) fn may_be_preempted(job: &Job, spec: &JobSpec) -> bool {
+    spec.preemptible
+        && job.cancel.is_none()
+        && job.retries.preemption < spec.retry.preemption
+        && may_start_again(&spec.retry, job.attempt)
+}
+
 /// The job's next state.
-fn settle(job: &mut Job, retry: &Retry, reason: Reason, worker: WorkerId, now: Millis) {
+fn settle(job: &mut Job, retry: &Retry, reason: Reason, worker: WorkerId, now: Millis) -> Next {
     if let Some(request) = &job.cancel {
         let reason = cancelled(request, Some(&reason));
         finish(job, reason, now);
-        return;
+        return Next::End;
     }
-    let budget = budget(&reason, retry);
-    match budget {
-        Some(budget) if take(&mut job.retries, budget, retry, job.attempt) => {
-            job.state = JobState::Pending;
-            job.not_before = backoff(job, retry).map(|wait| now.plus(wait));
-            job.avoid = Some(worker);
-        }
-        _ => finish(job, reason, now),
-    }
+    let next = match budget(&reason, retry) {
+        Some(budget) => take(&mut job.retries, budget, retry, job.attempt),
+        None => Next::End,
+    };
+    let Next::Retry { budget, .. } = next else {
+        finish(job, reason, now);
+        return next;
+    };
+    job.state = JobState::Pending;
+    job.not_before = backoff(job, retry).map(|wait| now.plus(wait));
+    job.avoid = Some(worker);
+    Next::Retry { budget, not_before: job.not_before }
 }
 
 /// Makes a job terminal.
@@ -142,20 +154,21 @@ fn budget(reason: &Reason, retry: &Retry) -> Option<Budget> {
 }
 
 /// Takes one retry from a budget, where it and the bound on all attempts allow it.
-fn take(used: &mut RetriesUsed, budget: Budget, retry: &Retry, attempts: u32) -> bool {
-    if !may_start_again(retry, attempts) {
-        return false;
-    }
+fn take(used: &mut RetriesUsed, budget: Budget, retry: &Retry, attempts: u32) -> Next {
     let (used, allowed) = match budget {
         Budget::Infrastructure => (&mut used.infrastructure, retry.infrastructure),
         Budget::Failure => (&mut used.failure, retry.failure),
         Budget::Timeout => (&mut used.timeout, retry.timeout),
+        Budget::Preemption => (&mut used.preemption, retry.preemption),
     };
     if *used >= allowed {
-        return false;
+        return Next::Spent { budget };
+    }
+    if !may_start_again(retry, attempts) {
+        return Next::MaxAttempts;
     }
     *used += 1;
-    true
+    Next::Retry { budget, not_before: None }
 }
 
 /// How long the next attempt waits: doubled with each retry up to the longest wait, of which a hash of job and attempt

@@ -1,4 +1,4 @@
-//! What users ask for: submit, cancel; and the removal of what has ended.
+//! What users ask for: submit, retry, cancel; and the removal of what has ended.
 
 use super::{Context, Result, ending};
 use crate::{
@@ -8,6 +8,7 @@ use crate::{
     job::{CancelRequest, Job, JobState, Reason, RetriesUsed},
     outcome::{Outcome, Refusal},
     registry::Tombstone,
+    spec::JobSpec,
     state::State,
     validate::{self, check},
 };
@@ -28,10 +29,7 @@ impl State {
             return known;
         }
         self.check_secrets(&submission.spec)?;
-        let queued_bytes = self.counts().queued_bytes;
-        if queued_bytes.saturating_add(body_len(&submission.spec)) > MAX_QUEUED_BYTES {
-            return Err(Refusal::QueueFull { queued_bytes });
-        }
+        self.check_queued_bytes(&submission.spec)?;
         let job = Job {
             id: submission.job,
             owner: context.caller,
@@ -49,9 +47,62 @@ impl State {
             avoid: None,
             started_at: None,
             finished_at: None,
+            retry_of: None,
         };
         self.insert_job(job, &submission.spec);
         Ok(Outcome::Submitted { job: submission.job, existing: false })
+    }
+
+    /// Tries a job that has ended, but not succeeded, once more: as a new job of the caller's, with the same spec and a
+    /// link to the old one, which stays as it is. Recognised by the new job's id for as long as that is kept.
+    pub(super) fn retry_job(&mut self, context: Context, id: JobId, of: JobId) -> Result {
+        check(id != JobId(0), "id", "a UUIDv7")?;
+        if let Some(existing) = self.job(id) {
+            let same = existing.owner == context.caller && existing.retry_of.as_deref() == Some(&of);
+            return if same {
+                Ok(Outcome::Submitted { job: id, existing: true })
+            } else {
+                Err(Refusal::PayloadMismatch { job: id })
+            };
+        }
+        if self.tombstones.get(&id).is_some_and(|tombstone| tombstone.until > self.stamp()) {
+            return Err(Refusal::JobRemoved { job: id });
+        }
+        let (Some(old), Some(spec)) = (self.job(of), self.spec(of)) else {
+            let removed = self.tombstones.contains(&of);
+            return Err(if removed { Refusal::JobRemoved { job: of } } else { Refusal::UnknownJob { job: of } });
+        };
+        if !old.state.is_terminal() || old.state == JobState::Succeeded {
+            return Err(Refusal::NothingToRetry { job: of, state: old.state });
+        }
+        self.check_queued_bytes(&spec)?;
+        let job = Job {
+            id,
+            owner: context.caller,
+            digest: old.digest,
+            idempotency_key: None,
+            submitted_index: context.index,
+            submitted_offset: context.offset,
+            submitted_at: self.stamp(),
+            state: JobState::Pending,
+            reason: None,
+            attempt: 0,
+            cancel: None,
+            retries: RetriesUsed::default(),
+            not_before: None,
+            avoid: None,
+            started_at: None,
+            finished_at: None,
+            retry_of: Some(Box::new(of)),
+        };
+        self.insert_job(job, &spec);
+        Ok(Outcome::Submitted { job: id, existing: false })
+    }
+
+    fn check_queued_bytes(&self, spec: &JobSpec) -> std::result::Result<(), Refusal> {
+        let queued_bytes = self.counts().queued_bytes;
+        let fits = queued_bytes.saturating_add(body_len(spec)) <= MAX_QUEUED_BYTES;
+        if fits { Ok(()) } else { Err(Refusal::QueueFull { queued_bytes }) }
     }
 
     fn known_submission(&self, caller: Caller, submission: &SubmitJob) -> Option<Result> {

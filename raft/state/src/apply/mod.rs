@@ -21,6 +21,7 @@ use crate::{
     state::State,
 };
 
+pub(crate) use ending::may_be_preempted;
 pub(crate) use jobs::MAX_REMOVALS;
 
 type Result = std::result::Result<Outcome, Refusal>;
@@ -86,6 +87,8 @@ impl State {
             Command::UndrainWorker { worker } => self.undrain_worker(*worker),
             Command::RemoveWorker { worker, force } => self.remove_worker(*worker, *force),
             Command::ConfigureScheduler { weights } => self.configure_scheduler(weights),
+            Command::RetryJob { job, of } => self.retry_job(context, *job, *of),
+            Command::Preempt { attempt, for_job } => self.preempt(*attempt, *for_job),
 
             Command::PutSecret(put) => self.put_secret(context, put),
             Command::RemoveSecret { secret } => self.remove_secret(*secret),

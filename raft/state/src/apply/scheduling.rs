@@ -1,9 +1,9 @@
 //! The leader's decisions. Each was made on an older state, so that everything it rests on is checked again.
 
-use super::{Context, Result};
+use super::{Context, Result, may_be_preempted};
 use crate::{
     ids::{AttemptRef, Caller, JobId},
-    job::{Attempt, Deadline, EndedBy, JobState, Reason},
+    job::{Attempt, Deadline, EndedBy, JobState, Reason, TakenBack},
     outcome::{Outcome, Refusal},
     registry::{Capacity, Cluster, SessionRef, Worker, WorkerState},
     score::{Choice, WeightsChange},
@@ -84,6 +84,33 @@ impl State {
             return Err(Refusal::NoCapacity { worker: on.worker });
         }
         Ok(worker)
+    }
+
+    /// An attempt is to make room for a job of higher priority. That frees nothing yet: it is stopped as by a cancel, and
+    /// its job goes back to the queue when it has ended.
+    pub(super) fn preempt(&mut self, id: AttemptRef, for_job: JobId) -> Result {
+        let attempt = self.known_attempt(id)?;
+        let (Some(victim), Some(spec)) = (self.job(id.job), self.spec(id.job)) else {
+            return Err(Refusal::UnknownJob { job: id.job });
+        };
+        let (Some(job), Some(wanted)) = (self.job(for_job), self.spec(for_job)) else {
+            return Err(Refusal::UnknownJob { job: for_job });
+        };
+        if !attempt.is_live() || attempt.taken_back.is_some() {
+            return Ok(Outcome::Unchanged);
+        }
+        if job.state != JobState::Pending {
+            return Err(out_of_date("the job that it should make room for is not pending"));
+        }
+        if wanted.priority <= spec.priority {
+            return Err(out_of_date("its priority is not lower"));
+        }
+        if !may_be_preempted(victim, &spec) {
+            return Err(out_of_date("it may not be preempted, or not once more"));
+        }
+        let attempt = Attempt { taken_back: Some(TakenBack::Preempted { for_job }), ..attempt.clone() };
+        self.put_attempt(attempt);
+        Ok(Outcome::Done)
     }
 
     /// The lease of an attempt ran out: no agent runs it any more, and none ever will.

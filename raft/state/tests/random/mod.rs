@@ -124,6 +124,10 @@ impl Dice {
             ),
             30 if self.b.is_multiple_of(4) => (node, Command::CloseSession { worker: self.session(state) }),
             31..=33 => self.operation(state),
+            34 if self.b.is_multiple_of(2) => {
+                (ADMIN, Command::RetryJob { job: JobId(1 + u128::from(self.c % 12)), of: job })
+            }
+            34 => (node, Command::Preempt { attempt, for_job: JobId(1 + u128::from(self.c % 12)) }),
             _ => self.administration(),
         }
     }
@@ -236,7 +240,9 @@ impl Dice {
             timeout_ms: self.b.is_multiple_of(4).then_some(self.number(10_000)),
             lost_after_ms: if absurd { 0 } else { 5_000 },
             grace_period_ms: self.x % 2_000,
+            preemptible: self.c.is_multiple_of(2),
             retry: Retry {
+                preemption: u32::from(self.b % 2),
                 infrastructure: u32::from(self.c % 4),
                 failure: u32::from(self.b % 3),
                 timeout: 1,

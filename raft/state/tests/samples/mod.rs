@@ -19,7 +19,7 @@ use hodei_state::{
 };
 
 /// The rolling hash after the whole history.
-pub const HASH: &str = "e93877132c77d325cb0f46b91c47e68e";
+pub const HASH: &str = "606e4af75e3bc10023ac45b03bd2fa8e";
 
 const NODE: Caller = Caller::Node(1);
 const ADMIN: Caller = Caller::Admin(UserId(0xad));
@@ -184,6 +184,11 @@ impl History {
             NODE,
             Command::PlaceLog { attempt: live, segment: PlaceSegment { holder: 2, first_sequence: 9_000 } },
         );
+        let preempted = self.place(26, full_spec(26));
+        let urgent = self.submit(27, JobSpec { resources: Resources::default(), ..full_spec(-1) });
+        self.push(NODE, Command::Preempt { attempt: preempted, for_job: urgent });
+        let failed = JobId(0x0199_0000_0000_7000_8000_0000_0000_0000 | 20);
+        self.push(ADMIN, Command::RetryJob { job: JobId(failed.0 + 8), of: failed });
         let bare = JobSpec { lost_after_ms: 5_000, body: Body::Inline(vec![1]), ..JobSpec::default() };
         let pending = self.submit(24, bare.clone());
         self.push(ADMIN, Command::CancelJob { job: pending, reason: String::new() });
@@ -232,6 +237,7 @@ fn full_spec(priority: i32) -> JobSpec {
             failure: 2,
             exit_codes: vec![75, -3],
             timeout: 1,
+            preemption: 7,
             backoff_initial_ms: 100_000,
             backoff_max_ms: 200_000,
             max_attempts: 9,

@@ -85,6 +85,14 @@ impl<'a> Arguments<'a> {
                 let reason = self.text("reason").unwrap_or("no longer wanted").to_string();
                 ("u1", Command::CancelJob { job: names::job(self.word(0)?)?, reason })
             }
+            "retry" => {
+                let (job, of) = (names::job(self.word(0)?)?, names::job(self.text("of").ok_or("expected of=JOB")?)?);
+                ("u1", Command::RetryJob { job, of })
+            }
+            "preempt" => {
+                let for_job = names::job(self.text("for").ok_or("expected for=JOB")?)?;
+                ("n1", Command::Preempt { attempt: self.attempt(self.word(0)?)?, for_job })
+            }
             "remove" => {
                 let jobs = self.words.iter().map(|name| names::job(name)).collect::<Parsed<_>>()?;
                 ("n1", Command::RemoveJobs { jobs })
@@ -227,10 +235,12 @@ impl<'a> Arguments<'a> {
                 failure: self.number("failure", 0)?,
                 exit_codes,
                 timeout: self.number("timeouts", 0)?,
+                preemption: self.number("preemptions", 3)?,
                 backoff_initial_ms: self.number("backoff", 0)?,
                 backoff_max_ms: self.number("backoff_max", 60_000)?,
                 max_attempts: self.number("max_attempts", 0)?,
             },
+            preemptible: self.number("preemptible", false)?,
             extras: (extras != Extras::default()).then(|| Box::new(extras)),
             body: Body::Inline(vec![7; self.number("body", 4)?]),
             ..JobSpec::default()

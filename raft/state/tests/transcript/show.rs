@@ -7,7 +7,7 @@ use hodei_state::{
     command::Command,
     explain::{Blocker, Explanation, Lack, Standing, Start, Verdict},
     ids::{AttemptRef, Millis},
-    job::{Attempt, Job, Reason},
+    job::{Attempt, Job, Next, Reason, RetriesUsed},
     outcome::Outcome,
     registry::Worker,
     score::Choice,
@@ -34,6 +34,7 @@ pub(super) fn command(command: &Command) -> String {
         Command::AttemptLost { attempt } => format!("lost {}", reference(attempt)),
         Command::AttemptOverdue { attempt } => format!("overdue {}", reference(attempt)),
         Command::DrainOverdue { worker, nonce } => format!("drain {nonce} of {worker} is overdue"),
+        Command::Preempt { attempt, for_job } => format!("preempt {} for {for_job}", reference(attempt)),
         Command::RemoveJobs { jobs } => format!("remove {jobs:?}"),
         other => format!("{other:?}"),
     })
@@ -202,9 +203,15 @@ fn job(state: &State, job: &Job) -> String {
         write!(shown, ", avoids {worker}").unwrap();
     }
     let used = job.retries;
-    if (used.infrastructure, used.failure, used.timeout) != (0, 0, 0) {
-        let hodei_state::job::RetriesUsed { infrastructure, failure, timeout } = used;
+    if used != RetriesUsed::default() {
+        let RetriesUsed { infrastructure, failure, timeout, preemption } = used;
         write!(shown, ", retries {infrastructure} infrastructure {failure} failure {timeout} timeout").unwrap();
+        if preemption > 0 {
+            write!(shown, " {preemption} preemption").unwrap();
+        }
+    }
+    if let Some(of) = &job.retry_of {
+        write!(shown, ", retry of {of}").unwrap();
     }
     shown.push('\n');
     for attempt in state.attempts(job.id) {
@@ -226,7 +233,19 @@ fn attempt(attempt: &Attempt) -> String {
         write!(shown, ", taken back: {why:?}").unwrap();
     }
     match &attempt.end {
-        Some(end) => write!(shown, ", ended by {:?}: {}", end.by, reason(&end.reason)).unwrap(),
+        Some(end) => {
+            write!(shown, ", ended by {:?}: {}", end.by, reason(&end.reason)).unwrap();
+            match end.next {
+                Next::End => {}
+                Next::Retry { budget, not_before: None } => write!(shown, "; retry from {budget:?}").unwrap(),
+                Next::Retry { budget, not_before: Some(at) } => {
+                    write!(shown, "; retry from {budget:?}, not before {}", at.0).unwrap();
+                }
+                Next::PutBack => shown.push_str("; put back"),
+                Next::Spent { budget } => write!(shown, "; {budget:?} is spent").unwrap(),
+                Next::MaxAttempts => shown.push_str("; may not be tried again"),
+            }
+        }
         None => shown.push_str(", live"),
     }
     shown

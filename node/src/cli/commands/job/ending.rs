@@ -4,7 +4,7 @@ use hodei_proto::v1::{Job, JobState};
 
 use crate::cli::exit::code;
 
-const TIMED_OUT: u8 = 124;
+pub const TIMED_OUT: u8 = 124;
 const COULD_NOT_START: u8 = 126;
 const NOT_FOUND: u8 = 127;
 pub const CANCELLED: u8 = 130;

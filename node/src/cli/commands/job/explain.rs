@@ -20,7 +20,7 @@ use crate::{
 /// Show why a job waits, what each worker is to it, and when it is expected to start; or where it runs and why there.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  hodei-node job explain nightly\n\nIn JSON, `standing` is pending, scheduled, running or ended; `blocker` is null or one of backoff, no_worker,\nnone_suits, none_takes_jobs, no_room, heartbeat, avoids; `start.kind` is now, after_backoff, by_timeouts or\nunknown; each worker has a `verdict`: fits, avoided, unheard, no_room, takes_none, too_small, architecture or\nconstraint."
+    after_help = "Example:\n  hodei-node job explain nightly\n\nIn JSON, `standing` is pending, scheduled, running or ended; `blocker` is null or one of backoff, no_worker,\nnone_suits, none_takes_jobs, no_room, preempting, heartbeat, avoids; `start.kind` is now, after_backoff, by_timeouts or\nunknown; each worker has a `verdict`: fits, avoided, unheard, no_room, takes_none, too_small, architecture or\nconstraint."
 )]
 pub struct Args {
     #[arg(value_name = "ID", help = job_help!())]
@@ -160,6 +160,7 @@ fn because(answer: &GetSchedulingDecisionResponse) -> String {
         "none_suits" => "no worker is what it asks for",
         "none_takes_jobs" => "the workers that it would fit on take no jobs now",
         "no_room" => "others hold what it needs",
+        "preempting" => "jobs of lower priority are being ended to make room for it",
         "heartbeat" => "a worker that it fits on has to be heard of again first",
         "avoids" => "it has just failed where there is room, and another worker may yet answer",
         "" if answer.chosen_worker_id.is_empty() => {

@@ -18,7 +18,9 @@ const RETRY: Duration = Duration::from_millis(100);
 
 /// Show a job.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  hodei-node job get last --output json")]
+#[command(
+    after_help = "Example:\n  hodei-node job get last --output json\n\nEach of `attempts` has, in JSON: number, worker_id, session_id, fence, assigned_at, started_at, finished_at;\n`reason` {kind, …}; `ended_by` (result, declined, expiry, dead); `next` {kind, budget, not_before}, where kind is\nend, retry, put_back, spent or max_attempts; `taken_back` (drained, preempted) and `preempted_for`; and `choice`,\nwhy it is where it is."
+)]
 pub struct Args {
     #[arg(value_name = "ID", help = job_help!())]
     job: String,

@@ -8,6 +8,7 @@ mod get;
 mod list;
 mod logs;
 mod options;
+mod retry;
 mod run;
 mod schema;
 mod show;
@@ -37,6 +38,8 @@ pub enum Command {
     Cancel(cancel::Args),
     /// Show why a job waits, or why it is where it is
     Explain(explain::Args),
+    /// Try an ended job once more, as a new job
+    Retry(retry::Args),
     /// Wait until jobs have ended
     Wait(wait::Args),
     /// Print the JSON Schema of job files
@@ -53,6 +56,7 @@ impl Command {
             Self::Logs(args) => args.run(global).await,
             Self::Cancel(args) => args.run(global).await,
             Self::Explain(args) => args.run(global).await,
+            Self::Retry(args) => args.run(global).await,
             Self::Wait(args) => args.run(global).await,
             Self::Schema(args) => args.run(),
         }

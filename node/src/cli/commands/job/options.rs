@@ -104,6 +104,12 @@ pub struct Options {
     /// Never wait longer than so (default 1m)
     #[arg(long, value_name = "TIME", value_parser = duration)]
     retry_backoff_max: Option<Duration>,
+    /// It may be ended, and tried again, to make room for a job of higher priority
+    #[arg(long)]
+    preemptible: bool,
+    /// How often it may make room (default 3)
+    #[arg(long, value_name = "N", requires = "preemptible")]
+    retry_preemption: Option<u32>,
     /// Between SIGTERM and SIGKILL (default 10s)
     #[arg(long, value_name = "TIME", value_parser = duration)]
     grace_period: Option<Duration>,
@@ -174,6 +180,8 @@ impl Options {
         file.retry.infrastructure = self.retry_infrastructure.or(file.retry.infrastructure);
         file.retry.backoff_initial = self.retry_backoff.or(file.retry.backoff_initial);
         file.retry.backoff_max = self.retry_backoff_max.or(file.retry.backoff_max);
+        file.preemptible |= self.preemptible;
+        file.retry.preemption = self.retry_preemption.or(file.retry.preemption);
         file.grace_period = self.grace_period.or(file.grace_period);
         file.secrets.extend(self.secret.into_iter().map(|text| match text.split_once('=') {
             Some((name, env)) => Secret { name: name.to_owned(), env: Some(env.to_owned()) },

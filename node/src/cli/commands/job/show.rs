@@ -8,6 +8,8 @@ use crate::{
     jobfile::units::DurationText,
 };
 
+mod story;
+
 /// One job.
 pub struct One(pub Job);
 
@@ -27,13 +29,25 @@ impl Output for One {
             ("attempt", attempt),
             ("worker", job.worker_id.clone()),
             ("command", job.spec.as_ref().map(command_text).unwrap_or_default()),
+            ("retry of", job.retry_of.clone()),
+            ("cancel", job.cancel.as_ref().map(story::cancel_text).unwrap_or_default()),
+            ("waits till", time(job.not_before_ms)),
             ("submitted", time(job.submitted_at_ms)),
             ("started", time(job.started_at_ms)),
             ("finished", time(job.finished_at_ms)),
             ("log", log.unwrap_or_default()),
         ];
         let shown = rows.into_iter().filter(|(_, value)| !value.is_empty());
-        shown.map(|(name, value)| format!("{name:<11}{value}")).collect::<Vec<_>>().join("\n")
+        let mut lines: Vec<_> = shown.map(|(name, value)| format!("{name:<11}{value}")).collect();
+        if !job.attempts.is_empty() {
+            lines.push(String::new());
+            let rows = job.attempts.iter().map(story::row);
+            lines.push(output::table(
+                ["ATTEMPT", "WORKER", "SESSION", "ASSIGNED", "STARTED", "ENDED", "HOW", "THEN"],
+                rows,
+            ));
+        }
+        lines.join("\n")
     }
 
     fn json(&self) -> Value {
@@ -91,6 +105,19 @@ pub fn json(job: &Job) -> Value {
         "log_lines": log.map(|log| log.lines),
         "log_dropped": log.map(|log| log.dropped),
         "cancel_requested": job.cancel_requested,
+        "cancel": job.cancel.as_ref().map(|cancel| {
+            json!({ "by": cancel.by, "reason": text(&cancel.reason), "at": output::time(cancel.at_ms) })
+        }),
+        "retry_of": text(&job.retry_of),
+        "not_before": output::time(job.not_before_ms),
+        "retries_used": job.retries_used.as_ref().map(|used| {
+            json!({
+                "infrastructure": used.infrastructure,
+                "failure": used.failure,
+                "timeout": used.timeout,
+                "preemption": used.preemption,
+            })
+        }),
         "attempts": job.attempts.iter().map(attempt).collect::<Value>(),
         "spec": job.spec.as_ref().map(spec),
     })
@@ -106,7 +133,14 @@ pub fn attempt(attempt: &Attempt) -> Value {
     json!({
         "number": attempt.number,
         "worker_id": text(&attempt.worker_id),
+        "session_id": text(&attempt.session_id),
         "fence": attempt.fence,
+        "ended_by": text(&attempt.ended_by),
+        "next": attempt.next.as_ref().map(|next| {
+            json!({ "kind": next.kind, "budget": text(&next.budget), "not_before": output::time(next.not_before_ms) })
+        }),
+        "taken_back": text(&attempt.taken_back),
+        "preempted_for": text(&attempt.preempted_for),
         "reason": attempt.reason.as_ref().map(reason),
         "assigned_at": output::time(attempt.assigned_at_ms),
         "started_at": output::time(attempt.started_at_ms),
@@ -171,10 +205,19 @@ pub fn reason_text(reason: &Reason) -> String {
         "worker_lost" => with("worker lost"),
         "not_provisioned" => with("not provisioned"),
         "cancelled" => with("cancelled"),
-        "taken_back" => with("taken back"),
+        "taken_back" => with(&ended_as("taken back", reason)),
         "timeout" => "timed out".to_owned(),
         "could_not_start" => with("could not start"),
         other => with(other),
+    }
+}
+
+/// What happened, with how the process ended where it had one.
+fn ended_as(what: &str, reason: &Reason) -> String {
+    match (reason.exit_code, reason.signal) {
+        (Some(code), _) => format!("{what} (exit code {code})"),
+        (None, Some(signal)) => format!("{what} (signal {signal})"),
+        (None, None) => what.to_owned(),
     }
 }
 
@@ -249,6 +292,7 @@ pub fn spec(spec: &JobSpec) -> Value {
             "failure": retry.failure,
             "exit_codes": retry.exit_codes,
             "timeout": retry.timeout,
+            "preemption": retry.preemption,
             "backoff_initial": duration(retry.backoff_initial_ms),
             "backoff_max": duration(retry.backoff_max_ms),
             "max_attempts": retry.max_attempts,

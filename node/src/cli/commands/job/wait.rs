@@ -3,10 +3,10 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use hodei_proto::v1::{Job, WatchJobsRequest, job_execution_service_client::JobExecutionServiceClient};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::{
-    ending::{exit_code, is_over},
+    ending::{TIMED_OUT, exit_code, is_over},
     get::get_patiently,
     job_help, selector,
     show::Many,
@@ -25,14 +25,30 @@ const AT_ONCE: usize = 1_000;
 
 /// Wait until jobs have ended; exit with the first exit code that is not zero, in the order given.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  hodei-node job wait nightly 3f2a91c4")]
+#[command(
+    after_help = "With --timeout, it ends after so long with 124, whatever has ended by then; nothing is printed.\n\nExample:\n  hodei-node job wait nightly 3f2a91c4 --timeout 1h"
+)]
 pub struct Args {
     #[arg(value_name = "ID", required = true, help = job_help!())]
     jobs: Vec<String>,
+    /// Wait no longer than this; the jobs go on
+    #[arg(long, value_name = "TIME", value_parser = crate::cli::duration)]
+    timeout: Option<Duration>,
 }
 
 impl Args {
     pub async fn run(self, global: &Global) -> CommandResult {
+        let Some(within) = self.timeout else { return self.wait(global).await };
+        match timeout(within, self.wait(global)).await {
+            Ok(result) => result,
+            Err(_) => Err(Failure {
+                exit: TIMED_OUT,
+                message: format!("not all jobs have ended after {within:?}; they go on"),
+            }),
+        }
+    }
+
+    async fn wait(&self, global: &Global) -> CommandResult {
         let client = Client::new(global)?;
         let mut jobs = Vec::with_capacity(self.jobs.len());
         for text in &self.jobs {
