@@ -10,6 +10,7 @@ pub mod intent;
 mod lookup;
 pub mod outcome;
 mod script;
+pub mod secrets;
 pub mod spawn;
 pub mod tree;
 
@@ -27,6 +28,7 @@ use self::{
     cgroup::CgroupRoot,
     intent::{Intent, Terms},
     outcome::Cause,
+    secrets::Secrets,
     spawn::Plan,
     tree::Tree,
 };
@@ -80,9 +82,9 @@ enum Begun {
 
 impl Executor {
     /// Runs an attempt that has been admitted, to the end.
-    pub async fn run(&self, attempt: Arc<Attempt>, spec: JobSpec, lost_after: Duration) {
+    pub async fn run(&self, attempt: Arc<Attempt>, spec: JobSpec, secrets: Secrets, lost_after: Duration) {
         let dirs = self.dir.of(attempt.key);
-        let begun = match self.begin(&attempt, spec, lost_after, dirs.clone()).await {
+        let begun = match self.begin(&attempt, spec, secrets, lost_after, dirs.clone()).await {
             Ok(begun) => begun,
             Err(error) => {
                 tracing::error!(attempt = %attempt.key, %error, "cannot record an attempt; it is declined");
@@ -119,12 +121,14 @@ impl Executor {
         &self,
         attempt: &Arc<Attempt>,
         spec: JobSpec,
+        secrets: Secrets,
         lost_after: Duration,
         dirs: AttemptDirs,
     ) -> io::Result<Begun> {
         let plan = Plan {
             key: attempt.key,
             spec,
+            secrets,
             dirs,
             session: self.session.clone(),
             worker_id: self.worker_id.clone(),

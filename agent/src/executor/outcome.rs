@@ -50,6 +50,7 @@ pub fn could_not_start(why: NotStarted) -> Reason {
         Obstacle::NotFound => "not_found",
         Obstacle::NotPermitted => "not_permitted",
         Obstacle::Other => "other",
+        Obstacle::NoSecret => "no_secret",
         Obstacle::TooLate => return lost(why.message),
     };
     let (kind, cause) = ("could_not_start".to_owned(), cause.to_owned());

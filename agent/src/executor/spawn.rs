@@ -18,6 +18,7 @@ use super::{
     cgroup::{Cgroup, CgroupRoot},
     intent::{Intent, ProcessMark, Terms},
     lookup, script,
+    secrets::Secrets,
 };
 use crate::{
     clock::Boot,
@@ -42,6 +43,8 @@ pub struct Plan {
     pub key: AttemptKey,
     /// What it runs.
     pub spec: JobSpec,
+    /// What it is given.
+    pub secrets: Secrets,
     /// Its directories.
     pub dirs: AttemptDirs,
     /// This process' session.
@@ -103,7 +106,7 @@ impl Plan {
 
     /// Has the watchdog make the process, which may run until `deadline`.
     pub fn launch(&self, prepared: Prepared, deadline: Boot) -> Result<Guarded, NotStarted> {
-        let (image, stdin) = match self.ready() {
+        let (image, stdin, masked) = match self.ready() {
             Ok(ready) => ready,
             Err(why) => {
                 prepared.watchdog.dismiss();
@@ -120,6 +123,7 @@ impl Plan {
             deadline,
             timeout: ms(self.spec.timeout_ms),
             grace: ms(self.spec.grace_period_ms).unwrap_or(GRACE_PERIOD),
+            masked,
         };
         let guarded = prepared.watchdog.launch(&launch, stdin.as_ref())?;
         if !has_group && let Err(error) = ProcessMark::of(guarded.pid).and_then(|mark| mark.write(&self.dirs.record)) {
@@ -136,20 +140,11 @@ impl Plan {
     }
 
     /// Everything that the process needs on disk, and what it is made from.
-    fn ready(&self) -> Result<(Image, Option<OwnedFd>), NotStarted> {
-        if !self.spec.secrets.is_empty() {
-            return Err(NotStarted::other("this agent has no support for secrets"));
-        }
+    fn ready(&self) -> Result<(Image, Option<OwnedFd>, Vec<CString>), NotStarted> {
+        self.secrets.check(&self.spec)?;
         let user = self.user()?;
         self.private_dir(user.as_ref()).map_err(|error| NotStarted::io("private directory", &error))?;
-        Ok((self.image(user.as_ref())?, self.stdin()?))
-    }
-
-    /// What the process reads as its standard input: nothing. Whatever is put here travels to the watchdog as a
-    /// descriptor and is on no disk.
-    #[expect(clippy::unnecessary_wraps, reason = "what is read here may be impossible to make")]
-    fn stdin(&self) -> Result<Option<OwnedFd>, NotStarted> {
-        Ok(None)
+        Ok((self.image(user.as_ref())?, self.secrets.stdin()?, self.secrets.masked()?))
     }
 
     fn user(&self) -> Result<Option<User>, NotStarted> {
@@ -243,6 +238,7 @@ impl Plan {
         };
         let mut env = BTreeMap::from([inherited("PATH", DEFAULT_PATH), home, inherited("LANG", "C.UTF-8")]);
         env.extend(self.spec.env.iter().map(|(name, value)| (name.clone(), value.clone())));
+        env.extend(self.secrets.environment());
         env.extend([
             ("HODEI_JOB_ID".to_owned(), self.key.job.to_string()),
             ("HODEI_ATTEMPT".to_owned(), self.key.attempt.to_string()),

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Log,
     batch::{Batcher, STDERR, STDOUT},
+    mask::{Mask, Masker},
     progress::Progress,
     split::Splitter,
     spool::Writer,
@@ -55,18 +56,39 @@ pub struct Capture<F> {
 struct Stream {
     kind: u32,
     store: Store,
+    cutter: Cutter,
+}
+
+/// From bytes to entries in which no secret stands.
+struct Cutter {
+    masker: Masker,
     splitter: Splitter,
+}
+
+impl Cutter {
+    fn feed(&mut self, chunk: &[u8], emit: impl FnMut(&[u8])) {
+        let Self { masker, splitter } = self;
+        masker.feed(chunk, |bytes| splitter.feed(bytes, emit));
+    }
+
+    fn finish(&mut self, mut emit: impl FnMut(&[u8])) {
+        let Self { masker, splitter } = self;
+        masker.finish(|bytes| splitter.feed(bytes, &mut emit));
+        splitter.finish(emit);
+    }
 }
 
 impl<F: Fn() + Send> Capture<F> {
     /// Runs until both streams have ended or are given up, makes the spool durable and returns the figures. Goes on where
     /// an earlier agent has come to.
     pub async fn run(mut self, output: Output) -> io::Result<LogEnd> {
-        let Output { pipes: [out, err], stores: [kept_out, kept_err], progress: file } = output;
+        let Output { pipes: [out, err], stores: [kept_out, kept_err], progress: file, mask } = output;
+        let mask = Mask::read(&mask)?;
         let begun = Progress::read(&file)?;
         let mut batcher = Batcher::resume(&begun);
         let stream = |kind: u32, store: io::Result<Store>| {
-            io::Result::Ok(Stream { kind, store: store?, splitter: Splitter::default() })
+            let (masker, splitter) = (Masker::new(mask.clone()), Splitter::default());
+            io::Result::Ok(Stream { kind, store: store?, cutter: Cutter { masker, splitter } })
         };
         let mut out = stream(STDOUT, Store::open(out, kept_out, begun.taken[0]))?;
         let mut err = stream(STDERR, Store::open(err, kept_err, begun.taken[1]))?;
@@ -74,8 +96,8 @@ impl<F: Fn() + Send> Capture<F> {
         while out.store.is_open() || err.store.is_open() {
             self.wait_for_space().await;
             tokio::select! {
-                chunk = out.store.next() => self.take(&mut batcher, out.kind, &mut out.splitter, chunk),
-                chunk = err.store.next() => self.take(&mut batcher, err.kind, &mut err.splitter, chunk),
+                chunk = out.store.next() => self.take(&mut batcher, out.kind, &mut out.cutter, chunk),
+                chunk = err.store.next() => self.take(&mut batcher, err.kind, &mut err.cutter, chunk),
                 () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                     batcher.flush(wall_ms());
                 }
@@ -89,7 +111,7 @@ impl<F: Fn() + Send> Capture<F> {
         }
         for stream in [&mut out, &mut err] {
             let kind = stream.kind;
-            stream.splitter.finish(|entry| batcher.push(kind, entry, wall_ms()));
+            stream.cutter.finish(|entry| batcher.push(kind, entry, wall_ms()));
         }
         batcher.flush(wall_ms());
         self.write(&mut batcher, &file).await?;
@@ -107,14 +129,14 @@ impl<F: Fn() + Send> Capture<F> {
         }
     }
 
-    fn take(&self, batcher: &mut Batcher, kind: u32, splitter: &mut Splitter, chunk: Option<&[u8]>) {
+    fn take(&self, batcher: &mut Batcher, kind: u32, cutter: &mut Cutter, chunk: Option<&[u8]>) {
         let now = wall_ms();
         let drops = self.when_full == WhenFull::Drop && !self.log.has_space();
         let mut emit =
             |entry: &[u8]| if drops { batcher.drop_entry(kind, entry) } else { batcher.push(kind, entry, now) };
         match chunk {
-            Some(chunk) => splitter.feed(chunk, emit),
-            None => splitter.finish(&mut emit),
+            Some(chunk) => cutter.feed(chunk, emit),
+            None => cutter.finish(&mut emit),
         }
     }
 

@@ -1,7 +1,7 @@
 //! The output of an attempt, from its pipes to the node.
 //!
 //! [`capture`] reads both streams as bytes, through memory that the job's watchdog keeps ([`store`]), and splits them into
-//! lines ([`split`]). [`batch`] numbers the lines, one
+//! lines ([`split`]), without the secrets that the job was given ([`mask`]). [`batch`] numbers the lines, one
 //! sequence for both streams, and gathers them into batches; it also keeps the running figures and the checksum that
 //! the end of the log is checked against. A batch first goes to the [`spool`] on disk, then it is [`Log::publish`]ed:
 //! kept in memory while it is new, and offered to the session, which takes the next one with [`Log::take`]. What is
@@ -14,6 +14,7 @@ pub mod batch;
 pub mod capture;
 mod entries;
 pub mod ledger;
+pub mod mask;
 pub mod progress;
 pub mod rest;
 pub mod split;

@@ -9,6 +9,7 @@ use super::Shared;
 use crate::{
     attempt::Stop,
     data_dir::discard,
+    executor::secrets::Secrets,
     key::AttemptKey,
     roster::{Admission, Heartbeat},
 };
@@ -51,7 +52,8 @@ fn run_job(shared: &Arc<Shared>, run: RunJob) {
     *shared.answered.lock() = Instant::now();
     tracing::info!(attempt = %key, name = spec.name, "starting");
     let executor = Arc::clone(&shared.executor);
-    shared.tasks.spawn(async move { executor.run(attempt, spec, lost_after).await });
+    let secrets = Secrets::new(run.secrets, run.missing_secret);
+    shared.tasks.spawn(async move { executor.run(attempt, spec, secrets, lost_after).await });
 }
 
 fn cancel_attempt(shared: &Shared, cancel: CancelAttempt) {

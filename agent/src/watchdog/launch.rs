@@ -33,6 +33,8 @@ pub struct Launch {
     pub timeout: Option<Duration>,
     /// Between SIGTERM and SIGKILL when the time-out has passed.
     pub grace: Duration,
+    /// What must not be seen in the output.
+    pub masked: Vec<CString>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -40,6 +42,7 @@ struct Head {
     arguments: usize,
     environment: usize,
     limits: usize,
+    masked: usize,
     cgroup: bool,
     user: Option<User>,
     deadline: Boot,
@@ -54,6 +57,7 @@ impl Launch {
             arguments: self.image.arguments.len(),
             environment: self.image.environment.len(),
             limits: self.limits.len(),
+            masked: self.masked.len(),
             cgroup: self.cgroup.is_some(),
             user: self.image.user.clone(),
             deadline: self.deadline,
@@ -64,7 +68,12 @@ impl Launch {
         bytes.push(0);
         let groups = self.cgroup.iter().chain(&self.limits).map(c_string).collect::<io::Result<Vec<_>>>()?;
         let image = [&self.image.program, &self.image.directory];
-        let strings = image.into_iter().chain(&self.image.arguments).chain(&self.image.environment).chain(&groups);
+        let strings = image
+            .into_iter()
+            .chain(&self.image.arguments)
+            .chain(&self.image.environment)
+            .chain(&groups)
+            .chain(&self.masked);
         strings.for_each(|string| bytes.extend_from_slice(string.as_bytes_with_nul()));
         let mut file = File::from(memfd_create(c"hodei-launch", MFdFlags::MFD_CLOEXEC)?);
         file.write_all(&bytes)?;
@@ -88,8 +97,9 @@ impl Launch {
         let (arguments, environment) = (many(head.arguments)?, many(head.environment)?);
         let cgroup = if head.cgroup { many(1)?.pop().map(path) } else { None };
         let limits = many(head.limits)?.into_iter().map(path).collect();
+        let masked = many(head.masked)?;
         let image = Image { program, arguments, environment, directory, user: head.user };
-        Ok(Self { image, cgroup, limits, deadline: head.deadline, timeout: head.timeout, grace: head.grace })
+        Ok(Self { image, cgroup, limits, deadline: head.deadline, timeout: head.timeout, grace: head.grace, masked })
     }
 }
 
@@ -116,6 +126,7 @@ mod tests {
             deadline: Boot(Duration::from_nanos(1_234_567_890_123)),
             timeout: Some(Duration::from_millis(5)),
             grace: Duration::from_secs(10),
+            masked: vec![c"hunter2".to_owned()],
         };
         assert_eq!(Launch::read(whole.write().unwrap()).unwrap(), whole);
         let least = Launch {
@@ -123,6 +134,7 @@ mod tests {
             cgroup: None,
             limits: Vec::new(),
             timeout: None,
+            masked: Vec::new(),
             ..whole
         };
         assert_eq!(Launch::read(least.write().unwrap()).unwrap(), least);

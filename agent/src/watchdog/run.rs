@@ -217,7 +217,7 @@ impl Watchdog {
             stdin: along.next(),
             oom_score: self.oom_score.clone(),
         };
-        let made = Memory::new()
+        let made = Memory::new(&launch.masked)
             .map_err(|error| NotStarted::io("no memory for the output", &error))
             .and_then(|memory| Ok((launch.image.spawn(&around)?, memory)));
         let (made, memory) = match made {

@@ -112,6 +112,8 @@ pub enum Obstacle {
     Other,
     /// The lease ran out before.
     TooLate,
+    /// A secret that it names is not there any more.
+    NoSecret,
 }
 
 impl NotStarted {

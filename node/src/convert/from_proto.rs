@@ -72,10 +72,6 @@ pub fn submission(request: v1::QueueJobRequest) -> Result<SubmitJob, Bad> {
     let submit = SubmitJob { job, digest, idempotency_key: optional(request.idempotency_key), spec: spec(received)? };
     validate::submit(&submit)?;
     validate::supported(&submit.spec)?;
-    // The agents of this version do not take them yet.
-    if submit.spec.extras.as_ref().is_some_and(|extras| !extras.secrets.is_empty()) {
-        return Err(Bad::new("secrets", "nothing: this version does not support it yet"));
-    }
     Ok(submit)
 }
 
