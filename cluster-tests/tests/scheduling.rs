@@ -146,3 +146,32 @@ async fn the_story_of_each_attempt_is_told_and_what_failed_is_tried_again_as_a_n
     let signal = cluster.submit(&[], &["bash", "-c", "kill -USR1 $$"]).await;
     cluster.cli().run(&["job", "wait", &signal, "--timeout", "1m"]).await.expect(128 + 10);
 }
+
+#[tokio::test]
+async fn a_dry_run_checks_and_shows_and_submits_nothing() {
+    let mut cluster = Cluster::start(3).await;
+    let agent = cluster.agent(&[0], &["--capacity", "1", "--label", "zone=a"]).await;
+    let worker = cluster.agents[agent].worker.clone();
+    let cli = cluster.cli();
+    let args = ["job", "submit", "-f", "-", "--dry-run", "--output", "json"];
+    let dry_run = async |file: &str| cli.run_with_input(&args, Some(file)).await;
+    let fits =
+        "name: x\ncommand: {shell: {cmd: 'true'}}\nconstraints: [{attribute: label.zone, operator: '=', value: a}]\n";
+    let worker = Value::from(worker);
+    wait::until_true("the worker has been heard of", SOON, async || {
+        let answer: Value = serde_json::from_slice(&dry_run(fits).await.expect(0).stdout).unwrap();
+        assert_eq!(answer["standing"], "not_submitted", "{answer}");
+        answer["chosen_worker_id"] == worker
+    })
+    .await;
+    let nowhere = fits.replace("value: a", "value: b");
+    let answer: Value = serde_json::from_slice(&dry_run(&nowhere).await.expect(0).stdout).unwrap();
+    assert_eq!(answer["blocker"], "none_suits", "{answer}");
+    // Said by the server: nobody else knows.
+    let secret = format!("{fits}secrets: [{{name: nothing}}]\n");
+    let output = dry_run(&secret).await.expect(2);
+    assert!(output.stderr.contains("secrets[0].name: expected the name of a secret"), "{}", output.stderr);
+    let output = dry_run("command: {shell: {cmd: ''}}\n").await.expect(2);
+    assert!(output.stderr.contains("command.shell.cmd"), "{}", output.stderr);
+    assert_eq!(cli.json(&["job", "list"]).await, Value::Array(Vec::new()));
+}

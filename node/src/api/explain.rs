@@ -60,7 +60,12 @@ impl Explainer {
         let view = self.handle.read(by).await.map_err(error::read)?;
         let asked = match (&request.job, &request.spec) {
             (Some(job), None) => Asked::Job(select(&view.state, Some(job), caller)?),
-            (None, Some(_)) => Asked::Spec(Box::new(checked(&request)?)),
+            (None, Some(_)) => {
+                let spec = checked(&request)?;
+                // What `apply` would refuse.
+                view.state.check_secrets(&spec).map_err(|refusal| error::refusal(&refusal))?;
+                Asked::Spec(Box::new(spec))
+            }
             _ => return Err(error::invalid("job", "a job or a spec, one of both")),
         };
         let leadership = *self.handle.leadership().borrow();

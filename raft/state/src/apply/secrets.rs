@@ -67,7 +67,10 @@ impl State {
     }
 
     /// Refuses a job that names a secret that does not exist: it could only fail.
-    pub(super) fn check_secrets(&self, spec: &JobSpec) -> StdResult<(), Refusal> {
+    ///
+    /// # Errors
+    /// The first such secret.
+    pub fn check_secrets(&self, spec: &JobSpec) -> StdResult<(), Refusal> {
         let named = spec.extras.iter().flat_map(|extras| &extras.secrets).enumerate();
         for (at, secret) in named {
             check(self.secret_named(&secret.name).is_some(), &format!("secrets[{at}].name"), "the name of a secret")?;

@@ -2,10 +2,16 @@
 
 use std::path::PathBuf;
 
-use hodei_proto::v1::{QueueJobRequest, QueueJobResponse, job_execution_service_client::JobExecutionServiceClient};
+use hodei_proto::v1::{
+    GetSchedulingDecisionRequest, QueueJobRequest, QueueJobResponse,
+    job_execution_service_client::JobExecutionServiceClient,
+};
 use serde_json::{Value, json};
 
-use super::options::{Options, read_file};
+use super::{
+    explain::{Explained, explain},
+    options::{Options, read_file},
+};
 use crate::{
     cli::{
         Global,
@@ -19,12 +25,15 @@ use crate::{
 /// Submit a job.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  hodei-node job submit --name nightly --cpu 2 --timeout 1h -- ./build.sh\n  hodei-node job submit -f job.toml --output quiet"
+    after_help = "Example:\n  hodei-node job submit --name nightly --cpu 2 --timeout 1h -- ./build.sh\n  hodei-node job submit -f job.toml --output quiet\n  hodei-node job submit -f job.yaml --dry-run"
 )]
 pub struct Args {
     /// A job file in TOML, YAML or JSON; `-` reads standard input
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
+    /// Check it here and on the server and show where it would go, but do not submit it
+    #[arg(long)]
+    dry_run: bool,
     #[command(flatten)]
     options: Options,
     /// The command and its arguments, executed as given
@@ -53,7 +62,13 @@ impl Args {
     pub async fn run(self, global: &Global) -> CommandResult {
         let file = self.file.as_ref().map_or_else(|| Ok(JobFile::default()), read_file)?;
         let request = self.options.submission(file, self.command)?;
-        let answer = submit(&Client::new(global)?, request).await?;
+        let client = Client::new(global)?;
+        if self.dry_run {
+            let question = GetSchedulingDecisionRequest { job: None, spec: request.spec };
+            output::print(global.output, &Explained(explain(&client, question).await?))?;
+            return Ok(0);
+        }
+        let answer = submit(&client, request).await?;
         output::print(global.output, &Submitted(answer))?;
         Ok(0)
     }
