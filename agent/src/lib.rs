@@ -57,7 +57,7 @@ use crate::{
     config::Config,
     data_dir::DataDir,
     error::Exit,
-    executor::{Executor, cgroup::CgroupRoot},
+    executor::{Executor, cgroup::CgroupRoot, limits::Limiter},
     keeper::Keeper,
     metrics::Metrics,
     recover::{Alive, Found},
@@ -76,6 +76,9 @@ const FINISH_WITHIN: Duration = Duration::from_secs(2);
 
 /// The label that tells how a job's processes are kept together: `cgroup2`, `cgroup1` or `process-tree`.
 pub const ISOLATION: &str = "hodei.isolation";
+
+/// The label that tells what of a job's use can be bounded: `memory,cpu`, one of them, or `none`.
+pub const LIMITS: &str = "hodei.limits";
 
 /// The whole product: from flags to the end of the process.
 pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), Exit> {
@@ -155,7 +158,7 @@ pub async fn serve<D: Dial>(dir: Arc<DataDir>, dialer: D, options: Options, shut
     let failed = |error: std::io::Error| Exit::other(format!("cannot start: {error}"));
     let keeper = Keeper::start().map_err(failed)?;
     let recovering = Arc::clone(&dir);
-    let (found, cgroups) = spawn_blocking(move || (recover::recover(&recovering), CgroupRoot::detect()))
+    let (found, cgroups, limiter) = spawn_blocking(move || find(&recovering))
         .await
         .map_err(|error| Exit::other(format!("cannot recover: {error}")))?;
     let found = found.map_err(failed)?;
@@ -166,8 +169,9 @@ pub async fn serve<D: Dial>(dir: Arc<DataDir>, dialer: D, options: Options, shut
     }
     let id = uuid::Uuid::now_v7().to_string();
     let isolation = cgroups.as_ref().map_or("process-tree", CgroupRoot::kind);
-    let registration = registration(&id, &options, isolation, &found, &dir);
-    let shared = share(id, &dir, &options, &keeper, cgroups);
+    let own = [(ISOLATION, isolation), (LIMITS, limiter.kinds())];
+    let registration = registration(&id, &options, own, &found, &dir);
+    let shared = share(id, &dir, &options, &keeper, (cgroups, limiter));
     found.ended.into_iter().for_each(|attempt| shared.roster.insert(Arc::new(attempt)));
     found.alive.into_iter().for_each(|alive| take_over(&shared, alive));
     let servers = Servers::new(options.servers, &dir.peers());
@@ -187,6 +191,15 @@ pub async fn serve<D: Dial>(dir: Arc<DataDir>, dialer: D, options: Options, shut
     ended.map(|_| ())
 }
 
+/// What an earlier process has left, and what this one can do. Blocking.
+fn find(dir: &DataDir) -> (std::io::Result<Found>, Option<CgroupRoot>, Limiter) {
+    let found = recover::recover(dir);
+    let cgroups = CgroupRoot::detect();
+    let limiter = Limiter::detect(cgroups.as_ref());
+    cgroups.iter().chain(limiter.roots()).for_each(CgroupRoot::sweep);
+    (found, cgroups, limiter)
+}
+
 /// An attempt of an earlier process goes on under this one. Its lease is as it was until this session's is granted.
 fn take_over(shared: &Arc<Shared>, alive: Alive) {
     let Alive { attempt, guarded, deadline, terms } = alive;
@@ -202,7 +215,7 @@ fn share(
     dir: &Arc<DataDir>,
     options: &Options,
     keeper: &Keeper,
-    cgroups: Option<CgroupRoot>,
+    (cgroups, limiter): (Option<CgroupRoot>, Limiter),
 ) -> Arc<Shared> {
     let roster = Arc::new(Roster::new(options.capacity as usize));
     let executor = Executor {
@@ -210,6 +223,7 @@ fn share(
         session: id.clone(),
         worker_id: options.worker_id.clone(),
         cgroups,
+        limiter,
         leases: keeper.leases(),
         roster: Arc::clone(&roster),
         watchdog: options.watchdog.clone(),
@@ -227,12 +241,12 @@ fn share(
     })
 }
 
-fn registration(id: &str, options: &Options, isolation: &str, found: &Found, dir: &DataDir) -> RegisterRequest {
+fn registration(id: &str, options: &Options, own: [(&str, &str); 2], found: &Found, dir: &DataDir) -> RegisterRequest {
     let kernel =
         |name: &str| fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap_or_default().trim().to_owned();
     let (memory_mb, storage_mb) = metrics::capacity(&dir.work());
     let mut labels = options.labels.clone();
-    labels.insert(ISOLATION.to_owned(), isolation.to_owned());
+    labels.extend(own.map(|(key, value)| (key.to_owned(), value.to_owned())));
     RegisterRequest {
         session_id: id.to_owned(),
         capacity: Some(Capacity {

@@ -248,8 +248,9 @@ async fn an_agent_that_reaches_only_a_node_without_a_majority_gives_its_job_up_i
 async fn a_job_outlives_leaders_that_die_and_one_that_was_stopped_revives_nothing() {
     let mut cluster = Cluster::start(3).await;
     cluster.agent(&[0, 1, 2], &[]).await;
-    let job = Job::start(&cluster, "job", &["--lost-after", "5s"], 0).await;
-    // Grants go out at least every 800 ms: this leader dies just after some.
+    let job = Job::start(&cluster, "job", &["--lost-after", "15s"], 0).await;
+    // An outage that this lease is promised to outlast. Grants go out every few heartbeats' time: this leader dies just
+    // after some.
     let dead = cluster.leader().await;
     cluster.nodes[dead].kill();
     let stopped = cluster.leader_other_than(Some(dead)).await;
@@ -259,7 +260,7 @@ async fn a_job_outlives_leaders_that_die_and_one_that_was_stopped_revives_nothin
     // This one is stopped for longer than a lease with its margin, and wakes up as if it still led.
     cluster.nodes[stopped].freeze();
     let begun = now();
-    wait::until_true("a lease has passed", SOON, || async { now() - begun > LEASE + LATE + 1.0 }).await;
+    wait::until_true("a lease has passed", SOON, || async { now() - begun > 15.0 + LATE }).await;
     cluster.nodes[stopped].thaw();
     cluster.wait_healthy(3).await;
     job.beats().await;
@@ -298,6 +299,26 @@ async fn a_gateway_that_was_stopped_comes_back_to_nothing() {
     job.open_gate();
     job.ends(&cluster, "Succeeded", 1).await;
     job.log_is_whole(&cluster).await;
+}
+
+#[tokio::test]
+async fn a_job_that_takes_more_memory_than_it_asked_for_ends_as_out_of_memory() {
+    let mut cluster = Cluster::one().await;
+    let agent = cluster.agent(&[0], &[]).await;
+    let worker = cluster.agents[agent].worker.clone();
+    let row = cluster.wait_worker(&worker, |_| true).await;
+    if !row["labels"]["hodei.limits"].as_str().unwrap_or_default().contains("memory") {
+        return eprintln!("skipped: memory cannot be bounded here");
+    }
+    let greedy = "x=$(head -c 100000000 /dev/zero | tr '\\0' x); echo ${#x}";
+    let job = cluster.submit(&["--memory", "32M", "--max-attempts", "1"], &["bash", "-c", greedy]).await;
+    let end = cluster.wait_state(&job, "Failed").await;
+    assert_eq!(end["reason"]["kind"], "out_of_memory", "{end}");
+    // With enough of it the same job succeeds.
+    let job = cluster.submit(&["--memory", "512M", "--cpu", "0.5"], &["bash", "-c", greedy]).await;
+    cluster.wait_state(&job, "Succeeded").await;
+    assert_eq!(cluster.cli().ok(&["job", "logs", &job]).await, "100000000");
+    nothing_is_left(&cluster).await;
 }
 
 #[tokio::test]

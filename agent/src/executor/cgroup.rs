@@ -1,14 +1,14 @@
 //! Control groups, where permitted: the only way to reach every descendant of a job, however it detached itself.
 //!
 //! Each attempt gets a group of its own below the agent's. On cgroup v2 `cgroup.kill` ends it as a whole; on v1 the
-//! listed processes are killed until the list is empty.
+//! listed processes are killed, frozen meanwhile where that can be done, until the list is empty.
 
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
     path::{Path, PathBuf},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use nix::{
@@ -18,6 +18,12 @@ use nix::{
 
 /// How long a killed group may take to become empty.
 const EMPTY_WITHIN: Duration = Duration::from_secs(2);
+
+/// An empty group that is older than this belongs to nobody any more: from its making to its first process, and from its
+/// last to its removal, an agent takes moments.
+const ABANDONED_AFTER: Duration = Duration::from_secs(600);
+/// Where the agent's own processes go where its group must not have any. Groups of attempts lie beside it.
+pub const LEAF: &str = "hodei-agent";
 
 /// The directory below which attempts get their groups.
 #[derive(Clone, Debug)]
@@ -34,9 +40,36 @@ impl CgroupRoot {
 
     /// All such places, the best one first.
     pub(crate) fn usable_ones() -> impl Iterator<Item = Self> {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        candidates(&mounts, &own).into_iter().map(|dir| Self { dir }).filter(Self::usable)
+        Mounts::read().candidates().into_iter().map(Self::at).filter(Self::usable)
+    }
+
+    /// This very directory.
+    #[must_use]
+    pub fn at(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    /// Its directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Removes groups of attempts that nobody needs any more, of whatever agent: a watchdog and an agent that died for good
+    /// leave them behind.
+    pub fn sweep(&self) {
+        let Ok(entries) = fs::read_dir(&self.dir) else { return };
+        let groups = entries.flatten().filter(|entry| {
+            let name = entry.file_name();
+            name.to_string_lossy().starts_with("hodei-") && name != LEAF
+        });
+        for entry in groups {
+            let made = entry.metadata().and_then(|meta| meta.modified()).unwrap_or(SystemTime::now());
+            let group = Cgroup::at(entry.path());
+            if made.elapsed().is_ok_and(|age| age > ABANDONED_AFTER) && group.is_empty() == Some(true) {
+                group.remove();
+            }
+        }
     }
 
     /// Its version: `cgroup2` or `cgroup1`.
@@ -56,7 +89,7 @@ impl CgroupRoot {
     }
 
     /// Delegation (v2) asks for write access to the common ancestor's list too.
-    fn usable(&self) -> bool {
+    pub(super) fn usable(&self) -> bool {
         let Ok(probe) = self.create(&format!("probe-{}", std::process::id())) else { return false };
         let domain = fs::read_to_string(probe.dir.join("cgroup.type")).map_or(true, |kind| kind.trim() == "domain");
         let writable = |dir: &Path| access(&dir.join("cgroup.procs"), AccessFlags::W_OK).is_ok();
@@ -66,18 +99,34 @@ impl CgroupRoot {
     }
 }
 
-/// Own groups in the order of preference: v2, then the v1 hierarchies that every system has.
-fn candidates(mounts: &str, own: &str) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for wanted in ["", "pids", "freezer", "name=systemd"] {
-        let Some(path) = own.lines().find_map(|line| {
+/// Which groups this process is in, and where they can be seen.
+pub struct Mounts {
+    mounts: String,
+    own: String,
+}
+
+impl Mounts {
+    /// Of this process.
+    #[must_use]
+    pub fn read() -> Self {
+        let read = |name: &str| fs::read_to_string(format!("/proc/self/{name}")).unwrap_or_default();
+        Self { mounts: read("mountinfo"), own: read("cgroup") }
+    }
+
+    /// Own groups in the order of preference: v2, then the v1 hierarchies that every system has.
+    fn candidates(&self) -> Vec<PathBuf> {
+        ["", "freezer", "pids", "name=systemd"].into_iter().filter_map(|wanted| self.group(wanted)).collect()
+    }
+
+    /// The own group in the hierarchy of a controller of v1; empty: in that of v2.
+    #[must_use]
+    pub fn group(&self, wanted: &str) -> Option<PathBuf> {
+        let path = self.own.lines().find_map(|line| {
             let mut fields = line.splitn(3, ':');
             let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
             controllers.split(',').any(|controller| controller == wanted).then_some(path)
-        }) else {
-            continue;
-        };
-        let mount = mounts.lines().find_map(|line| {
+        })?;
+        let (root, point) = self.mounts.lines().find_map(|line| {
             let (left, right) = line.split_once(" - ")?;
             let mut right = right.split(' ');
             let (kind, options) = (right.next()?, right.nth(1)?);
@@ -85,13 +134,11 @@ fn candidates(mounts: &str, own: &str) -> Vec<PathBuf> {
             let mut left = left.split(' ').skip(3);
             let (root, point) = (left.next()?, left.next()?);
             (fits && kind.starts_with("cgroup")).then_some((root, point))
-        });
-        if let Some((root, point)) = mount {
-            let below = path.strip_prefix(root.trim_end_matches('/')).unwrap_or(path);
-            found.push(Path::new(point).join(below.trim_start_matches('/')));
-        }
+        })?;
+        let below = path.strip_prefix(root.trim_end_matches('/')).unwrap_or(path).trim_start_matches('/');
+        let own = if below == LEAF { "" } else { below.strip_suffix(&format!("/{LEAF}")).unwrap_or(below) };
+        Some(Path::new(point).join(own))
     }
-    found
 }
 
 /// The group of one attempt.
@@ -124,9 +171,15 @@ impl Cgroup {
         if switch.and_then(|mut file| file.write_all(b"1")).is_ok() {
             return;
         }
-        for pid in self.members() {
+        // Nothing is made meanwhile where it can be frozen; what is killed goes once it thaws.
+        let freezer = self.dir.join("freezer.state");
+        let frozen = freezer.exists() && fs::write(&freezer, "FROZEN").is_ok();
+        for pid in groups_of(&self.dir).iter().flat_map(|dir| members(dir)) {
             // It may have ended in between; the next round looks again.
             let _ = kill(pid, Signal::SIGKILL);
+        }
+        if frozen && let Err(error) = fs::write(&freezer, "THAWED") {
+            tracing::error!(%error, "a control group that was frozen does not thaw");
         }
     }
 
@@ -150,30 +203,51 @@ impl Cgroup {
     pub fn is_empty(&self) -> Option<bool> {
         match fs::read_to_string(self.dir.join("cgroup.events")) {
             Ok(events) => Some(events.lines().any(|line| line == "populated 0")),
-            Err(_) => Some(fs::read_to_string(self.dir.join("cgroup.procs")).ok()?.trim().is_empty()),
+            Err(_) => {
+                fs::read_to_string(self.dir.join("cgroup.procs")).ok()?;
+                Some(groups_of(&self.dir).iter().all(|dir| members(dir).is_empty()))
+            }
         }
     }
 
     /// Whether the kernel killed something in it for want of memory.
     #[must_use]
     pub fn out_of_memory(&self) -> bool {
-        let events = fs::read_to_string(self.dir.join("memory.events")).unwrap_or_default();
-        events.lines().filter_map(|line| line.strip_prefix("oom_kill ")).any(|count| count != "0")
+        ["memory.events", "memory.oom_control"].into_iter().any(|file| {
+            let events = fs::read_to_string(self.dir.join(file)).unwrap_or_default();
+            events.lines().filter_map(|line| line.strip_prefix("oom_kill ")).any(|count| count != "0")
+        })
     }
 
-    /// Removes it. One that is still populated stays.
+    /// Removes it, with the groups that the job has made in it. One that is still populated stays.
     pub fn remove(&self) {
-        if let Err(error) = fs::remove_dir(&self.dir)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::debug!(dir = %self.dir.display(), %error, "cannot remove a control group");
+        for dir in groups_of(&self.dir).iter().rev() {
+            if let Err(error) = fs::remove_dir(dir)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                tracing::debug!(dir = %dir.display(), %error, "cannot remove a control group");
+            }
         }
     }
+}
 
-    fn members(&self) -> Vec<Pid> {
-        let procs = fs::read_to_string(self.dir.join("cgroup.procs")).unwrap_or_default();
-        procs.lines().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).filter(|pid| pid.as_raw() > 1).collect()
+/// A group and all groups below it, each after the one that it is in.
+fn groups_of(dir: &Path) -> Vec<PathBuf> {
+    let mut found = vec![dir.to_owned()];
+    let mut at = 0;
+    while let Some(dir) = found.get(at) {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        let below = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        let below: Vec<_> = below.map(|entry| entry.path()).collect();
+        found.extend(below);
+        at += 1;
     }
+    found
+}
+
+fn members(dir: &Path) -> Vec<Pid> {
+    let procs = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+    procs.lines().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).filter(|pid| pid.as_raw() > 1).collect()
 }
 
 #[cfg(test)]
@@ -185,10 +259,30 @@ mod tests {
         let mounts = "30 24 0:26 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
                       31 24 0:27 /docker/abc /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n";
         let own = "12:pids:/docker/abc/x\n0::/system.slice/agent.service\n";
-        assert_eq!(
-            candidates(mounts, own),
-            [Path::new("/sys/fs/cgroup/unified/system.slice/agent.service"), Path::new("/sys/fs/cgroup/pids/x")]
-        );
-        assert!(candidates("", own).is_empty());
+        let mounts = Mounts { mounts: mounts.to_owned(), own: own.to_owned() };
+        let service = Path::new("/sys/fs/cgroup/unified/system.slice/agent.service");
+        assert_eq!(mounts.candidates(), [service, Path::new("/sys/fs/cgroup/pids/x")]);
+        // In its leaf it is still the service's.
+        let own = "0::/system.slice/agent.service/hodei-agent\n".to_owned();
+        assert_eq!(Mounts { own, ..mounts }.candidates(), [service]);
+        assert!(Mounts { mounts: String::new(), own: "0::/\n".to_owned() }.candidates().is_empty());
+    }
+
+    #[test]
+    fn groups_that_a_job_has_made_inside_its_own_are_killed_and_removed_with_it() {
+        for root in CgroupRoot::usable_ones() {
+            let group = root.create(&format!("nested-{}", std::process::id())).unwrap();
+            let inner = Cgroup::at(group.dir().join("inner"));
+            fs::create_dir(inner.dir()).unwrap();
+            let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+            fs::write(inner.dir().join("cgroup.procs"), child.id().to_string()).unwrap();
+            assert_eq!(group.is_empty(), Some(false), "{}", group.dir().display());
+            // The child is this process' own, so it stays in the list of v1 until it is waited for.
+            group.kill();
+            assert!(!child.wait().unwrap().success());
+            assert!(group.kill_until_empty());
+            group.remove();
+            assert!(!group.dir().exists());
+        }
     }
 }

@@ -7,6 +7,7 @@
 
 pub mod cgroup;
 pub mod intent;
+pub mod limits;
 mod lookup;
 pub mod outcome;
 mod script;
@@ -27,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use self::{
     cgroup::CgroupRoot,
     intent::{Intent, Terms},
+    limits::Limiter,
     outcome::Cause,
     secrets::Secrets,
     spawn::Plan,
@@ -63,6 +65,8 @@ pub struct Executor {
     pub worker_id: String,
     /// Where control groups may be made.
     pub cgroups: Option<CgroupRoot>,
+    /// Where what they use can be bounded.
+    pub limiter: Limiter,
     /// Until when they may run.
     pub leases: Leases,
     /// Where what happens is noted.
@@ -133,6 +137,7 @@ impl Executor {
             session: self.session.clone(),
             worker_id: self.worker_id.clone(),
             cgroups: self.cgroups.clone(),
+            limiter: self.limiter.clone(),
             lost_after,
             watchdog: self.watchdog.clone(),
         };

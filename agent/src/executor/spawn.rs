@@ -17,6 +17,7 @@ use nix::unistd::User;
 use super::{
     cgroup::{Cgroup, CgroupRoot},
     intent::{Intent, ProcessMark, Terms},
+    limits::Limiter,
     lookup, script,
     secrets::Secrets,
 };
@@ -53,6 +54,8 @@ pub struct Plan {
     pub worker_id: String,
     /// Where control groups may be made.
     pub cgroups: Option<CgroupRoot>,
+    /// Where what it uses can be bounded.
+    pub limiter: Limiter,
     /// Its lease.
     pub lost_after: Duration,
     /// What is started as its watchdog.
@@ -88,7 +91,7 @@ impl Plan {
                 None
             }
         });
-        let limits = Vec::new();
+        let limits = self.bounds(&name, cgroup.as_ref());
         let watchdog = {
             let _no_script_is_written = FORK.lock();
             Started::start(&self.watchdog.0, &self.dirs.record, &self.dirs.name())?
@@ -102,6 +105,15 @@ impl Plan {
                 Err(error)
             }
         }
+    }
+
+    /// Bounds what the job uses, where that can be done. Where it cannot, the scheduler's reckoning is all there is.
+    fn bounds(&self, name: &str, cgroup: Option<&Cgroup>) -> Vec<Cgroup> {
+        let Some(wanted) = &self.spec.resources else { return Vec::new() };
+        self.limiter.apply(name, cgroup, wanted).unwrap_or_else(|error| {
+            tracing::warn!(attempt = %self.key, %error, "what this attempt uses is not bounded");
+            Vec::new()
+        })
     }
 
     /// Has the watchdog make the process, which may run until `deadline`.
