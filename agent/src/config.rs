@@ -34,6 +34,9 @@ pub struct Config {
     /// A label, key=value; may be repeated
     #[arg(long = "label", value_parser = label, value_name = "K=V")]
     pub labels: Vec<(String, String)>,
+    /// Whom jobs run as that name no user; default: as the agent
+    #[arg(long, env = "HODEI_JOB_USER", value_name = "NAME")]
+    pub job_user: Option<String>,
     /// How long running jobs may go on after SIGTERM
     #[arg(long, value_parser = humantime::parse_duration, default_value = "10s")]
     pub drain_timeout: Duration,

@@ -111,10 +111,10 @@ fn mode() -> u32 {
     if nix::unistd::geteuid().is_root() { 0o711 } else { 0o700 }
 }
 
-/// Takes away what others may do in a directory that was there before.
+/// Takes away what others may do in a directory that was there before, but for what [`mode`] leaves them.
 fn make_private(root: &Path) -> io::Result<()> {
     let mut permissions = fs::metadata(root)?.permissions();
-    if permissions.mode() & 0o077 & !mode() == 0 {
+    if permissions.mode() & 0o777 == mode() {
         return Ok(());
     }
     permissions.set_mode(mode());

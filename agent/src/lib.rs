@@ -86,6 +86,8 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), Exit> {
     if servers.is_empty() {
         return Err(Exit::bad_input("--server names no node"));
     }
+    executor::account::of("", config.job_user.as_deref())
+        .map_err(|why| Exit::bad_input(format!("--job-user: {}", why.message)))?;
     let existed = config.data_dir.exists();
     check_token_before_writing(&config)?;
     let dir = Arc::new(DataDir::open(&config.data_dir)?);
@@ -108,6 +110,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), Exit> {
         capacity: config.capacity(),
         labels: config.labels(),
         drain_timeout: config.drain_timeout,
+        job_user: config.job_user.clone(),
         watchdog: Program::default(),
     };
     serve(dir, tls::TlsDialer::new(tls), options, shutdown).await
@@ -149,6 +152,8 @@ pub struct Options {
     pub labels: BTreeMap<String, String>,
     /// How long running jobs may go on when the agent is asked to end.
     pub drain_timeout: Duration,
+    /// Whom jobs run as that name nobody; absent: as this process.
+    pub job_user: Option<String>,
     /// What is started as a job's watchdog.
     pub watchdog: Program,
 }
@@ -226,6 +231,7 @@ fn share(
         limiter,
         leases: keeper.leases(),
         roster: Arc::clone(&roster),
+        job_user: options.job_user.clone(),
         watchdog: options.watchdog.clone(),
     };
     Arc::new(Shared {

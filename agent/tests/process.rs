@@ -33,6 +33,8 @@ fn bad_input_is_refused_in_one_line_and_writes_nothing() {
     let node_token = format!("hodei1.node.{}.mzxw6ytb", "a".repeat(52));
     let (code, said) = refused(&dir, &["--token", &node_token]);
     assert!(code == Some(77) && said.contains("role node"), "{said}");
+    let (code, said) = refused(&dir, &["--job-user", "no-user-of-that-name"]);
+    assert!(code == Some(2) && said.contains("--job-user: user no-user-of-that-name: not known"), "{said}");
     assert!(!dir.exists(), "nothing is written");
 }
 

@@ -5,6 +5,7 @@
 //! an earlier agent has left it. A job has ended when its main process has; what is left of its tree is gone by the time
 //! that anybody hears of it.
 
+pub mod account;
 pub mod cgroup;
 pub mod intent;
 pub mod limits;
@@ -71,6 +72,8 @@ pub struct Executor {
     pub leases: Leases,
     /// Where what happens is noted.
     pub roster: Arc<Roster>,
+    /// Whom jobs run as that name nobody; absent: as this process.
+    pub job_user: Option<String>,
     /// What is started as a job's watchdog.
     pub watchdog: Program,
 }
@@ -139,6 +142,7 @@ impl Executor {
             cgroups: self.cgroups.clone(),
             limiter: self.limiter.clone(),
             lost_after,
+            job_user: self.job_user.clone(),
             watchdog: self.watchdog.clone(),
         };
         let leases = self.leases.clone();

@@ -12,9 +12,9 @@ use std::{
 };
 
 use hodei_proto::v1::{JobSpec, OutputPolicy, command::Kind};
-use nix::unistd::User;
 
 use super::{
+    account::{self, Account},
     cgroup::{Cgroup, CgroupRoot},
     intent::{Intent, ProcessMark, Terms},
     limits::Limiter,
@@ -29,7 +29,7 @@ use crate::{
     watchdog::{
         guard::{FORK, Guarded, Program, Started},
         launch::Launch,
-        process::{self, Image, c_string},
+        process::{Image, c_string},
         wire::NotStarted,
     },
 };
@@ -58,6 +58,8 @@ pub struct Plan {
     pub limiter: Limiter,
     /// Its lease.
     pub lost_after: Duration,
+    /// Whom jobs run as that name nobody.
+    pub job_user: Option<String>,
     /// What is started as its watchdog.
     pub watchdog: Program,
 }
@@ -154,32 +156,20 @@ impl Plan {
     /// Everything that the process needs on disk, and what it is made from.
     fn ready(&self) -> Result<(Image, Option<OwnedFd>, Vec<CString>), NotStarted> {
         self.secrets.check(&self.spec)?;
-        let user = self.user()?;
+        let user = account::of(&self.spec.user, self.job_user.as_deref())?;
         self.private_dir(user.as_ref()).map_err(|error| NotStarted::io("private directory", &error))?;
         Ok((self.image(user.as_ref())?, self.secrets.stdin()?, self.secrets.masked()?))
     }
 
-    fn user(&self) -> Result<Option<User>, NotStarted> {
-        let name = self.spec.user.as_str();
-        if name.is_empty() {
-            return Ok(None);
-        }
-        match User::from_name(name) {
-            Ok(Some(user)) => Ok(Some(user)),
-            Ok(None) => Err(NotStarted::not_permitted(format!("user {name}: not known on this machine"))),
-            Err(error) => Err(NotStarted::other(format!("user {name}: {error}"))),
-        }
-    }
-
-    fn private_dir(&self, user: Option<&User>) -> io::Result<()> {
+    fn private_dir(&self, user: Option<&Account>) -> io::Result<()> {
         crate::disk::make_dir(&self.dirs.private, 0o700)?;
         match user {
-            Some(user) => chown(&self.dirs.private, Some(user.uid.as_raw()), Some(user.gid.as_raw())),
+            Some(user) => chown(&self.dirs.private, Some(user.ids.uid), Some(user.ids.gid)),
             None => Ok(()),
         }
     }
 
-    fn image(&self, user: Option<&User>) -> Result<Image, NotStarted> {
+    fn image(&self, user: Option<&Account>) -> Result<Image, NotStarted> {
         let dir = self.working_directory()?;
         let env = self.environment(user);
         let kind = self.spec.command.as_ref().and_then(|command| command.kind.as_ref());
@@ -205,20 +195,16 @@ impl Plan {
                     .map(|(name, value)| c_string(format!("{name}={value}")))
                     .collect::<io::Result<_>>()?,
                 directory: c_string(dir)?,
-                user: user.map(|user| process::User {
-                    uid: user.uid.as_raw(),
-                    gid: user.gid.as_raw(),
-                    groups: Vec::new(),
-                }),
+                user: user.map(|user| user.ids.clone()),
             })
         };
         image(arguments).map_err(|error| NotStarted::io("exec", &error))
     }
 
-    fn script(&self, script: &hodei_proto::v1::Script, user: Option<&User>) -> Result<PathBuf, NotStarted> {
+    fn script(&self, script: &hodei_proto::v1::Script, user: Option<&Account>) -> Result<PathBuf, NotStarted> {
         let _nothing_is_forked = FORK.lock();
         let written = script::write(&self.dirs.private, script).and_then(|path| {
-            user.map_or(Ok(()), |user| chown(&path, Some(user.uid.as_raw()), Some(user.gid.as_raw())))?;
+            user.map_or(Ok(()), |user| chown(&path, Some(user.ids.uid), Some(user.ids.gid)))?;
             Ok(path)
         });
         written.map_err(|error| NotStarted::io("script", &error))
@@ -238,17 +224,22 @@ impl Plan {
         }
     }
 
-    /// A clean one: nothing of the agent's own but PATH, HOME and LANG. What Hodei sets, a job cannot override.
-    fn environment(&self, user: Option<&User>) -> BTreeMap<String, String> {
+    /// A clean one: nothing of the agent's own but PATH, HOME and LANG, and for another user what that user has. What Hodei
+    /// sets, a job cannot override.
+    fn environment(&self, user: Option<&Account>) -> BTreeMap<String, String> {
         let inherited = |name: &str, default: &str| {
             (name.to_owned(), env::var(name).ok().filter(|value| !value.is_empty()).unwrap_or(default.to_owned()))
         };
         let private = self.dirs.private.to_string_lossy();
-        let home = match user {
-            Some(user) => ("HOME".to_owned(), user.dir.to_string_lossy().into_owned()),
-            None => inherited("HOME", &private),
-        };
-        let mut env = BTreeMap::from([inherited("PATH", DEFAULT_PATH), home, inherited("LANG", "C.UTF-8")]);
+        let mut env = BTreeMap::from([
+            inherited("PATH", DEFAULT_PATH),
+            inherited("HOME", &private),
+            inherited("LANG", "C.UTF-8"),
+        ]);
+        if let Some(user) = user {
+            let own = [("HOME", &user.home), ("USER", &user.name), ("LOGNAME", &user.name)];
+            env.extend(own.map(|(name, value)| (name.to_owned(), value.clone())));
+        }
         env.extend(self.spec.env.iter().map(|(name, value)| (name.clone(), value.clone())));
         env.extend(self.secrets.environment());
         env.extend([

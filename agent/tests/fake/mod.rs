@@ -417,6 +417,7 @@ impl Agent {
             capacity,
             labels: BTreeMap::new(),
             drain_timeout,
+            job_user: None,
             watchdog: Program(env!("CARGO_BIN_EXE_hodei-agent").into()),
         };
         runtime.spawn(async move {

@@ -87,7 +87,7 @@ pub struct JobFile {
     /// By name.
     #[serde(default)]
     pub secrets: Vec<Secret>,
-    /// Runs as this user.
+    /// Runs as this user of the worker, whose agent must run as root; absent: as the agent decides.
     pub user: Option<String>,
     /// The attempt's private directory where absent.
     pub working_directory: Option<String>,
@@ -268,6 +268,7 @@ impl JobFile {
         let named = [
             ("name", &self.name, "expected 1 to 128 bytes without control characters"),
             ("idempotency_key", &self.idempotency_key, "expected 1 to 128 bytes without control characters"),
+            ("user", &self.user, "expected a user's name"),
             ("working_directory", &self.working_directory, "expected a directory"),
         ];
         let zero = given.into_iter().find(|(_, value)| *value == Some(0));

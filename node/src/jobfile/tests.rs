@@ -98,6 +98,7 @@ fn what_is_wrong_is_named_by_its_path() {
         (r#"{"timeout": "0s"}"#, "timeout", "expected more than zero"),
         (r#"{"name": ""}"#, "name", "expected 1 to 128 bytes"),
         ("idempotency_key = ''", "idempotency_key", "expected 1 to 128 bytes"),
+        ("user = ''", "user", "expected a user's name"),
         ("working_directory = ''", "working_directory", "expected a directory"),
         ("[env]\nA = 1", "env.A", "expected a string"),
         (r#"{"output_policy": "keep"}"#, "output_policy", "expected `block` or `drop`"),

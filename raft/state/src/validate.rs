@@ -237,7 +237,6 @@ pub fn supported(spec: &JobSpec) -> Result<(), Invalid> {
     check(extras.depends_on.is_empty(), "depends_on", LATER)?;
     check(extras.array.is_none(), "array", LATER)?;
     check(extras.image.is_none(), "image", LATER)?;
-    check(extras.user.is_none(), "user", LATER)?;
     for (at, constraint) in extras.constraints.iter().enumerate() {
         crate::fit::understood(constraint, &format!("constraints[{at}]"))?;
     }

@@ -119,6 +119,9 @@ pub struct Options {
     /// Where it runs (default: a private directory)
     #[arg(long, value_name = "DIR")]
     working_directory: Option<String>,
+    /// Run as this user of the worker, whose agent must run as root
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
 }
 
 fn cores(text: &str) -> Result<Cores, units::BadUnit> {
@@ -188,6 +191,7 @@ impl Options {
             None => Secret { name: text, env: None },
         }));
         file.working_directory = self.working_directory.or(file.working_directory);
+        file.user = self.user.or(file.user);
         file
     }
 }
@@ -230,6 +234,7 @@ mod tests {
             ("--idempotency-key=", "idempotency_key: expected 1 to 128 bytes"),
             ("--name=", "name: expected 1 to 128 bytes"),
             ("--working-directory=", "working_directory: expected a directory"),
+            ("--user=", "user: expected a user's name"),
         ] {
             let line = Line::try_parse_from(["job", flag]).unwrap();
             let failure = line.options.submission(JobFile::default(), vec!["true".to_owned()]).unwrap_err();
