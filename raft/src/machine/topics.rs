@@ -22,6 +22,8 @@ pub enum Topic {
     Members,
     /// Every applied change.
     Any,
+    /// What happened.
+    Events,
 }
 
 #[derive(Default)]
@@ -52,7 +54,7 @@ impl Topics {
         if senders.by_topic.is_empty() {
             return;
         }
-        let (mut queue, mut members, mut any) = (false, false, false);
+        let (mut queue, mut members, mut any, mut events) = (false, false, false, false);
         for key in keys {
             any = true;
             match topics_of(key) {
@@ -65,10 +67,12 @@ impl Topics {
                     wake(&mut senders.by_topic, Topic::Worker(worker), index);
                 }
                 Touched::Members => members = true,
+                Touched::Events => events = true,
                 Touched::Nothing => {}
             }
         }
-        for (touched, topic) in [(queue, Topic::Queue), (members, Topic::Members), (any, Topic::Any)] {
+        let shared = [(queue, Topic::Queue), (members, Topic::Members), (any, Topic::Any), (events, Topic::Events)];
+        for (touched, topic) in shared {
             if touched {
                 wake(&mut senders.by_topic, topic, index);
             }
@@ -84,6 +88,7 @@ enum Touched {
     Job(JobId),
     Worker(WorkerId),
     Members,
+    Events,
     Nothing,
 }
 
@@ -99,6 +104,7 @@ fn topics_of(key: &RowKey) -> Touched {
             Touched::Members
         }
         RowKey::Meta | RowKey::Secret(_) | RowKey::SecretPart(..) | RowKey::SecretUse(..) => Touched::Nothing,
+        RowKey::Events(..) => Touched::Events,
     }
 }
 

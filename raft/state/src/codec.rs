@@ -85,6 +85,35 @@ pub(crate) fn decode_row<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecEr
     decode::<T, LIMIT>(bytes)
 }
 
+/// The beginning of a record that is a sequence of values, which [`append`] goes on with.
+pub(crate) fn begin() -> Vec<u8> {
+    vec![VERSION]
+}
+
+/// Appends a value to such a record.
+pub(crate) fn append<T: Serialize>(bytes: &mut Vec<u8>, value: &T) {
+    bincode::serde::encode_into_std_write(value, bytes, bincode::config::standard())
+        .expect("plain data of known length always encodes into memory");
+}
+
+/// The values of such a record, to be taken with [`next`].
+pub(crate) fn body(bytes: &[u8]) -> Result<&[u8], CodecError> {
+    match bytes.split_first() {
+        None => Err(CodecError::Empty),
+        Some((&VERSION, body)) => Ok(body),
+        Some((&version, _)) => Err(CodecError::Version(version)),
+    }
+}
+
+/// The next value, taken off `rest`.
+pub(crate) fn next<T: DeserializeOwned>(rest: &mut &[u8]) -> Result<T, CodecError> {
+    let config = bincode::config::standard().with_limit::<MAX_ROW>();
+    let (value, consumed) =
+        bincode::serde::decode_from_slice(rest, config).map_err(|error| CodecError::Malformed(error.to_string()))?;
+    *rest = &rest[consumed..];
+    Ok(value)
+}
+
 fn encode<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
     let mut bytes = vec![VERSION];
     bincode::serde::encode_into_std_write(value, &mut bytes, bincode::config::standard())

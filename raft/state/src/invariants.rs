@@ -5,6 +5,7 @@ use std::fmt;
 
 use crate::{
     codec,
+    events::EventPosition,
     ids::Caller,
     job::{Attempt, EndedBy, Job, JobState},
     registry::{Worker, WorkerState},
@@ -40,6 +41,7 @@ pub fn check(state: &State) -> Vec<Violation> {
     check_queue(state, &mut found);
     check_workers(state, &mut found);
     check_parties(state, &mut found);
+    check_events(state, &mut found);
     found.0
 }
 
@@ -164,6 +166,18 @@ fn check_secrets(state: &State, found: &mut Findings) {
     found.check(named == all, || format!("{all} secrets, {named} of them by name"));
     let orphan = state.secret_parts.iter().find(|((id, _), _)| state.secret(*id).is_none());
     found.check(orphan.is_none(), || "a part of a secret that does not exist".to_string());
+}
+
+/// What is kept are the newest events, each at its place.
+fn check_events(state: &State, found: &mut Findings) {
+    let newest_dropped = state.meta.get(&()).map_or_else(EventPosition::default, |meta| meta.dropped);
+    let all = state.events_after(newest_dropped).map(Iterator::collect::<Vec<_>>).unwrap_or_default();
+    found.check(all.len() as u64 == state.events.kept(), || "events are miscounted".to_string());
+    let in_order = all.is_sorted_by(|a, b| {
+        let next = a.position.index == b.position.index && a.position.offset.checked_add(1) == Some(b.position.offset);
+        a.at <= b.at && (next || (a.position.index < b.position.index && b.position.offset == 0))
+    });
+    found.check(in_order, || "events are not at their places".to_string());
 }
 
 fn check_parties(state: &State, found: &mut Findings) {

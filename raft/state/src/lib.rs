@@ -63,6 +63,7 @@
 
 pub mod codec;
 pub mod command;
+pub mod events;
 pub mod explain;
 pub mod ids;
 pub mod invariants;

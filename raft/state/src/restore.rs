@@ -2,6 +2,7 @@
 
 use crate::{
     codec::{self, CodecError},
+    events::EventPosition,
     ids::WorkerId,
     job::JobState,
     registry::Capacity,
@@ -61,6 +62,11 @@ impl State {
             RowKey::Secret(id) => load(&mut self.secrets, id, bytes, |row| row.id == id),
             RowKey::SecretPart(id, n) => load(&mut self.secret_parts, (id, n), bytes, |_| true),
             RowKey::SecretUse(index, offset) => load(&mut self.secret_uses, (index, offset), bytes, |_| true),
+            RowKey::Events(index, offset) => match self.events.load(EventPosition { index, offset }, bytes) {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(corrupt(key, "it is there twice")),
+                Err(error) => Err(corrupt(key, &error.to_string())),
+            },
         }
     }
 

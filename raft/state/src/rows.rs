@@ -41,6 +41,8 @@ pub enum RowKey {
     SecretPart(SecretId, u32),
     /// Secrets were given to an attempt; by the place of its Assign in the log.
     SecretUse(u64, u32),
+    /// Events in a row: the log index of the first of them, and its place within that entry.
+    Events(u64, u32),
 }
 
 impl RowKey {
@@ -69,6 +71,7 @@ impl RowKey {
             Self::Secret(id) => put(&mut bytes, 12, &[&id.0.to_be_bytes()]),
             Self::SecretPart(id, n) => put(&mut bytes, 13, &[&id.0.to_be_bytes(), &n.to_be_bytes()]),
             Self::SecretUse(index, offset) => put(&mut bytes, 14, &[&index.to_be_bytes(), &offset.to_be_bytes()]),
+            Self::Events(index, offset) => put(&mut bytes, 15, &[&index.to_be_bytes(), &offset.to_be_bytes()]),
         }
         bytes
     }
@@ -94,6 +97,7 @@ impl RowKey {
             12 => Self::Secret(SecretId(parts.u128()?)),
             13 => Self::SecretPart(SecretId(parts.u128()?), parts.u32()?),
             14 => Self::SecretUse(parts.u64()?, parts.u32()?),
+            15 => Self::Events(parts.u64()?, parts.u32()?),
             _ => return None,
         };
         parts.0.is_empty().then_some(key)
@@ -158,6 +162,8 @@ impl Parts<'_> {
 pub(crate) struct Meta {
     /// The newest stamp that was applied: time never goes back, over restarts too.
     pub(crate) stamp: crate::ids::Millis,
+    /// The newest event that is not kept any more.
+    pub(crate) dropped: crate::events::EventPosition,
 }
 
 macro_rules! rows {

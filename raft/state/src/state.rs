@@ -1,6 +1,7 @@
 //! The whole state: tables, the indexes derived from them, and what readers ask of it.
 
 use crate::{
+    events::{Compacted, EventPosition, Events, Occurred},
     ids::{Caller, JobId, Millis, NodeId, SecretId, TokenId, WorkerId},
     index::{Counts, Indexes},
     job::{Attempt, Job, Segment},
@@ -33,6 +34,7 @@ pub struct State {
     pub(crate) secrets: Table<Secret>,
     pub(crate) secret_parts: Table<SecretPart>,
     pub(crate) secret_uses: Table<SecretUse>,
+    pub(crate) events: Events,
     pub(crate) indexes: Indexes,
     pub(crate) dirty: Dirty,
 }
@@ -85,6 +87,7 @@ impl State {
             .chain(self.secrets.encoded_from(from))
             .chain(self.secret_parts.encoded_from(from))
             .chain(self.secret_uses.encoded_from(from))
+            .chain(self.events.encoded_from(from))
     }
 
     /// The rolling hash: the wrapping sum over all rows of xxh3-128(key, value). Nodes that applied the same log at the
@@ -107,6 +110,7 @@ impl State {
             self.secrets.hash(),
             self.secret_parts.hash(),
             self.secret_uses.hash(),
+            self.events.hash(),
         ];
         tables.into_iter().fold(0, u128::wrapping_add)
     }
@@ -280,6 +284,18 @@ impl State {
     /// Where an attempt's log lies, in the order of the segments' numbers.
     pub fn segments(&self, job: JobId, attempt: u32) -> impl Iterator<Item = &Segment> {
         self.segments.range((job, attempt, 0)..=(job, attempt, u32::MAX)).map(|(_, segment)| segment)
+    }
+
+    /// Events after a position, oldest first, as far as they are applied here.
+    ///
+    /// # Errors
+    /// Some of them are not kept any more.
+    pub fn events_after(&self, position: EventPosition) -> Result<impl Iterator<Item = Occurred> + '_, Compacted> {
+        let newest_dropped = self.meta.get(&()).map_or_else(EventPosition::default, |meta| meta.dropped);
+        if position < newest_dropped {
+            return Err(Compacted { newest_dropped });
+        }
+        Ok(self.events.after(position))
     }
 
     /// Numbers of jobs and attempts, in O(1).

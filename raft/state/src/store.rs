@@ -1,6 +1,7 @@
 //! The only writes to the tables: each keeps the indexes in step. Private to the crate; `apply` is the way in.
 
 use crate::{
+    events::Event,
     ids::{JobId, Millis, SecretId, TokenId},
     job::{Attempt, Job, Segment},
     registry::{Cluster, Identity, Member, Token, TokenUse, Tombstone, Worker},
@@ -21,7 +22,8 @@ impl State {
     pub(crate) fn advance(&mut self, at: Millis) {
         if at > self.stamp() || self.meta.get(&()).is_none() {
             let stamp = at.max(self.stamp());
-            self.meta.put((), Meta { stamp }, &mut self.dirty);
+            let meta = self.meta.get(&()).cloned().unwrap_or_default();
+            self.meta.put((), Meta { stamp, ..meta }, &mut self.dirty);
         }
         let stamp = self.stamp();
         while let Some(&(until, position)) = self.indexes.backoff.get_min().filter(|(until, _)| *until <= stamp) {
@@ -41,6 +43,14 @@ impl State {
                 Some(&(at, token)) if at <= stamp => self.forget_row_of(token),
                 _ => break,
             }
+        }
+    }
+
+    /// Something happened, in the entry that is being applied.
+    pub(crate) fn emit(&mut self, event: &Event) {
+        let stamp = self.stamp();
+        if let Some(dropped) = self.events.append(event, stamp, &mut self.dirty) {
+            self.meta.put((), Meta { stamp, dropped }, &mut self.dirty);
         }
     }
 

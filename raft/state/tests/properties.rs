@@ -65,6 +65,7 @@ fn row_key() -> impl Strategy<Value = RowKey> {
         any::<u128>().prop_map(|id| RowKey::Secret(SecretId(id))),
         any::<(u128, u32)>().prop_map(|(id, n)| RowKey::SecretPart(SecretId(id), n)),
         any::<(u64, u32)>().prop_map(|(index, offset)| RowKey::SecretUse(index, offset)),
+        any::<(u64, u32)>().prop_map(|(index, offset)| RowKey::Events(index, offset)),
     ]
 }
 

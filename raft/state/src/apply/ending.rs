@@ -2,6 +2,7 @@
 
 use super::jobs::exit_of;
 use crate::{
+    events::{End, Event},
     ids::{AttemptRef, Millis, WorkerId},
     job::{
         Attempt, AttemptEnd, Budget, CancelRequest, EndedBy, Job, JobState, LogEnd, Next, Reason, RetriesUsed,
@@ -26,6 +27,7 @@ impl State {
         };
         debug_assert_eq!(job.attempt, id.attempt, "only the newest attempt is live");
         let mut job = job.clone();
+        let end = End::from(&reason);
         // What was taken back, whether the worker said so or its lease ran out instead, is nobody's fault.
         let taken_back = match reason {
             Reason::TakenBack { why, .. } => Some(why),
@@ -41,7 +43,21 @@ impl State {
         attempt.end = Some(AttemptEnd { at: now, by, reason, log, next });
         self.put_attempt(attempt);
         self.release_capacity(worker, id, learnt);
+        let state = job.state;
         self.update_job(job);
+        self.tell_end(id, worker, by, state, end);
+    }
+
+    fn tell_end(&mut self, id: AttemptRef, worker: WorkerId, by: EndedBy, state: JobState, end: End) {
+        let AttemptRef { job, attempt, .. } = id;
+        if by == EndedBy::Expiry {
+            self.emit(&Event::AttemptLost { job, attempt, worker });
+        }
+        self.emit(&if state.is_terminal() {
+            Event::JobEnded { job, attempt, worker: Some(worker), state, end }
+        } else {
+            Event::JobRequeued { job, attempt, worker, end }
+        });
     }
 
     /// Gives back what an attempt held of its worker, which learns how it fared, where that says anything about it.

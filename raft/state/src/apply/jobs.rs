@@ -3,6 +3,7 @@
 use super::{Context, Result, ending};
 use crate::{
     command::SubmitJob,
+    events::{End, Event},
     ids::{Caller, JobId},
     index::body_len,
     job::{CancelRequest, Job, JobState, Reason, RetriesUsed},
@@ -50,6 +51,7 @@ impl State {
             retry_of: None,
         };
         self.insert_job(job, &submission.spec);
+        self.emit(&Event::JobSubmitted { job: submission.job, by: context.caller });
         Ok(Outcome::Submitted { job: submission.job, existing: false })
     }
 
@@ -153,12 +155,17 @@ impl State {
         }
         job.cancel = Some(Box::new(request));
         let state = job.state;
+        let attempt = job.attempt;
         self.update_job(job);
+        self.emit(&Event::JobCancelRequested { job: id, by: context.caller });
+        if state.is_terminal() {
+            self.emit(&Event::JobEnded { job: id, attempt, worker: None, state, end: End::Cancelled });
+        }
         Ok(Outcome::CancelAccepted { job: id, state })
     }
 
     /// Removes jobs that have ended; others are passed over.
-    pub(super) fn remove_jobs(&mut self, jobs: &[JobId]) -> Result {
+    pub(super) fn remove_jobs(&mut self, context: Context, jobs: &[JobId]) -> Result {
         check(jobs.len() <= MAX_REMOVALS, "jobs", "at most 1,000 at once")?;
         let until = self.stamp().plus(TOMBSTONE_MS);
         let mut removed = 0;
@@ -172,7 +179,11 @@ impl State {
             self.put_tombstone(*id, tombstone);
             removed += 1;
         }
-        Ok(if removed == 0 { Outcome::Unchanged } else { Outcome::Removed { jobs: removed } })
+        if removed == 0 {
+            return Ok(Outcome::Unchanged);
+        }
+        self.emit(&Event::JobsRemoved { jobs: removed, by: context.caller });
+        Ok(Outcome::Removed { jobs: removed })
     }
 }
 

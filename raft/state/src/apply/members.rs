@@ -3,6 +3,7 @@
 use super::{Context, Result, sessions::without_stream};
 use crate::{
     command::{Init, NodeHello},
+    events::Event,
     ids::{Caller, Millis, NodeId},
     outcome::{Outcome, Refusal},
     registry::{Cluster, Identity, Member},
@@ -47,6 +48,7 @@ impl State {
         });
         let (admin, key) = init.admin;
         self.put_identity(Identity { who: Caller::Admin(admin), key, issued_at: self.stamp(), revoked_at: None });
+        self.emit(&Event::ClusterInitialised);
         Ok(Outcome::Done)
     }
 
@@ -78,12 +80,13 @@ impl State {
         member.start_counter = hello.start_counter;
         member.feature_level = hello.feature_level;
         self.put_member(member);
+        self.emit(&Event::NodeStarted { node: hello.node });
         Ok(Outcome::Done)
     }
 
     /// For good: the id is never served nor given out again. Workers whose streams the node held are disconnected,
     /// since it can no longer say so itself.
-    pub(super) fn remove_node(&mut self, node: NodeId) -> Result {
+    pub(super) fn remove_node(&mut self, context: Context, node: NodeId) -> Result {
         let member = self.member(node).ok_or(Refusal::UnknownNode { node })?;
         if member.removed_at.is_some() {
             return Ok(Outcome::Unchanged);
@@ -96,8 +99,11 @@ impl State {
         self.revoke(Caller::Node(node), now);
         self.put_member(member);
         let held: Vec<_> = self.workers().filter(|worker| worker.gateway == Some(node)).cloned().collect();
+        self.emit(&Event::NodeRemoved { node, by: context.caller });
         for worker in held {
+            let id = worker.id;
             self.put_worker(without_stream(worker));
+            self.emit(&Event::WorkerDetached { worker: id });
         }
         Ok(Outcome::Done)
     }
@@ -111,7 +117,7 @@ impl State {
     }
 
     /// Raised only, and only once every member that is served can read what it stands for.
-    pub(super) fn set_feature_level(&mut self, level: u32) -> Result {
+    pub(super) fn set_feature_level(&mut self, context: Context, level: u32) -> Result {
         let cluster = self.cluster().ok_or(Refusal::WrongClusterState)?;
         if level <= cluster.feature_level {
             return Ok(Outcome::Unchanged);
@@ -123,6 +129,7 @@ impl State {
             _ => {
                 let cluster = Cluster { feature_level: level, ..cluster.clone() };
                 self.put_cluster(cluster);
+                self.emit(&Event::FeatureLevelRaised { level, by: context.caller });
                 Ok(Outcome::Done)
             }
         }

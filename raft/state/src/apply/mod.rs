@@ -40,6 +40,7 @@ impl State {
     /// Applies one command. `index` is the log index of its entry, `offset` its position in it, `at` the entry's stamp,
     /// which counts only as far as it is later than all before it.
     pub fn apply(&mut self, index: u64, offset: u32, at: Millis, envelope: &Envelope) -> Outcome {
+        self.events.begin(index);
         self.advance(at);
         let context = Context { index, offset, caller: envelope.caller };
         self.dispatch(context, &envelope.command).unwrap_or_else(Outcome::Refused)
@@ -53,16 +54,16 @@ impl State {
         match command {
             Command::Init(_) => Err(Refusal::WrongClusterState),
             Command::NodeHello(hello) => self.node_hello(hello),
-            Command::RemoveNode { node } => self.remove_node(*node),
-            Command::SetFeatureLevel { level } => self.set_feature_level(*level),
+            Command::RemoveNode { node } => self.remove_node(context, *node),
+            Command::SetFeatureLevel { level } => self.set_feature_level(context, *level),
 
             Command::CreateToken(create) => self.create_token(context, create),
-            Command::RevokeToken { token } => self.revoke_token(*token),
+            Command::RevokeToken { token } => self.revoke_token(context, *token),
             Command::UseToken(used) => self.use_token(used),
 
             Command::SubmitJob(submission) => self.submit_job(context, submission),
             Command::CancelJob { job, reason } => self.cancel_job(context, *job, reason),
-            Command::RemoveJobs { jobs } => self.remove_jobs(jobs),
+            Command::RemoveJobs { jobs } => self.remove_jobs(context, jobs),
 
             Command::Assign { job, attempt, on, heartbeat, choice } => {
                 self.assign(context, *job, *attempt, *on, *heartbeat, *choice)
@@ -84,8 +85,8 @@ impl State {
 
             Command::DrainWorker(drain) => self.drain_worker(context, drain),
             Command::DrainOverdue { worker, nonce } => self.drain_overdue(*worker, *nonce),
-            Command::UndrainWorker { worker } => self.undrain_worker(*worker),
-            Command::RemoveWorker { worker, force } => self.remove_worker(*worker, *force),
+            Command::UndrainWorker { worker } => self.undrain_worker(context, *worker),
+            Command::RemoveWorker { worker, force } => self.remove_worker(context, *worker, *force),
             Command::ConfigureScheduler { weights } => self.configure_scheduler(weights),
             Command::RetryJob { job, of } => self.retry_job(context, *job, *of),
             Command::Preempt { attempt, for_job } => self.preempt(*attempt, *for_job),

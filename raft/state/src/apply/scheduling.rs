@@ -2,6 +2,7 @@
 
 use super::{Context, Result, may_be_preempted};
 use crate::{
+    events::Event,
     ids::{AttemptRef, Caller, JobId},
     job::{Attempt, Deadline, EndedBy, JobState, Reason, TakenBack},
     outcome::{Outcome, Refusal},
@@ -57,6 +58,7 @@ impl State {
             end: None,
         });
         self.update_job(job);
+        self.emit(&Event::JobScheduled { job: id, attempt, worker: on.worker });
         Ok(Outcome::Assigned { attempt: assigned })
     }
 

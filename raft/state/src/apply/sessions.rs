@@ -3,6 +3,7 @@
 use super::Result;
 use crate::{
     command::{OpenSession, PlaceSegment},
+    events::Event,
     ids::{AttemptRef, Caller, NodeId},
     job::{Attempt, Deadline, EndedBy, JobState, LogEnd, Reason, Segment, TakenBack},
     outcome::{Outcome, Refusal},
@@ -42,6 +43,7 @@ impl State {
         }
         let worker = self.succeed(known, open);
         self.put_worker(worker);
+        self.emit(&Event::WorkerRegistered { worker: id, session });
         for adopted in &open.adopted {
             let attempt = self.known_attempt(*adopted).ok();
             let Some(attempt) = attempt.filter(|attempt| attempt.is_live() && attempt.worker == id) else {
@@ -140,6 +142,7 @@ impl State {
         worker.gateway = Some(gateway);
         worker.state = self.attached(&worker);
         self.put_worker(worker);
+        self.emit(&Event::WorkerAttached { worker: on.worker, node: gateway });
         Ok(Outcome::Done)
     }
 
@@ -162,8 +165,12 @@ impl State {
         if stream == worker.stream && worker.gateway.is_none() {
             return Ok(Outcome::Unchanged);
         }
+        let had_one = worker.gateway.is_some();
         let worker = Worker { stream, ..without_stream(worker.clone()) };
         self.put_worker(worker);
+        if had_one {
+            self.emit(&Event::WorkerDetached { worker: on.worker });
+        }
         Ok(Outcome::Done)
     }
 
@@ -177,6 +184,7 @@ impl State {
         let state = if idle { WorkerState::Terminated } else { WorkerState::Terminating };
         let worker = Worker { state, gateway: None, ..worker.clone() };
         self.put_worker(worker);
+        self.emit(&Event::WorkerClosed { worker: on.worker });
         Ok(Outcome::Done)
     }
 
@@ -190,6 +198,7 @@ impl State {
         }
         let now = self.stamp();
         let attempt = Attempt { started_at: Some(now), ..attempt.clone() };
+        let started = Event::JobStarted { job: id.job, attempt: id.attempt, worker: attempt.worker };
         let job = self.job(id.job).cloned();
         let segment = segment.map(|segment| self.placed(id, segment)).transpose()?.flatten();
         self.put_attempt(attempt);
@@ -198,6 +207,7 @@ impl State {
             job.started_at = job.started_at.or(Some(now));
             self.update_job(job);
         }
+        self.emit(&started);
         self.put_segments(segment);
         Ok(Outcome::Done)
     }

@@ -3,6 +3,7 @@
 use super::{Context, Result};
 use crate::{
     command::{CreateToken, UseToken},
+    events::Event,
     ids::{Caller, ClusterId, NodeId, Role, TokenId, UserId, WorkerId},
     outcome::{Outcome, Refusal},
     registry::{Cluster, Identity, Member, Token, TokenUse},
@@ -41,16 +42,18 @@ impl State {
             revoked_at: None,
             used_up_at: None,
         });
+        self.emit(&Event::TokenCreated { token: create.token, role: create.role, by: context.caller });
         Ok(Outcome::TokenCreated { expires_at })
     }
 
-    pub(super) fn revoke_token(&mut self, token: TokenId) -> Result {
-        let token = self.token(token).ok_or(Refusal::TokenUnknown)?;
+    pub(super) fn revoke_token(&mut self, context: Context, id: TokenId) -> Result {
+        let token = self.token(id).ok_or(Refusal::TokenUnknown)?;
         if token.revoked_at.is_some() {
             return Ok(Outcome::Unchanged);
         }
         let token = Token { revoked_at: Some(self.stamp()), ..token.clone() };
         self.put_token(token);
+        self.emit(&Event::TokenRevoked { token: id, by: context.caller });
         Ok(Outcome::Done)
     }
 
@@ -81,6 +84,10 @@ impl State {
         self.put_token_use(&token, TokenUse { nonce: used.nonce, key: used.key, issued });
         let used = token.used.saturating_add(1);
         let used_up_at = (used >= token.uses).then(|| self.stamp());
+        self.emit(&Event::TokenUsed { token: token.id, issued });
+        if let Caller::Node(node) = issued {
+            self.emit(&Event::NodeJoined { node });
+        }
         self.put_token(Token { used, used_up_at, ..token });
         Ok(Outcome::Enrolled { issued, cluster: cluster.id })
     }

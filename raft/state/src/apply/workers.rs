@@ -3,6 +3,7 @@
 use super::{Context, Result};
 use crate::{
     command::DrainWorker,
+    events::Event,
     ids::{Caller, Millis, WorkerId},
     job::{Attempt, TakenBack},
     outcome::{Outcome, Refusal},
@@ -46,6 +47,8 @@ impl State {
         if wish.requeue {
             self.take_back(wish.worker);
         }
+        let DrainWorker { worker, requeue, .. } = *wish;
+        self.emit(&Event::WorkerDrained { worker, by: context.caller, deadline, requeue });
         Ok(Outcome::Done)
     }
 
@@ -63,11 +66,12 @@ impl State {
         let worker = Worker { drain: Some(Drain { requeue: true, ..drain }), ..worker.clone() };
         self.put_worker(worker);
         self.take_back(id);
+        self.emit(&Event::WorkerDrainOverdue { worker: id });
         Ok(Outcome::Done)
     }
 
     /// The worker gets jobs again. An agent that is ending takes none, whoever wants it to.
-    pub(super) fn undrain_worker(&mut self, id: WorkerId) -> Result {
+    pub(super) fn undrain_worker(&mut self, context: Context, id: WorkerId) -> Result {
         let worker = self.serving_worker(id)?;
         match worker.drain {
             None => return Ok(Outcome::Unchanged),
@@ -79,12 +83,13 @@ impl State {
             worker.state = self.attached(&worker);
         }
         self.put_worker(worker);
+        self.emit(&Event::WorkerUndrained { worker: id, by: context.caller });
         Ok(Outcome::Done)
     }
 
     /// Removes a worker for good, whether it ever opened a session or only enrolled. Live attempts are in the way,
     /// unless by force: then their leases are extended no more, and their expiry frees them.
-    pub(super) fn remove_worker(&mut self, id: WorkerId, force: bool) -> Result {
+    pub(super) fn remove_worker(&mut self, context: Context, id: WorkerId, force: bool) -> Result {
         let who = Caller::Agent(id);
         let Some(identity) = self.identity(who) else {
             return Err(Refusal::UnknownWorker { worker: id });
@@ -103,6 +108,7 @@ impl State {
             self.put_worker(worker);
         }
         self.take_back(id);
+        self.emit(&Event::WorkerRemoved { worker: id, by: context.caller, force });
         Ok(Outcome::Done)
     }
 

@@ -5,6 +5,7 @@ use std::{error::Error, fmt::Write as _};
 use hodei_state::{
     Changes, Grants, Plan, SelectError, State,
     command::Command,
+    events::{EventPosition, Occurred},
     explain::{Blocker, Explanation, Lack, Standing, Start, Verdict},
     ids::{AttemptRef, Millis},
     job::{Attempt, Job, Next, Reason, RetriesUsed},
@@ -106,6 +107,7 @@ pub(super) fn query(state: &State, arguments: &Arguments<'_>) -> Result<String, 
         }
         "secrets" => secrets(state),
         "members" => members(state),
+        "events" => events(state, arguments)?,
         "segments" => {
             let attempt = arguments.attempt(arguments.word(0)?)?;
             let segments = state.segments(attempt.job, attempt.attempt);
@@ -174,6 +176,20 @@ fn lacks(lacks: &[Lack]) -> String {
     let lacks: Vec<_> =
         lacks.iter().map(|Lack { what, needed, there }| format!("{there} of {needed} {what}")).collect();
     lacks.join(", ")
+}
+
+/// events [since=INDEX.OFFSET]
+fn events(state: &State, arguments: &Arguments<'_>) -> Result<String, Box<dyn Error>> {
+    let (index, offset) = arguments.text("since").and_then(|since| since.split_once('.')).unwrap_or(("0", "0"));
+    let since = EventPosition { index: index.parse()?, offset: offset.parse()? };
+    match state.events_after(since) {
+        Ok(events) => Ok(events
+            .map(|Occurred { position, at, event }| {
+                format!("{}.{} at {}: {event:?}\n", position.index, position.offset, at.0)
+            })
+            .collect()),
+        Err(compacted) => Ok(compacted.to_string()),
+    }
 }
 
 fn members(state: &State) -> String {
