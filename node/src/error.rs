@@ -6,7 +6,7 @@
 
 use hodei_proto::v1::ErrorDetail;
 use hodei_raft::{NotDone, ProposeError, ReadError};
-use hodei_state::{ids::Caller, outcome::Refusal};
+use hodei_state::{events::Compacted, ids::Caller, outcome::Refusal};
 use prost::Message as _;
 use tonic::{
     Code, Status,
@@ -44,6 +44,10 @@ pub mod code {
     pub const AMBIGUOUS: &str = "ambiguous";
     /// An id or idempotency key was used with another payload.
     pub const PAYLOAD_MISMATCH: &str = "payload_mismatch";
+    /// Events after the position asked for are not kept any more.
+    pub const COMPACTED: &str = "compacted";
+    /// The client does not read what it asked for.
+    pub const TOO_SLOW: &str = "too_slow";
     /// The state does not permit it (now).
     pub const REFUSED: &str = "refused";
     /// The token is unknown, expired, used up, revoked or for another role.
@@ -123,6 +127,18 @@ pub fn revoked(caller: Caller) -> Status {
 #[must_use]
 pub fn failed_precondition(message: impl Into<String>) -> Status {
     refused(Code::FailedPrecondition, code::REFUSED, message)
+}
+
+/// Events that were asked for are not kept any more; says from where on they are.
+#[must_use]
+pub fn compacted(compacted: &Compacted) -> Status {
+    refused(Code::OutOfRange, code::COMPACTED, compacted.to_string())
+}
+
+/// The client does not read its stream.
+#[must_use]
+pub fn too_slow(message: impl Into<String>) -> Status {
+    refused(Code::ResourceExhausted, code::TOO_SLOW, message)
 }
 
 /// Not done: no majority or no leader within the deadline. The message begins with `no quorum`.

@@ -1,12 +1,14 @@
 //! `JobExecutionService`: submit, ask, cancel, watch.
 
+mod events;
 mod list;
 mod watch;
 
 use hodei_proto::v1::{
-    CancelJobRequest, CancelJobResponse, GetJobRequest, GetJobResponse, JobEnd, JobSelector, ListJobsRequest,
-    ListJobsResponse, QueueJobRequest, QueueJobResponse, RetryJobRequest, RetryJobResponse, WatchJobsRequest,
-    WatchJobsResponse, job_execution_service_server::JobExecutionService,
+    CancelJobRequest, CancelJobResponse, ExecutionEventStreamRequest, ExecutionEventStreamResponse, GetJobRequest,
+    GetJobResponse, JobEnd, JobSelector, ListJobsRequest, ListJobsResponse, QueueJobRequest, QueueJobResponse,
+    RetryJobRequest, RetryJobResponse, WatchJobsRequest, WatchJobsResponse,
+    job_execution_service_server::JobExecutionService,
 };
 use hodei_raft::{Handle, View};
 use hodei_state::{
@@ -156,6 +158,18 @@ impl JobExecutionService for Jobs {
             Outcome::Refused(refusal) => Err(error::refusal(&refusal)),
             other => Err(error::internal(format!("a retry came to {other:?}"))),
         }
+    }
+
+    type ExecutionEventStreamStream = ReceiverStream<Result<ExecutionEventStreamResponse, Status>>;
+
+    async fn execution_event_stream(
+        &self,
+        request: Request<ExecutionEventStreamRequest>,
+    ) -> Result<Response<Self::ExecutionEventStreamStream>, Status> {
+        let (caller, by) = (auth::caller(&request)?, deadline::of(&request));
+        let View { state, .. } = self.view(false, by).await?;
+        let query = events::Query::parse(&state, request.into_inner(), caller)?;
+        Ok(Response::new(ReceiverStream::new(events::serve(&self.handle, &self.hub, state, query)?)))
     }
 
     type WatchJobsStream = ReceiverStream<Result<WatchJobsResponse, Status>>;

@@ -48,7 +48,10 @@ impl Scheduler {
 }
 
 /// The worker that a text names.
-fn select<'a>(state: &'a State, text: &str) -> Result<&'a Worker, Status> {
+///
+/// # Errors
+/// It names none, several, or nothing that could be one.
+pub fn select<'a>(state: &'a State, text: &str) -> Result<&'a Worker, Status> {
     let found = state.find_worker(text).map_err(|why| match why {
         SelectWorkerError::Unknown => error::not_found(error::code::UNKNOWN_WORKER, format!("no worker {text:?}")),
         SelectWorkerError::Malformed => error::invalid("worker", EXPECTED_WORKER),

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 use clap::ValueEnum;
 use comfy_table::{Table, presets};
+use hodei_proto::v1::{Identity, Role};
 use serde_json::Value;
 
 use super::exit::Failure;
@@ -82,6 +83,24 @@ pub fn table<const N: usize>(header: [&str; N], rows: impl IntoIterator<Item = [
 pub fn short(id: &str) -> String {
     let from = id.len().saturating_sub(8);
     id.get(from..).unwrap_or(id).to_owned()
+}
+
+/// The spelling of a role.
+#[must_use]
+pub fn role(role: Role) -> &'static str {
+    match role {
+        Role::Node => "node",
+        Role::Agent => "agent",
+        Role::User => "user",
+        Role::Admin => "admin",
+        Role::Unspecified => "unknown",
+    }
+}
+
+/// A party as `role/id`.
+#[must_use]
+pub fn party(who: &Identity) -> String {
+    format!("{}/{}", role(who.role()), who.id)
 }
 
 /// Unix milliseconds as RFC 3339 in UTC; 0 is absent (null).

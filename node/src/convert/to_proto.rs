@@ -2,7 +2,7 @@
 
 use hodei_proto::v1;
 use hodei_state::{
-    ids::{AttemptRef, Caller, Millis},
+    ids::{AttemptRef, Caller, Millis, Role},
     job::{Attempt, Budget, Deadline, EndedBy, Job, JobState, LogEnd, Next, Reason, StartFailure, TakenBack},
     registry::{Capacity, Worker, WorkerState},
     score::Weights,
@@ -31,6 +31,17 @@ pub fn identity(caller: &Caller) -> v1::Identity {
         Caller::Admin(id) => (v1::Role::Admin, id.to_string()),
     };
     v1::Identity { role: role.into(), id }
+}
+
+/// A role.
+#[must_use]
+pub fn role(role: Role) -> v1::Role {
+    match role {
+        Role::Node => v1::Role::Node,
+        Role::Agent => v1::Role::Agent,
+        Role::User => v1::Role::User,
+        Role::Admin => v1::Role::Admin,
+    }
 }
 
 /// A job with its attempts, and its spec where it could be read.
@@ -357,10 +368,13 @@ fn capacity(capacity: &Capacity) -> v1::Capacity {
 }
 
 /// Unix milliseconds as the wire has them.
+#[must_use]
 pub fn ms(at: Millis) -> i64 {
     i64::try_from(at.0).unwrap_or(i64::MAX)
 }
 
-pub(super) fn optional_ms(at: Option<Millis>) -> i64 {
+/// The same; 0 where there is none.
+#[must_use]
+pub fn optional_ms(at: Option<Millis>) -> i64 {
     at.map_or(0, ms)
 }

@@ -47,6 +47,7 @@ pub const TABLE: &[(&str, Access)] = &[
     ("/hodei.v1.JobExecutionService/CancelJob", USERS),
     ("/hodei.v1.JobExecutionService/RetryJob", USERS),
     ("/hodei.v1.JobExecutionService/WatchJobs", USERS),
+    ("/hodei.v1.JobExecutionService/ExecutionEventStream", USERS),
     ("/hodei.v1.LogStreamService/SubscribeLogs", USERS),
     ("/hodei.v1.WorkerAgentService/Register", AGENTS),
     ("/hodei.v1.WorkerAgentService/WorkerStream", AGENTS),

@@ -310,6 +310,14 @@ impl Events {
         self.sum.wrapping_add(open)
     }
 
+    pub(crate) fn newest(&self) -> Option<EventPosition> {
+        if let Some(open) = &self.open {
+            return Some(open.newest.0);
+        }
+        let (key, row) = self.rows.get_max()?;
+        Some(decode(*key, &row.bytes).ok()?.last()?.position)
+    }
+
     pub(crate) fn kept(&self) -> u64 {
         self.kept
     }

@@ -5,7 +5,6 @@ use std::fmt;
 
 use crate::{
     codec,
-    events::EventPosition,
     ids::Caller,
     job::{Attempt, EndedBy, Job, JobState},
     registry::{Worker, WorkerState},
@@ -170,8 +169,7 @@ fn check_secrets(state: &State, found: &mut Findings) {
 
 /// What is kept are the newest events, each at its place.
 fn check_events(state: &State, found: &mut Findings) {
-    let newest_dropped = state.meta.get(&()).map_or_else(EventPosition::default, |meta| meta.dropped);
-    let all = state.events_after(newest_dropped).map(Iterator::collect::<Vec<_>>).unwrap_or_default();
+    let all = state.events_after(state.newest_dropped_event()).map(Iterator::collect::<Vec<_>>).unwrap_or_default();
     found.check(all.len() as u64 == state.events.kept(), || "events are miscounted".to_string());
     let in_order = all.is_sorted_by(|a, b| {
         let next = a.position.index == b.position.index && a.position.offset.checked_add(1) == Some(b.position.offset);

@@ -286,12 +286,24 @@ impl State {
         self.segments.range((job, attempt, 0)..=(job, attempt, u32::MAX)).map(|(_, segment)| segment)
     }
 
+    /// The position of the newest event that is not kept any more; what is kept comes after it.
+    #[must_use]
+    pub fn newest_dropped_event(&self) -> EventPosition {
+        self.meta.get(&()).map_or_else(EventPosition::default, |meta| meta.dropped)
+    }
+
+    /// The position of the newest event; before all, where there is none.
+    #[must_use]
+    pub fn newest_event(&self) -> EventPosition {
+        self.events.newest().unwrap_or_default()
+    }
+
     /// Events after a position, oldest first, as far as they are applied here.
     ///
     /// # Errors
     /// Some of them are not kept any more.
     pub fn events_after(&self, position: EventPosition) -> Result<impl Iterator<Item = Occurred> + '_, Compacted> {
-        let newest_dropped = self.meta.get(&()).map_or_else(EventPosition::default, |meta| meta.dropped);
+        let newest_dropped = self.newest_dropped_event();
         if position < newest_dropped {
             return Err(Compacted { newest_dropped });
         }

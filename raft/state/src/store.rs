@@ -139,6 +139,7 @@ impl State {
 
     /// A new job.
     pub(crate) fn insert_job(&mut self, job: Job, spec: &JobSpec) {
+        self.emit(&Event::JobSubmitted { job: job.id, by: job.owner });
         let stamp = self.stamp();
         self.indexes.add_job(&job, spec, stamp);
         self.specs.insert(job.id, spec, &mut self.dirty);

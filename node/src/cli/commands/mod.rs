@@ -4,6 +4,7 @@ mod cluster;
 mod completion;
 mod dev;
 mod enroll;
+mod events;
 mod init;
 mod job;
 mod join;
@@ -41,6 +42,8 @@ pub enum Command {
     /// How workers are chosen for jobs
     #[command(subcommand)]
     Scheduler(scheduler::Command),
+    /// Show what happened, and what happens
+    Events(events::Args),
     /// Tokens that let nodes, agents and people in
     #[command(subcommand)]
     Token(token::Command),
@@ -69,6 +72,7 @@ impl Command {
             Self::Job(command) => command.run(&global).await,
             Self::Worker(command) => command.run(&global).await,
             Self::Scheduler(command) => command.run(&global).await,
+            Self::Events(args) => args.run(&global).await,
             Self::Token(command) => command.run(&global).await,
             Self::Secret(command) => command.run(&global).await,
             Self::Cluster(command) => command.run(&global).await,

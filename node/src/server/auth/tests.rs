@@ -110,6 +110,7 @@ const EXPECTED: &str = "\
 /hodei.v1.JobExecutionService/CancelJob: user admin
 /hodei.v1.JobExecutionService/RetryJob: user admin
 /hodei.v1.JobExecutionService/WatchJobs: user admin
+/hodei.v1.JobExecutionService/ExecutionEventStream: user admin
 /hodei.v1.LogStreamService/SubscribeLogs: user admin
 /hodei.v1.RaftService/Append: node
 /hodei.v1.RaftService/Vote: node

@@ -51,7 +51,6 @@ impl State {
             retry_of: None,
         };
         self.insert_job(job, &submission.spec);
-        self.emit(&Event::JobSubmitted { job: submission.job, by: context.caller });
         Ok(Outcome::Submitted { job: submission.job, existing: false })
     }
 

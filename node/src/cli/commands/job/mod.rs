@@ -16,6 +16,9 @@ mod submit;
 mod wait;
 
 use clap::Subcommand;
+
+pub use self::show::{reason, reason_text, state};
+
 use hodei_proto::v1::JobSelector;
 
 use crate::cli::{Global, exit::CommandResult};

@@ -8,7 +8,7 @@ use crate::{
         Global,
         client::Client,
         exit::{CommandResult, Failure},
-        output::{self, Output},
+        output::{self, Output, role},
     },
     clock,
 };
@@ -92,14 +92,4 @@ fn state(token: &Token) -> &'static str {
 fn party(who: &Identity) -> String {
     let id = if who.role() == Role::Node { who.id.clone() } else { output::short(&who.id) };
     format!("{}/{id}", role(who.role()))
-}
-
-fn role(role: Role) -> &'static str {
-    match role {
-        Role::Node => "node",
-        Role::Agent => "agent",
-        Role::User => "user",
-        Role::Admin => "admin",
-        Role::Unspecified => "unknown",
-    }
 }

@@ -1,6 +1,6 @@
 //! Workers as they are printed. The JSON is stable.
 
-use hodei_proto::v1::{Capacity, JobState, Role, Worker, WorkerAttempt, WorkerDrain};
+use hodei_proto::v1::{Capacity, JobState, Worker, WorkerAttempt, WorkerDrain};
 use serde_json::{Value, json};
 
 use crate::cli::output::{self, Output};
@@ -163,17 +163,8 @@ fn drain_text(drain: &WorkerDrain) -> String {
     format!("by {} at {}: {jobs}", by(drain), time(drain.at_ms))
 }
 
-/// As in the reasons of jobs: `role/id`.
 fn by(drain: &WorkerDrain) -> String {
-    let by = drain.by.clone().unwrap_or_default();
-    let role = match by.role() {
-        Role::Node => "node",
-        Role::Agent => "agent",
-        Role::User => "user",
-        Role::Admin => "admin",
-        Role::Unspecified => "unknown",
-    };
-    format!("{role}/{}", by.id)
+    drain.by.as_ref().map(output::party).unwrap_or_default()
 }
 
 fn capacity_text(capacity: &Capacity) -> String {
