@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{disk, error::Exit, key::AttemptKey};
 
+/// What may lie in a directory that no agent has used yet: a lock that was taken, and what a new file system brings along.
+const UNUSED: [&str; 2] = ["lock", "lost+found"];
+
 /// A directory that this process holds.
 pub struct DataDir {
     root: PathBuf,
@@ -50,6 +53,7 @@ impl DataDir {
         let failed = |error: &io::Error| Exit::bad_input(format!("data directory {}: {error}", root.display()));
         disk::make_dir(root, mode()).map_err(|error| failed(&error))?;
         let root = root.canonicalize().map_err(|error| failed(&error))?;
+        check_ours(&root)?;
         let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(root.join("lock"));
         let lock = lock.map_err(|error| failed(&error))?;
         match lock.try_lock() {
@@ -105,6 +109,21 @@ impl DataDir {
     }
 }
 
+/// Refuses a directory that is a node's, and one that is not an agent's yet and holds somebody else's files.
+fn check_ours(root: &Path) -> Result<(), Exit> {
+    let refuse = |why: String| Err(Exit::bad_input(format!("data directory {}: {why}", root.display())));
+    if root.join("identity.toml").exists() || root.join("wal").exists() {
+        return refuse("it is that of a node".to_owned());
+    }
+    if root.join("attempts").exists() {
+        return Ok(());
+    }
+    let Ok(entries) = fs::read_dir(root) else { return refuse("it cannot be read".to_owned()) };
+    let foreign =
+        entries.flatten().map(|entry| entry.file_name()).find(|name| !UNUSED.iter().any(|known| name == *known));
+    foreign.map_or(Ok(()), |name| refuse(format!("it is not empty, it holds {}", name.display())))
+}
+
 /// What the directory is for others: nothing. Where jobs may run as other users, these may pass through to a private
 /// directory that is theirs, but read nothing.
 fn mode() -> u32 {
@@ -146,6 +165,20 @@ mod tests {
         first.remember_peers(&["a:1".into()]).unwrap();
         drop(first);
         assert_eq!(DataDir::open(dir.path()).unwrap().peers(), ["a:1"]);
+    }
+
+    #[test]
+    fn somebody_elses_directory_is_refused() {
+        for (name, why) in [("identity.toml", "of a node"), ("important", "it holds important")] {
+            let dir = tempfile::tempdir().unwrap();
+            fs::write(dir.path().join(name), "").unwrap();
+            let refused = DataDir::open(dir.path()).err().unwrap();
+            assert!(refused.message.contains(why), "{refused}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        drop(DataDir::open(dir.path()).unwrap());
+        fs::write(dir.path().join("notes"), "").unwrap();
+        DataDir::open(dir.path()).unwrap();
     }
 
     #[test]

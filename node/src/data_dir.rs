@@ -38,6 +38,11 @@ const PREPARED: [&str; 9] = [
     "admin/key.pem",
 ];
 
+/// What may lie in a directory that is not prepared: what an attempt to prepare it has left, and what a new file system
+/// brings along.
+const UNPREPARED: [&str; 7] =
+    ["lock", "pki", "admin", "peers.toml", ".peers.toml.new", ".identity.toml.new", "lost+found"];
+
 /// A data directory that this process alone uses. Dereferences to its files.
 #[derive(Debug)]
 pub struct DataDir {
@@ -113,6 +118,7 @@ impl DataDir {
     /// Bad input: not writable, somebody else's, or in use by another process.
     pub fn open(path: &Path) -> Result<Self, Failure> {
         let fail = |error: io::Error| Files::new(WHAT, path).not_writable(&error);
+        check_ours(path)?;
         let created = durable::make_directory(path).map_err(fail)?;
         loop {
             let lock = OpenOptions::new()
@@ -150,18 +156,6 @@ impl DataDir {
         self.read_toml("identity.toml")
     }
 
-    /// Refuses a directory that was prepared once and has lost who it is.
-    ///
-    /// # Errors
-    /// Bad input.
-    pub fn check_unused(&self) -> Result<(), Failure> {
-        if self.join("wal").exists() {
-            let message = format!("{} holds a log but no identity.toml: it is damaged", self.path().display());
-            return Err(Failure::bad_input(message));
-        }
-        Ok(())
-    }
-
     /// Writes who the node is. After this the directory is prepared.
     ///
     /// # Errors
@@ -185,6 +179,29 @@ impl DataDir {
             let _ = fs::remove_dir(self.path());
         }
     }
+}
+
+/// Refuses a directory that was prepared once and has lost who it is, and one that is somebody else's: an agent's, or
+/// anything that holds files which are not of this program. It comes before anything is written or cleaned up there.
+fn check_ours(path: &Path) -> Result<(), Failure> {
+    let refuse = |why: &str| Err(Failure::bad_input(format!("the data directory {} {why}", path.display())));
+    let entries = match fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return refuse(&format!("cannot be read: {error}")),
+    };
+    if path.join("identity.toml").exists() {
+        return Ok(());
+    }
+    if path.join("wal").exists() {
+        return refuse("holds a log but no identity.toml: it is damaged");
+    }
+    if path.join("attempts").exists() {
+        return refuse("is that of an agent");
+    }
+    let mut names = entries.flatten().map(|entry| entry.file_name());
+    let foreign = names.find(|name| !UNPREPARED.iter().any(|known| name == *known));
+    foreign.map_or(Ok(()), |name| refuse(&format!("is not empty, it holds {}", name.display())))
 }
 
 /// Takes the directory away from everybody but its owner; what lies below may be readable by itself.
@@ -221,6 +238,24 @@ mod tests {
         assert!(second.message.ends_with("is in use by another process"), "{second}");
         drop(first);
         DataDir::open(&path).unwrap();
+    }
+
+    #[test]
+    fn somebody_elses_directory_is_refused_and_left_alone() {
+        for (name, why) in [("attempts", "of an agent"), ("important", "it holds important"), ("wal", "is damaged")] {
+            let base = tempfile::tempdir().unwrap();
+            let path = base.path();
+            fs::create_dir(path.join("pki")).unwrap();
+            fs::write(path.join("pki/ca.pem"), "theirs").unwrap();
+            drop(DataDir::open(path).unwrap());
+            fs::remove_file(path.join("lock")).unwrap();
+            fs::create_dir(path.join(name)).unwrap();
+            let failure = DataDir::open(path).unwrap_err();
+            assert_eq!(failure.exit, 2);
+            assert!(failure.message.contains(why), "{failure}");
+            assert!(!path.join("lock").exists());
+            assert_eq!(fs::read_to_string(path.join("pki/ca.pem")).unwrap(), "theirs");
+        }
     }
 
     #[test]

@@ -30,7 +30,6 @@ use crate::{
 /// # Errors
 /// Bad input, where the directory is not writable.
 pub fn found(dir: &DataDir) -> Result<Identity, Failure> {
-    dir.check_unused()?;
     let cluster = ClusterId(Uuid::now_v7().as_u128());
     let admin = UserId(Uuid::now_v7().as_u128());
     let authority = Authority::create(cluster).map_err(broken)?;
@@ -91,7 +90,6 @@ pub async fn join(
     advertise: &str,
     timeout: Duration,
 ) -> Result<Identity, Refused> {
-    dir.check_unused()?;
     if token.role != Role::Node {
         let message = format!("the token is for role {}; joining takes one for role node", token.role);
         return Err(Failure::not_allowed(message).into());

@@ -126,8 +126,9 @@ impl Task {
     /// Tries every holder in turn.
     async fn round(&mut self, place: &Place, wakes: &mut Wakes) -> Turn {
         let own = self.own_copy().await;
-        if let Some(own) = own.clone().filter(|own| place.is_reached(own)) {
-            self.publish(own, true);
+        // The cache too: a change that was not looked at yet, such as the attempt's end, is no reason to ask again.
+        if let Some(complete) = [&own, &self.cache].into_iter().flatten().find(|copy| place.is_reached(copy)) {
+            self.publish(complete.clone(), true);
             return Turn::Complete;
         }
         if place.holders.is_empty() {
@@ -273,7 +274,8 @@ impl Place {
 
     /// Whether a file holds everything up to the last entry.
     fn is_reached(&self, file: &LogFile) -> bool {
-        self.figures.as_ref().is_some_and(|end| file.progress().tally.last_sequence >= end.last_sequence)
+        let progress = file.progress();
+        !progress.failed && self.figures.as_ref().is_some_and(|end| progress.tally.last_sequence >= end.last_sequence)
     }
 }
 
