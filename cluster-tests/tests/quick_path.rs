@@ -34,8 +34,11 @@ async fn dev_in_one_terminal_and_job_run_in_another() {
 #[tokio::test]
 async fn dev_takes_over_from_one_that_was_killed_but_not_from_one_that_lives() {
     let dir = tempfile::tempdir().unwrap();
-    let start =
-        |name| Proc::spawn(name, cli::clean("hodei-node", dir.path()).args(["dev", "--nodes", "1"]), dir.path());
+    // One that is killed leaves its directory behind: inside the test's own.
+    let start = |name| {
+        let mut dev = cli::clean("hodei-node", dir.path());
+        Proc::spawn(name, dev.args(["dev", "--nodes", "1"]).env("TMPDIR", dir.path()), dir.path())
+    };
     let user = Cli::nobody(dir.path());
     let default = dir.path().join("home/.config/hodei/client.toml");
     let mut killed = start("killed");

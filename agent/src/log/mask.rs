@@ -55,7 +55,7 @@ pub fn write<T: AsRef<[u8]>>(texts: impl IntoIterator<Item = T>) -> io::Result<F
 }
 
 impl Mask {
-    /// Reads what [`write`] has written.
+    /// Reads what [`write()`] has written.
     pub fn read(file: &File) -> io::Result<Self> {
         let mut bytes = vec![0; usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?];
         file.read_exact_at(&mut bytes, 0)?;

@@ -210,7 +210,7 @@ pub fn execution(execution: &Execution) -> Result<(), Invalid> {
             check(args.iter().all(|arg| no_nul(arg)), "command.shell.args", "arguments without NUL")?;
         }
         Action::Script { interpreter, content } => {
-            let named = interpreter.as_ref().is_none_or(|text| !text.is_empty() && no_nul(text));
+            let named = interpreter.as_ref().is_none_or(|text| text.starts_with('/') && no_nul(text));
             check(named, "command.script.interpreter", "a program without NUL")?;
             check(!content.trim().is_empty(), "command.script.content", "a script")?;
         }
@@ -220,8 +220,8 @@ pub fn execution(execution: &Execution) -> Result<(), Invalid> {
         check(named, "env", "names that are not empty and have neither = nor NUL")?;
         check(no_nul(value), &format!("env.{}", shorten(key, MAX_NAME)), "a value without NUL")?;
     }
-    let directory = execution.working_directory.as_ref().is_none_or(|text| !text.is_empty() && no_nul(text));
-    check(directory, "working_directory", "a path without NUL")?;
+    let directory = execution.working_directory.as_ref().is_none_or(|text| text.starts_with('/') && no_nul(text));
+    check(directory, "working_directory", "an absolute path without NUL")?;
     check(codec::encode_execution(execution).len() <= MAX_SPEC, "command", "at most 1 MiB for the whole job")
 }
 
