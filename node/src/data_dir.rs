@@ -185,11 +185,8 @@ impl DataDir {
 /// anything that holds files which are not of this program. It comes before anything is written or cleaned up there.
 fn check_ours(path: &Path) -> Result<(), Failure> {
     let refuse = |why: &str| Err(Failure::bad_input(format!("the data directory {} {why}", path.display())));
-    let entries = match fs::read_dir(path) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return refuse(&format!("cannot be read: {error}")),
-    };
+    // One that is not there yet is nobody's; one that cannot be read is refused where it is written to.
+    let Ok(entries) = fs::read_dir(path) else { return Ok(()) };
     if path.join("identity.toml").exists() {
         return Ok(());
     }
