@@ -31,11 +31,19 @@ impl State {
         }
         self.check_secrets(&submission.spec)?;
         self.check_queued_bytes(&submission.spec)?;
-        let job = Job {
-            id: submission.job,
+        let idempotency_key = submission.idempotency_key.clone();
+        let job = Job { idempotency_key, ..self.pending_job(context, submission.job, submission.digest) };
+        self.insert_job(job, &submission.spec);
+        Ok(Outcome::Submitted { job: submission.job, existing: false })
+    }
+
+    /// A job of the caller's that enters the queue now.
+    fn pending_job(&self, context: Context, id: JobId, digest: [u8; 32]) -> Job {
+        Job {
+            id,
             owner: context.caller,
-            digest: submission.digest,
-            idempotency_key: submission.idempotency_key.clone(),
+            digest,
+            idempotency_key: None,
             submitted_index: context.index,
             submitted_offset: context.offset,
             submitted_at: self.stamp(),
@@ -49,9 +57,7 @@ impl State {
             started_at: None,
             finished_at: None,
             retry_of: None,
-        };
-        self.insert_job(job, &submission.spec);
-        Ok(Outcome::Submitted { job: submission.job, existing: false })
+        }
     }
 
     /// Tries a job that has ended, but not succeeded, once more: as a new job of the caller's, with the same spec and a
@@ -76,26 +82,9 @@ impl State {
         if !old.state.is_terminal() || old.state == JobState::Succeeded {
             return Err(Refusal::NothingToRetry { job: of, state: old.state });
         }
+        let job = Job { retry_of: Some(Box::new(of)), ..self.pending_job(context, id, old.digest) };
+        self.check_secrets(&spec)?;
         self.check_queued_bytes(&spec)?;
-        let job = Job {
-            id,
-            owner: context.caller,
-            digest: old.digest,
-            idempotency_key: None,
-            submitted_index: context.index,
-            submitted_offset: context.offset,
-            submitted_at: self.stamp(),
-            state: JobState::Pending,
-            reason: None,
-            attempt: 0,
-            cancel: None,
-            retries: RetriesUsed::default(),
-            not_before: None,
-            avoid: None,
-            started_at: None,
-            finished_at: None,
-            retry_of: Some(Box::new(of)),
-        };
         self.insert_job(job, &spec);
         Ok(Outcome::Submitted { job: id, existing: false })
     }
