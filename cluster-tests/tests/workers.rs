@@ -3,6 +3,8 @@
 use std::{fs, path::Path, time::Duration};
 
 use cluster_tests::{Cluster, wait};
+use nix::sys::signal::Signal;
+use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(40);
 
@@ -108,4 +110,55 @@ async fn a_removed_worker_never_comes_back() {
     let row = cluster.cli().json(&["worker", "get", &worker]).await;
     assert!(row["removed_at"].is_string() && row["state"] == "Terminated", "{row}");
     cluster.cli().run(&["worker", "undrain", &worker]).await.expect(1);
+}
+
+#[tokio::test]
+async fn a_worker_whose_agent_keeps_dying_is_set_aside_and_says_so() {
+    let mut cluster = Cluster::one().await;
+    let agent = cluster.agent(&[0], &[]).await;
+    let worker = cluster.agents[agent].worker.clone();
+    let session = cluster.cli().json(&["worker", "get", &worker]).await["session_id"].clone();
+
+    // Restarted as it should be, as often as that may be: nothing comes of it.
+    let mut known = vec![session];
+    for orderly in [true, true, true, true, false, false, false] {
+        if orderly {
+            cluster.agents[agent].process().signal(Signal::SIGTERM);
+            assert!(cluster.agents[agent].process().exit(SOON).await.success());
+        }
+        cluster.agents[agent].kill();
+        let row = cluster.cli().json(&["worker", "get", &worker]).await;
+        assert!(row["set_aside"].is_null(), "{row}");
+        cluster.agents[agent].start();
+        let is_back = |row: &Value| row["state"] == "Ready" && !known.contains(&row["session_id"]);
+        let row = cluster.wait_worker(&worker, is_back).await;
+        known.push(row["session_id"].clone());
+    }
+    let row = cluster.cli().json(&["worker", "get", &worker]).await;
+    assert_eq!((&row["set_aside"]["lost_sessions"], &row["set_aside"]["lost_attempts"]), (&3.into(), &0.into()));
+    assert!(cluster.cli().ok(&["worker", "list"]).await.contains("Ready, set aside"));
+
+    let job = cluster.submit(&[], &["true"]).await;
+    let explained = cluster.cli().json(&["job", "explain", &job]).await;
+    assert_eq!(explained["blocker"], "set_aside", "{explained}");
+    assert_eq!(explained["workers"][0]["set_aside"]["until"], row["set_aside"]["until"]);
+    cluster.cli().run(&["worker", "undrain", &worker]).await.expect(0);
+    cluster.wait_state(&job, "Succeeded").await;
+
+    // With other numbers once is enough; and the time passes by itself, with nothing else going on.
+    let set = ["scheduler", "set", "--set-aside-flaps", "1", "--set-aside-first", "1s", "--set-aside-longest", "2s"];
+    cluster.cli().run(&set).await.expect(0);
+    cluster.cli().run(&["scheduler", "set", "--set-aside-first", "3s"]).await.expect(2);
+    cluster.agents[agent].kill();
+    cluster.agents[agent].start();
+    let ended = "worker_set_aside_ended";
+    wait::until_true("it is set aside no more", SOON, || async {
+        let events = cluster.cli().ok(&["events", "--worker", &worker, "--output", "json"]).await;
+        let kinds = events.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["kind"].clone());
+        let kinds: Vec<_> = kinds.filter(|kind| kind.as_str().unwrap().starts_with("worker_set_aside")).collect();
+        kinds == ["worker_set_aside", ended, "worker_set_aside", ended]
+    })
+    .await;
+    let job = cluster.submit(&[], &["true"]).await;
+    cluster.wait_state(&job, "Succeeded").await;
 }

@@ -9,7 +9,7 @@ use hodei_proto::v1::{
 use hodei_raft::{Handle, View};
 use hodei_state::{
     SelectWorkerError, State,
-    command::{Command, Envelope},
+    command::Envelope,
     ids::WorkerId,
     outcome::Outcome,
     registry::{Worker, WorkerState},
@@ -127,6 +127,7 @@ impl SchedulerService for Scheduler {
         let View { state, position } = self.view(request.into_inner().stale, by).await?;
         Ok(Response::new(GetSchedulerConfigResponse {
             weights: Some(to_proto::weights(&state.weights())),
+            set_aside: Some(to_proto::set_aside_policy(&state.set_aside_policy())),
             position: Some(to_proto::position(position.term, position.index)),
         }))
     }
@@ -136,8 +137,7 @@ impl SchedulerService for Scheduler {
         request: Request<ConfigureSchedulerRequest>,
     ) -> Result<Response<ConfigureSchedulerResponse>, Status> {
         let (caller, by) = (auth::caller(&request)?, deadline::of(&request));
-        let weights = from_proto::weights_change(&request.into_inner())?;
-        let command = Command::ConfigureScheduler { weights };
+        let command = from_proto::scheduler_change(&request.into_inner());
         let reply = self.handle.propose(Envelope { caller, command }, by).await.map_err(error::propose)?;
         if let Outcome::Refused(refusal) = reply.outcome {
             return Err(error::refusal(&refusal));
@@ -146,6 +146,7 @@ impl SchedulerService for Scheduler {
         let View { state, position } = self.handle.read(by).await.map_err(error::outcome_unknown)?;
         Ok(Response::new(ConfigureSchedulerResponse {
             weights: Some(to_proto::weights(&state.weights())),
+            set_aside: Some(to_proto::set_aside_policy(&state.set_aside_policy())),
             position: Some(to_proto::position(position.term, position.index)),
         }))
     }

@@ -119,6 +119,12 @@ pub fn time_text(ms: i64) -> Option<String> {
     at.format(&time::format_description::well_known::Rfc3339).ok()
 }
 
+/// Milliseconds as people write a time: `1h 30m`.
+#[must_use]
+pub fn span_text(ms: u64) -> String {
+    humantime::format_duration(std::time::Duration::from_millis(ms)).to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

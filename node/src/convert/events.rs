@@ -35,6 +35,8 @@ pub const KINDS: &[&str] = &[
     "worker_drain_overdue",
     "worker_undrained",
     "worker_removed",
+    "worker_set_aside",
+    "worker_set_aside_ended",
 ];
 
 /// The spelling of an event's kind.
@@ -65,6 +67,8 @@ pub fn kind(event: &Event) -> &'static str {
         Event::WorkerDrainOverdue { .. } => "worker_drain_overdue",
         Event::WorkerUndrained { .. } => "worker_undrained",
         Event::WorkerRemoved { .. } => "worker_removed",
+        Event::WorkerSetAside { .. } => "worker_set_aside",
+        Event::WorkerSetAsideEnded { .. } => "worker_set_aside_ended",
     }
 }
 
@@ -117,6 +121,7 @@ fn by(event: &Event) -> Option<Caller> {
         | Event::WorkerDrained { by, .. }
         | Event::WorkerUndrained { by, .. }
         | Event::WorkerRemoved { by, .. } => Some(*by),
+        Event::WorkerSetAsideEnded { by, .. } => *by,
         _ => None,
     }
 }
@@ -157,13 +162,18 @@ fn fill(wire: &mut v1::ExecutionEvent, event: &Event) {
             wire.requeue = *requeue;
         }
         Event::WorkerRemoved { force, .. } => wire.force = *force,
+        Event::WorkerSetAside { until, sessions, attempts, .. } => {
+            let (until_ms, sessions, attempts) = (ms(*until), *sessions, *attempts);
+            wire.set_aside = Some(v1::WorkerSetAside { since_ms: 0, until_ms, sessions, attempts });
+        }
         Event::ClusterInitialised
         | Event::JobSubmitted { .. }
         | Event::JobCancelRequested { .. }
         | Event::WorkerDetached { .. }
         | Event::WorkerClosed { .. }
         | Event::WorkerDrainOverdue { .. }
-        | Event::WorkerUndrained { .. } => {}
+        | Event::WorkerUndrained { .. }
+        | Event::WorkerSetAsideEnded { .. } => {}
     }
 }
 

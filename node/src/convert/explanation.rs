@@ -78,6 +78,7 @@ pub fn blocker(blocker: Blocker) -> &'static str {
         Blocker::NoneSuits => "none_suits",
         Blocker::NoneTakesJobs => "none_takes_jobs",
         Blocker::NoRoom => "no_room",
+        Blocker::SetAside { .. } => "set_aside",
         Blocker::Preempting => "preempting",
         Blocker::Heartbeat => "heartbeat",
         Blocker::Avoids => "avoids",
@@ -104,6 +105,9 @@ fn verdict(state: &State, worker: WorkerId, verdict: &Verdict) -> v1::WorkerVerd
         },
         Verdict::TakesNone(state) => {
             v1::WorkerVerdict { state: to_proto::worker_state(*state).to_owned(), ..named("takes_none") }
+        }
+        Verdict::SetAside(aside) => {
+            v1::WorkerVerdict { set_aside: Some(to_proto::set_aside(aside)), ..named("set_aside") }
         }
         Verdict::TooSmall(lacks) => v1::WorkerVerdict { lacks: lacks.iter().map(lack).collect(), ..named("too_small") },
         Verdict::Architecture { wanted, actual } => v1::WorkerVerdict {

@@ -6,6 +6,7 @@ use hodei_proto::v1;
 use hodei_state::{
     codec,
     command::{Command, DrainWorker, OpenSession, SubmitJob},
+    flapping::SetAsideChange,
     ids::{AttemptRef, Caller, JobId, SessionId, WorkerId},
     job::{Deadline, JobState, LogEnd, Reason, StartFailure},
     registry::{AgentInfo, Capacity, SessionRef},
@@ -290,15 +291,23 @@ fn capacity(capacity: v1::Capacity) -> Capacity {
     }
 }
 
-/// New weights of the scheduler.
+/// New values of the scheduler.
 ///
 /// # Errors
 /// The first one that is out of bounds; none at all.
-pub fn weights_change(request: &v1::ConfigureSchedulerRequest) -> Result<WeightsChange, Bad> {
-    let v1::ConfigureSchedulerRequest { bin_packing, spread, load, affinity, reliability } = *request;
-    let change = WeightsChange { bin_packing, spread, load, affinity, reliability };
-    change.check()?;
-    Ok(change)
+#[must_use]
+pub fn scheduler_change(request: &v1::ConfigureSchedulerRequest) -> Command {
+    let v1::ConfigureSchedulerRequest { bin_packing, spread, load, affinity, reliability, .. } = *request;
+    let set_aside = SetAsideChange {
+        flaps: request.set_aside_flaps,
+        window_ms: request.set_aside_window_ms,
+        first_ms: request.set_aside_first_ms,
+        longest_ms: request.set_aside_longest_ms,
+    };
+    Command::ConfigureScheduler {
+        weights: WeightsChange { bin_packing, spread, load, affinity, reliability },
+        set_aside,
+    }
 }
 
 /// What an agent says of its machine.

@@ -2,6 +2,7 @@
 
 use hodei_proto::v1;
 use hodei_state::{
+    flapping::{SetAside, SetAsidePolicy},
     ids::{AttemptRef, Caller, Millis, Role},
     job::{Attempt, Budget, Deadline, EndedBy, Job, JobState, LogEnd, Next, Reason, StartFailure, TakenBack},
     registry::{Capacity, Worker, WorkerState},
@@ -300,6 +301,20 @@ pub fn weights(weights: &Weights) -> v1::SchedulerWeights {
     v1::SchedulerWeights { bin_packing, spread, load, affinity, reliability }
 }
 
+/// When workers are set aside.
+#[must_use]
+pub fn set_aside_policy(policy: &SetAsidePolicy) -> v1::SetAsidePolicy {
+    let SetAsidePolicy { flaps, window_ms, first_ms, longest_ms } = *policy;
+    v1::SetAsidePolicy { flaps, window_ms, first_ms, longest_ms }
+}
+
+/// That a worker is set aside.
+#[must_use]
+pub fn set_aside(set_aside: &SetAside) -> v1::WorkerSetAside {
+    let SetAside { since, until, sessions, attempts } = *set_aside;
+    v1::WorkerSetAside { since_ms: ms(since), until_ms: ms(until), sessions, attempts }
+}
+
 /// A worker.
 #[must_use]
 pub fn worker(worker: &Worker) -> v1::Worker {
@@ -327,6 +342,7 @@ pub fn worker(worker: &Worker) -> v1::Worker {
         recent: u32::from(worker.recent),
         running: 0,
         attempts: Vec::new(),
+        set_aside: worker.set_aside.as_ref().map(set_aside),
     }
 }
 

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    flapping::SetAsideChange,
     ids::{AttemptRef, Caller, ClusterId, JobId, NodeId, Role, SecretId, SessionId, TokenId, UserId, WorkerId},
     job::{LogEnd, Reason},
     registry::{AgentInfo, SessionRef},
@@ -157,7 +158,7 @@ pub enum Command {
         /// Of which request.
         nonce: u128,
     },
-    /// A worker gets jobs again. What was taken back from it stays so.
+    /// A worker gets jobs again, whether it was drained or set aside. What was taken back from it stays so.
     UndrainWorker {
         /// Which.
         worker: WorkerId,
@@ -170,10 +171,12 @@ pub enum Command {
         force: bool,
     },
 
-    /// Changes what counts when the scheduler chooses among workers.
+    /// Changes what counts when the scheduler chooses among workers, and when workers are set aside.
     ConfigureScheduler {
         /// The weights that change.
         weights: WeightsChange,
+        /// What else changes.
+        set_aside: SetAsideChange,
     },
     /// Tries an ended job once more: as a new job of the same spec, since what has ended stays so.
     RetryJob {
@@ -195,6 +198,11 @@ pub enum Command {
     RemoveSecret {
         /// Its newest version.
         secret: SecretId,
+    },
+    /// The leader's verdict that a worker has been set aside for long enough.
+    SetAsideOver {
+        /// Which.
+        worker: WorkerId,
     },
 }
 

@@ -102,6 +102,10 @@ pub enum Event {
     WorkerUndrained { worker: WorkerId, by: Caller },
     /// It was removed for good.
     WorkerRemoved { worker: WorkerId, by: Caller, force: bool },
+    /// It gets no jobs until then, because it has lost so many sessions and attempts; or for longer than was said before.
+    WorkerSetAside { worker: WorkerId, until: Millis, sessions: u32, attempts: u32 },
+    /// It is set aside no more: its time is over, or somebody wants it back.
+    WorkerSetAsideEnded { worker: WorkerId, by: Option<Caller> },
 }
 
 /// Why an attempt ended, in short: the job's own row says it at length.
@@ -175,6 +179,8 @@ impl Event {
             | Self::WorkerDrainOverdue { worker }
             | Self::WorkerUndrained { worker, .. }
             | Self::WorkerRemoved { worker, .. }
+            | Self::WorkerSetAside { worker, .. }
+            | Self::WorkerSetAsideEnded { worker, .. }
             | Self::TokenUsed { issued: Caller::Agent(worker), .. } => Some(*worker),
             Self::JobEnded { worker, .. } => *worker,
             _ => None,

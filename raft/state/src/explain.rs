@@ -11,6 +11,7 @@ use std::cmp::Reverse;
 
 use crate::{
     fit,
+    flapping::SetAside,
     ids::{AttemptRef, Caller, JobId, Millis, WorkerId},
     job::{Attempt, Job, JobState, Reason},
     liveness::Hearing,
@@ -103,6 +104,11 @@ pub enum Blocker {
     NoneSuits,
     /// Those that it would fit on take no jobs now.
     NoneTakesJobs,
+    /// Those that it would fit on and that could take jobs are set aside.
+    SetAside {
+        /// The first of them until then.
+        until: Millis,
+    },
     /// Those that it would fit on and that take jobs are taken by others.
     NoRoom,
     /// Attempts of lower priority are being ended to make room for it.
@@ -146,6 +152,8 @@ pub enum Verdict {
     },
     /// It would fit, but the worker takes no jobs.
     TakesNone(WorkerState),
+    /// It would fit, but the worker is set aside.
+    SetAside(SetAside),
     /// It never fits: the worker offers too little.
     TooSmall(Vec<Lack>),
     /// Another architecture.
@@ -269,6 +277,14 @@ fn best(workers: &[(WorkerId, Verdict)]) -> Option<WorkerId> {
     scored.max().map(|(_, Reverse(worker))| worker)
 }
 
+fn set_aside_until(workers: &[(WorkerId, Verdict)]) -> Option<Millis> {
+    let set_aside = workers.iter().filter_map(|(_, verdict)| match verdict {
+        Verdict::SetAside(set_aside) => Some(set_aside.until),
+        _ => None,
+    });
+    set_aside.min()
+}
+
 fn earliest_room(workers: &[(WorkerId, Verdict)]) -> Option<Millis> {
     let rooms = workers.iter().filter_map(|(_, verdict)| match verdict {
         Verdict::NoRoom { free_by, .. } => *free_by,
@@ -300,8 +316,11 @@ impl Judge<'_> {
         if !worker.capacity.holds(&self.needed) {
             return Verdict::TooSmall(lacks(&worker.capacity, &self.needed));
         }
-        if !worker.takes_jobs() || self.state.is_revoked(Caller::Agent(worker.id)) {
+        if !worker.serves() || self.state.is_revoked(Caller::Agent(worker.id)) {
             return Verdict::TakesNone(worker.state);
+        }
+        if let Some(set_aside) = worker.set_aside {
+            return Verdict::SetAside(set_aside);
         }
         if !worker.free().holds(&self.needed) {
             let holders = self.state.live_attempts(worker.id).map(|attempt| attempt.id.job);
@@ -336,6 +355,8 @@ impl Judge<'_> {
             Blocker::Preempting
         } else if any(|verdict| matches!(verdict, Verdict::NoRoom { .. })) {
             Blocker::NoRoom
+        } else if let Some(until) = set_aside_until(workers) {
+            Blocker::SetAside { until }
         } else if any(|verdict| matches!(verdict, Verdict::TakesNone(_))) {
             Blocker::NoneTakesJobs
         } else {

@@ -137,6 +137,8 @@ pub(crate) struct Indexes {
     pub(crate) available: OrdSet<WorkerId>,
     /// Workers that are being emptied, by the deadline after which what still runs there is taken back.
     pub(crate) drains: OrdSet<(Millis, WorkerId)>,
+    /// Workers that are set aside, by the end of that.
+    pub(crate) set_aside: OrdSet<(Millis, WorkerId)>,
     /// Tokens by the hash of their secret.
     pub(crate) secrets: OrdMap<[u8; 32], TokenId>,
     /// Secrets by name.
@@ -272,6 +274,12 @@ impl Indexes {
         }
         if let Some(due) = drain_due(worker) {
             self.drains.insert((due, worker.id));
+        }
+        if let Some(set_aside) = old.and_then(|old| old.set_aside) {
+            self.set_aside.remove(&(set_aside.until, worker.id));
+        }
+        if let Some(set_aside) = worker.set_aside {
+            self.set_aside.insert((set_aside.until, worker.id));
         }
         if worker.takes_jobs() && worker.used.slots < worker.capacity.slots {
             self.available.insert(worker.id);

@@ -144,14 +144,18 @@ fn check_workers(state: &State, found: &mut Findings) {
             _ => true,
         };
         found.check(fits, || format!("worker {id} is {:?} with {live} live attempts", worker.state));
-        let attached = worker.takes_jobs() || worker.state == WorkerState::Draining;
+        let attached = worker.serves() || worker.state == WorkerState::Draining;
         found.check(!attached || worker.gateway.is_some(), || format!("worker {id} is ready at no gateway"));
-        let drained = worker.drain.is_none() || !worker.takes_jobs();
+        let drained = worker.drain.is_none() || !worker.serves();
         found.check(drained, || format!("worker {id} takes jobs although it is drained"));
         let gone = matches!(worker.state, WorkerState::Terminating | WorkerState::Terminated);
         let revoked = state.is_revoked(Caller::Agent(id));
         found.check(worker.removed_at.is_none() || (gone && revoked), || format!("worker {id} is not quite removed"));
         found.check(worker.recent <= Worker::RECENT_BEST, || format!("worker {id} fares better than well"));
+        let in_order = worker.flaps.recent.is_sorted_by(|a, b| a.at <= b.at) && worker.flaps.recent.len() <= 16;
+        found.check(in_order, || format!("worker {id}: its flaps are not in order"));
+        let reason = worker.set_aside.is_none_or(|aside| aside.until > aside.since && worker.removed_at.is_none());
+        found.check(reason, || format!("worker {id} is set aside for no time, or although it is gone"));
         found.check(!worker.past_sessions.contains(&worker.session), || format!("worker {id}: its session is over"));
     }
 }

@@ -65,6 +65,7 @@ pub mod codec;
 pub mod command;
 pub mod events;
 pub mod explain;
+pub mod flapping;
 pub mod ids;
 pub mod invariants;
 pub mod job;

@@ -58,12 +58,13 @@ pub struct Now {
 /// What to do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Assigns, preemptions, and drains whose deadline has passed; to be proposed in the term of the [`Liveness`] that they stand on.
+    /// Assigns, preemptions, drains whose deadline has passed, and workers that are set aside no more; to be proposed in
+    /// the term of the [`Liveness`] that they stand on.
     pub commands: Vec<Command>,
     /// Jobs wait for a fresh heartbeat of these: their gateways are to ask for one. Named by each plan until it is there.
     pub ask_heartbeat: Vec<WorkerId>,
-    /// Plan again then, if nothing else is a reason before: the next end of a backoff or deadline of a drain, or soon while jobs wait for a
-    /// heartbeat.
+    /// Plan again then, if nothing else is a reason before: the next end of a backoff, deadline of a drain or end of a
+    /// worker's being set aside, or soon while jobs wait for a heartbeat.
     pub wake_at: Option<Millis>,
 }
 
@@ -311,17 +312,25 @@ impl<'a> Planner<'a> {
         .collect()
     }
 
+    /// Workers that have been set aside for long enough.
+    fn set_aside_no_more(&self) -> Vec<Command> {
+        let over = self.state.indexes.set_aside.iter().take_while(|(until, _)| *until <= self.now.stamp);
+        over.take(MAX_COMMANDS).map(|&(_, worker)| Command::SetAsideOver { worker }).collect()
+    }
+
     fn finish(mut self) -> Plan {
         self.commands.extend(self.overdue_drains());
-        let drained = self.state.indexes.drains.range((self.now.stamp.plus(1), WorkerId(0))..).next();
-        let drained = drained.map(|&(due, _)| due);
+        self.commands.extend(self.set_aside_no_more());
+        let later = (self.now.stamp.plus(1), WorkerId(0));
+        let drained = self.state.indexes.drains.range(later..).next().map(|&(due, _)| due);
+        let set_aside = self.state.indexes.set_aside.range(later..).next().map(|&(until, _)| until);
         let next = self.state.indexes.backoff.range((self.now.stamp.plus(1), (0, 0))..).next();
         let next = next.map(|&(until, _)| until);
         let ask_again = (!self.asked.is_empty()).then(|| self.now.stamp.plus(ASK_AGAIN_MS));
         Plan {
             commands: self.commands,
             ask_heartbeat: self.asked.into_iter().collect(),
-            wake_at: next.into_iter().chain(ask_again).chain(drained).min(),
+            wake_at: next.into_iter().chain(ask_again).chain(drained).chain(set_aside).min(),
         }
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    flapping::{Flaps, SetAside, SetAsidePolicy},
     ids::{Caller, ClusterId, Millis, NodeId, Role, SessionId, TokenId, WorkerId},
     score::Weights,
     spec::Resources,
@@ -156,6 +157,8 @@ pub struct Worker {
     pub provider: Option<String>,
     /// First session.
     pub registered_at: Millis,
+    /// The present session.
+    pub opened_at: Millis,
     /// It is being emptied: it gets no more jobs, over reconnections and restarts, until this is taken back.
     pub drain: Option<Drain>,
     /// Removed: it never comes back.
@@ -163,6 +166,10 @@ pub struct Worker {
     /// How its newest attempts fared, in thousandths: 1,000 where all succeeded, 0 where all failed. An average in which
     /// each newer attempt weighs an eighth.
     pub recent: u16,
+    /// What it has lost lately.
+    pub flaps: Flaps,
+    /// It gets no jobs for a while, because it has lost too much.
+    pub set_aside: Option<SetAside>,
 }
 
 impl Worker {
@@ -188,6 +195,12 @@ impl Worker {
     /// Whether it may be given jobs.
     #[must_use]
     pub fn takes_jobs(&self) -> bool {
+        self.serves() && self.set_aside.is_none()
+    }
+
+    /// Whether it has a stream and is not being emptied.
+    #[must_use]
+    pub fn serves(&self) -> bool {
         matches!(self.state, WorkerState::Ready | WorkerState::Busy)
     }
 }
@@ -226,6 +239,8 @@ pub struct Cluster {
     pub next_node_id: NodeId,
     /// What counts when the scheduler chooses among workers.
     pub weights: Weights,
+    /// When workers that lose what they run are set aside.
+    pub set_aside: SetAsidePolicy,
 }
 
 /// An enrolment token. Its secret is nowhere; its hash is here.

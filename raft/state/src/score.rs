@@ -65,35 +65,34 @@ pub struct WeightsChange {
 }
 
 impl WeightsChange {
-    /// The weights after the change.
+    /// Whether it changes anything.
     #[must_use]
-    pub fn of(&self, weights: Weights) -> Weights {
-        Weights {
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The weights after the change.
+    ///
+    /// # Errors
+    /// A weight that is out of bounds.
+    pub fn of(&self, weights: Weights) -> Result<Weights, Invalid> {
+        let weights = Weights {
             bin_packing: self.bin_packing.unwrap_or(weights.bin_packing),
             spread: self.spread.unwrap_or(weights.spread),
             load: self.load.unwrap_or(weights.load),
             affinity: self.affinity.unwrap_or(weights.affinity),
             reliability: self.reliability.unwrap_or(weights.reliability),
+        };
+        for (name, weight) in [
+            ("bin_packing", weights.bin_packing),
+            ("spread", weights.spread),
+            ("load", weights.load),
+            ("affinity", weights.affinity),
+            ("reliability", weights.reliability),
+        ] {
+            check(weight <= MAX_WEIGHT, &format!("weights.{name}"), "0 to 1,000")?;
         }
-    }
-
-    /// Whether it changes anything that may be changed so.
-    ///
-    /// # Errors
-    /// A weight that is out of bounds, or none at all.
-    pub fn check(&self) -> Result<(), Invalid> {
-        let weights = [
-            ("bin_packing", self.bin_packing),
-            ("spread", self.spread),
-            ("load", self.load),
-            ("affinity", self.affinity),
-            ("reliability", self.reliability),
-        ];
-        for (name, weight) in weights {
-            let bounded = weight.is_none_or(|weight| weight <= MAX_WEIGHT);
-            check(bounded, &format!("weights.{name}"), "0 to 1,000")?;
-        }
-        check(weights.iter().any(|(_, weight)| weight.is_some()), "weights", "at least one weight")
+        Ok(weights)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::{
     events::{Compacted, EventPosition, Events, Occurred},
+    flapping::SetAsidePolicy,
     ids::{Caller, JobId, Millis, NodeId, SecretId, TokenId, WorkerId},
     index::{Counts, Indexes},
     job::{Attempt, Job, Segment},
@@ -137,6 +138,12 @@ impl State {
     #[must_use]
     pub fn weights(&self) -> Weights {
         self.cluster().map_or_else(Weights::default, |cluster| cluster.weights)
+    }
+
+    /// When workers that lose what they run are set aside.
+    #[must_use]
+    pub fn set_aside_policy(&self) -> SetAsidePolicy {
+        self.cluster().map_or_else(SetAsidePolicy::default, |cluster| cluster.set_aside)
     }
 
     /// A job.

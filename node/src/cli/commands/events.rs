@@ -197,6 +197,10 @@ fn text(event: &ExecutionEvent) -> String {
     }
     add("for", event.reason.as_ref().map(reason_text).unwrap_or_default());
     add("until", output::time_text(event.deadline_ms).unwrap_or_default());
+    if let Some(aside) = &event.set_aside {
+        add("until", output::time_text(aside.until_ms).unwrap_or_default());
+        add("after", super::worker::losses(aside));
+    }
     add("by", event.by.as_ref().map(party).unwrap_or_default());
     if event.requeue {
         add("its jobs", "requeued".to_owned());
@@ -245,6 +249,12 @@ fn add_own(fields: &mut Map<String, Value>, event: &ExecutionEvent) {
         "worker_drained" => {
             add("deadline", output::time(event.deadline_ms));
             add("requeue", json!(event.requeue));
+        }
+        "worker_set_aside" => {
+            let aside = event.set_aside.unwrap_or_default();
+            add("until", output::time(aside.until_ms));
+            add("lost_sessions", json!(aside.sessions));
+            add("lost_attempts", json!(aside.attempts));
         }
         "worker_removed" => add("force", json!(event.force)),
         _ => {}

@@ -38,6 +38,7 @@ fn right(command: &Command) -> Right {
         | Command::AttemptOverdue { .. }
         | Command::PlaceLog { .. }
         | Command::DrainOverdue { .. }
+        | Command::SetAsideOver { .. }
         | Command::Preempt { .. } => Right::Node,
         Command::RemoveNode { .. }
         | Command::CreateToken(_)

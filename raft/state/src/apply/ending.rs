@@ -3,6 +3,7 @@
 use super::jobs::exit_of;
 use crate::{
     events::{End, Event},
+    flapping::{Loss, SetAside},
     ids::{AttemptRef, Millis, WorkerId},
     job::{
         Attempt, AttemptEnd, Budget, CancelRequest, EndedBy, Job, JobState, LogEnd, Next, Reason, RetriesUsed,
@@ -35,17 +36,22 @@ impl State {
             _ => None,
         };
         let learnt = job.cancel.is_none() && taken_back.is_none();
-        let learnt = learnt.then_some(matches!(reason, Reason::Exited { code: 0 }));
+        let silent = matches!(by, EndedBy::Expiry | EndedBy::Dead) && matches!(reason, Reason::WorkerLost { .. });
+        let fared = Fared {
+            succeeded: learnt.then_some(matches!(reason, Reason::Exited { code: 0 })),
+            lost_since: (learnt && silent).then_some(attempt.assigned_at),
+        };
         let next = match taken_back.filter(|_| job.cancel.is_none()) {
             Some(why) => put_back(&mut job, &spec.retry, why, reason.clone(), now),
             None => settle(&mut job, &spec.retry, reason.clone(), worker, now),
         };
         attempt.end = Some(AttemptEnd { at: now, by, reason, log, next });
         self.put_attempt(attempt);
-        self.release_capacity(worker, id, learnt);
+        let set_aside = self.release_capacity(worker, id, fared);
         let state = job.state;
         self.update_job(job);
         self.tell_end(id, worker, by, state, end);
+        self.tell_set_aside(worker, set_aside);
     }
 
     fn tell_end(&mut self, id: AttemptRef, worker: WorkerId, by: EndedBy, state: JobState, end: End) {
@@ -61,15 +67,16 @@ impl State {
     }
 
     /// Gives back what an attempt held of its worker, which learns how it fared, where that says anything about it.
-    fn release_capacity(&mut self, worker: WorkerId, attempt: AttemptRef, succeeded: Option<bool>) {
-        let (Some(worker), Some(spec)) = (self.worker(worker), self.spec(attempt.job)) else {
-            return;
-        };
+    fn release_capacity(&mut self, worker: WorkerId, attempt: AttemptRef, fared: Fared) -> Option<SetAside> {
+        let (worker, spec) = (self.worker(worker)?, self.spec(attempt.job)?);
         let used = worker.used.minus(&Capacity::needed(&spec.resources));
         let mut worker = Worker { used, ..worker.clone() };
-        if let Some(succeeded) = succeeded {
+        if let Some(succeeded) = fared.succeeded {
             worker.learn(succeeded);
         }
+        let lost_since = fared.lost_since.filter(|_| worker.removed_at.is_none());
+        let (now, policy) = (self.stamp(), self.set_aside_policy());
+        let set_aside = lost_since.and_then(|began| worker.lose(Loss::Attempt, began, now, policy));
         if self.live_attempts(worker.id).next().is_none() {
             worker.state = match worker.state {
                 WorkerState::Busy => WorkerState::Ready,
@@ -78,7 +85,17 @@ impl State {
             };
         }
         self.put_worker(worker);
+        set_aside
     }
+}
+
+/// What the end of an attempt says about its worker.
+#[derive(Clone, Copy, Debug)]
+struct Fared {
+    /// Whether it succeeded, where that says anything.
+    succeeded: Option<bool>,
+    /// When it had been assigned, where the worker lost it.
+    lost_since: Option<Millis>,
 }
 
 /// The job goes back to its place in the queue at once, unless it may not be started once more at all.

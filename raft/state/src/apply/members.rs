@@ -4,6 +4,7 @@ use super::{Context, Result, sessions::without_stream};
 use crate::{
     command::{Init, NodeHello},
     events::Event,
+    flapping::SetAsidePolicy,
     ids::{Caller, Millis, NodeId},
     outcome::{Outcome, Refusal},
     registry::{Cluster, Identity, Member},
@@ -35,6 +36,7 @@ impl State {
             feature_level: init.feature_level,
             next_node_id: FIRST_NODE + 1,
             weights: Weights::default(),
+            set_aside: SetAsidePolicy::default(),
         });
         self.add_member(Member {
             id: FIRST_NODE,

@@ -85,9 +85,10 @@ impl State {
 
             Command::DrainWorker(drain) => self.drain_worker(context, drain),
             Command::DrainOverdue { worker, nonce } => self.drain_overdue(*worker, *nonce),
+            Command::SetAsideOver { worker } => self.set_aside_over(*worker),
             Command::UndrainWorker { worker } => self.undrain_worker(context, *worker),
             Command::RemoveWorker { worker, force } => self.remove_worker(context, *worker, *force),
-            Command::ConfigureScheduler { weights } => self.configure_scheduler(weights),
+            Command::ConfigureScheduler { weights, set_aside } => self.configure_scheduler(weights, set_aside),
             Command::RetryJob { job, of } => self.retry_job(context, *job, *of),
             Command::Preempt { attempt, for_job } => self.preempt(*attempt, *for_job),
 

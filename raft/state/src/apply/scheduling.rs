@@ -3,12 +3,14 @@
 use super::{Context, Result, may_be_preempted};
 use crate::{
     events::Event,
+    flapping::SetAsideChange,
     ids::{AttemptRef, Caller, JobId},
     job::{Attempt, Deadline, EndedBy, JobState, Reason, TakenBack},
     outcome::{Outcome, Refusal},
     registry::{Capacity, Cluster, SessionRef, Worker, WorkerState},
     score::{Choice, WeightsChange},
     state::State,
+    validate::check,
 };
 
 impl State {
@@ -62,15 +64,16 @@ impl State {
         Ok(Outcome::Assigned { attempt: assigned })
     }
 
-    /// Changes what counts when the scheduler chooses among workers; what is placed stays where it is.
-    pub(super) fn configure_scheduler(&mut self, change: &WeightsChange) -> Result {
-        change.check()?;
+    /// Changes what counts when the scheduler chooses among workers; what is placed stays where it is, and who is set
+    /// aside stays so.
+    pub(super) fn configure_scheduler(&mut self, weights: &WeightsChange, set_aside: &SetAsideChange) -> Result {
+        check(!weights.is_empty() || !set_aside.is_empty(), "scheduler", "at least one value")?;
         let cluster = self.cluster().ok_or(Refusal::WrongClusterState)?;
-        let weights = change.of(cluster.weights);
-        if weights == cluster.weights {
+        let (weights, set_aside) = (weights.of(cluster.weights)?, set_aside.of(cluster.set_aside)?);
+        if (weights, set_aside) == (cluster.weights, cluster.set_aside) {
             return Ok(Outcome::Unchanged);
         }
-        self.put_cluster(Cluster { weights, ..cluster.clone() });
+        self.put_cluster(Cluster { weights, set_aside, ..cluster.clone() });
         Ok(Outcome::Done)
     }
 

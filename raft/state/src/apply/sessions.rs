@@ -1,9 +1,12 @@
 //! What agents say, mostly through their gateways: sessions, streams, and how attempts fare.
 
+use std::collections::BTreeSet;
+
 use super::Result;
 use crate::{
     command::{OpenSession, PlaceSegment},
     events::Event,
+    flapping::{Flaps, Loss},
     ids::{AttemptRef, Caller, NodeId},
     job::{Attempt, Deadline, EndedBy, JobState, LogEnd, Reason, Segment, TakenBack},
     outcome::{Outcome, Refusal},
@@ -41,9 +44,13 @@ impl State {
                 return Ok(self.owned_by(open.on));
             }
         }
-        let worker = self.succeed(known, open);
+        let lost_since = known.filter(|worker| self.is_lost(worker, open)).map(|worker| worker.opened_at);
+        let mut worker = self.succeed(known, open);
+        let (now, policy) = (self.stamp(), self.set_aside_policy());
+        let set_aside = lost_since.and_then(|began| worker.lose(Loss::Session, began, now, policy));
         self.put_worker(worker);
         self.emit(&Event::WorkerRegistered { worker: id, session });
+        self.tell_set_aside(id, set_aside);
         for adopted in &open.adopted {
             let attempt = self.known_attempt(*adopted).ok();
             let Some(attempt) = attempt.filter(|attempt| attempt.is_live() && attempt.worker == id) else {
@@ -56,6 +63,18 @@ impl State {
             self.free_dead(*dead, open.on);
         }
         Ok(self.owned_by(open.on))
+    }
+
+    /// Whether the worker's session is lost, now that another is opened: it was not ended, and not all that it ran is
+    /// taken over, or it ran nothing.
+    fn is_lost(&self, worker: &Worker, open: &OpenSession) -> bool {
+        let closed = matches!(worker.state, WorkerState::Terminating | WorkerState::Terminated);
+        let ending = worker.drain.is_some_and(|drain| matches!(drain.by, Caller::Agent(_)));
+        let adopted: BTreeSet<_> = open.adopted.iter().collect();
+        let own = self.live_attempts(worker.id).filter(|attempt| attempt.session == worker.session);
+        let mut own = own.map(|attempt| adopted.contains(&attempt.id)).peekable();
+        let handed_over = own.peek().is_some() && own.all(|adopted| adopted);
+        !closed && !ending && !handed_over
     }
 
     /// Frees an older session's attempt that the new one has killed and seen to be empty. What it adopted, too, lives;
@@ -104,10 +123,13 @@ impl State {
             boot_id: info.boot_id,
             provider: info.provider,
             registered_at: known.map_or(self.stamp(), |worker| worker.registered_at),
+            opened_at: self.stamp(),
             // What its agent asked for was for the end of the older process.
             drain: known.and_then(|worker| worker.drain).filter(|drain| !matches!(drain.by, Caller::Agent(_))),
             removed_at: known.and_then(|worker| worker.removed_at),
             recent: known.map_or(Worker::RECENT_BEST, |worker| worker.recent),
+            flaps: known.map_or_else(Flaps::default, |worker| worker.flaps.clone()),
+            set_aside: known.and_then(|worker| worker.set_aside),
         }
     }
 

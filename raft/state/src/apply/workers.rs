@@ -4,6 +4,7 @@ use super::{Context, Result};
 use crate::{
     command::DrainWorker,
     events::Event,
+    flapping::{Flaps, SetAside},
     ids::{Caller, Millis, WorkerId},
     job::{Attempt, TakenBack},
     outcome::{Outcome, Refusal},
@@ -40,7 +41,7 @@ impl State {
         let deadline = wish.deadline_ms.map(|ms| at.plus(ms));
         let drain = Drain { nonce: wish.nonce, by: context.caller, at, deadline, requeue: wish.requeue };
         let mut worker = Worker { drain: Some(drain), ..worker.clone() };
-        if worker.takes_jobs() {
+        if worker.serves() {
             worker.state = WorkerState::Draining;
         }
         self.put_worker(worker);
@@ -70,21 +71,54 @@ impl State {
         Ok(Outcome::Done)
     }
 
-    /// The worker gets jobs again. An agent that is ending takes none, whoever wants it to.
+    /// The worker gets jobs again, and what it has lost is forgotten. An agent that is ending takes none, whoever wants it
+    /// to.
     pub(super) fn undrain_worker(&mut self, context: Context, id: WorkerId) -> Result {
         let worker = self.serving_worker(id)?;
-        match worker.drain {
-            None => return Ok(Outcome::Unchanged),
-            Some(Drain { by: Caller::Agent(_), .. }) => return Err(Refusal::WorkerEnding { worker: id }),
-            Some(_) => {}
+        let (drained, set_aside) = (worker.drain.is_some(), worker.set_aside.is_some());
+        if worker.drain.is_some_and(|drain| matches!(drain.by, Caller::Agent(_))) {
+            return Err(Refusal::WorkerEnding { worker: id });
         }
-        let mut worker = Worker { drain: None, ..worker.clone() };
+        if !drained && !set_aside {
+            return Ok(Outcome::Unchanged);
+        }
+        let flaps = if set_aside { Flaps::default() } else { worker.flaps.clone() };
+        let mut worker = Worker { drain: None, set_aside: None, flaps, ..worker.clone() };
         if worker.state == WorkerState::Draining {
             worker.state = self.attached(&worker);
         }
         self.put_worker(worker);
-        self.emit(&Event::WorkerUndrained { worker: id, by: context.caller });
+        if drained {
+            self.emit(&Event::WorkerUndrained { worker: id, by: context.caller });
+        }
+        if set_aside {
+            self.emit(&Event::WorkerSetAsideEnded { worker: id, by: Some(context.caller) });
+        }
         Ok(Outcome::Done)
+    }
+
+    /// A worker has been set aside for long enough, by the stamp of this very command.
+    pub(super) fn set_aside_over(&mut self, id: WorkerId) -> Result {
+        let worker = self.serving_worker(id)?;
+        let stamp = self.stamp();
+        match worker.set_aside {
+            None => return Ok(Outcome::Unchanged),
+            Some(set_aside) if set_aside.until > stamp => {
+                return Err(Refusal::OutOfDate { why: "the worker is set aside for longer".to_string() });
+            }
+            Some(_) => {}
+        }
+        let worker = Worker { set_aside: None, ..worker.clone() };
+        self.put_worker(worker);
+        self.emit(&Event::WorkerSetAsideEnded { worker: id, by: None });
+        Ok(Outcome::Done)
+    }
+
+    /// Tells what came of a worker's flap.
+    pub(super) fn tell_set_aside(&mut self, worker: WorkerId, set_aside: Option<SetAside>) {
+        if let Some(SetAside { until, sessions, attempts, .. }) = set_aside {
+            self.emit(&Event::WorkerSetAside { worker, until, sessions, attempts });
+        }
     }
 
     /// Removes a worker for good, whether it ever opened a session or only enrolled. Live attempts are in the way,
@@ -128,5 +162,5 @@ impl State {
 
 fn removed(worker: Worker, idle: bool, now: Millis) -> Worker {
     let state = if idle { WorkerState::Terminated } else { WorkerState::Terminating };
-    Worker { state, gateway: None, removed_at: Some(now), ..worker }
+    Worker { state, gateway: None, removed_at: Some(now), set_aside: None, ..worker }
 }

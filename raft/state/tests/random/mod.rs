@@ -8,6 +8,7 @@ use hodei_state::{
         Command, CreateToken, DrainWorker, Envelope, Init, NodeHello, OpenSession, PlaceSegment, PutSecret, SubmitJob,
         UseToken,
     },
+    flapping::SetAsideChange,
     ids::{AttemptRef, Caller, ClusterId, JobId, Role, SecretId, SessionId, TokenId, UserId, WorkerId},
     job::{Deadline, LogEnd, Reason, StartFailure},
     registry::{AgentInfo, Capacity, SessionRef},
@@ -27,6 +28,12 @@ pub struct Dice {
 
 pub const ADMIN: Caller = Caller::Admin(UserId(1));
 const WORKERS: u128 = 3;
+
+/// However often they flap, workers go on taking jobs.
+pub fn never_set_aside() -> Envelope {
+    let set_aside = SetAsideChange { flaps: Some(0), ..SetAsideChange::default() };
+    Envelope { caller: ADMIN, command: Command::ConfigureScheduler { weights: WeightsChange::default(), set_aside } }
+}
 
 /// A cluster with an administrator, tokens, and three workers that are ready.
 pub fn setup() -> Vec<Envelope> {
@@ -147,6 +154,7 @@ impl Dice {
                 (Caller::Node(1), Command::DrainOverdue { worker, nonce })
             }
             7 if self.a.is_multiple_of(4) => (ADMIN, Command::RemoveWorker { worker, force: self.c.is_multiple_of(2) }),
+            5 => (Caller::Node(1), Command::SetAsideOver { worker }),
             _ => (ADMIN, Command::UndrainWorker { worker }),
         }
     }
@@ -156,7 +164,8 @@ impl Dice {
         match self.b % 10 {
             8 => {
                 let weights = WeightsChange { spread: Some(u32::from(self.c) * 5), ..WeightsChange::default() };
-                (ADMIN, Command::ConfigureScheduler { weights })
+                let set_aside = SetAsideChange { flaps: Some(u32::from(self.a % 4)), ..SetAsideChange::default() };
+                (ADMIN, Command::ConfigureScheduler { weights, set_aside })
             }
             0 => {
                 let uses = if self.c.is_multiple_of(9) { u32::MAX } else { 2 };

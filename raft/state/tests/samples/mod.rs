@@ -8,6 +8,7 @@ use hodei_state::{
         Command, CreateToken, DrainWorker, Envelope, Init, NodeHello, OpenSession, PlaceSegment, PutSecret, SubmitJob,
         UseToken,
     },
+    flapping::SetAsideChange,
     ids::{AttemptRef, Caller, ClusterId, JobId, Role, SecretId, SessionId, TokenId, UserId, WorkerId},
     job::{Deadline, LogEnd, Reason, StartFailure},
     registry::{AgentInfo, Capacity, SessionRef},
@@ -19,7 +20,7 @@ use hodei_state::{
 };
 
 /// The rolling hash after the whole history.
-pub const HASH: &str = "b1978021b8c859bab444430d097eae26";
+pub const HASH: &str = "2db36f9d05fd5c5f601d10d920bcf6d6";
 
 const NODE: Caller = Caller::Node(1);
 const ADMIN: Caller = Caller::Admin(UserId(0xad));
@@ -95,7 +96,9 @@ impl History {
         self.push(ADMIN, Command::RemoveNode { node: 3 });
         self.push(NODE, Command::SetFeatureLevel { level: 2 });
         let weights = WeightsChange { spread: Some(300), load: Some(0), ..WeightsChange::default() };
-        self.push(ADMIN, Command::ConfigureScheduler { weights });
+        let (flaps, window_ms) = (Some(2), Some(60_000));
+        let set_aside = SetAsideChange { flaps, window_ms, ..SetAsideChange::default() };
+        self.push(ADMIN, Command::ConfigureScheduler { weights, set_aside });
         for (secret, name, len) in [(0x5e1, "token", 40), (0x5e2, "token", 3_000), (0x5e3, "gone", 1)] {
             let put = PutSecret { secret: SecretId(secret), name: name.to_string(), key: [8; 8], sealed: vec![9; len] };
             self.push(ADMIN, Command::PutSecret(Box::new(put)));
@@ -176,6 +179,8 @@ impl History {
         let lost = self.place(21, JobSpec { timeout_ms: Some(1), ..full_spec(21) });
         self.push(NODE, Command::AttemptOverdue { attempt: lost });
         self.push(NODE, Command::AttemptLost { attempt: lost });
+        let silent = self.place(29, full_spec(29));
+        self.push(NODE, Command::AttemptLost { attempt: silent });
         let declined = self.place(22, full_spec(22));
         self.push(NODE, Command::JobDeclined { attempt: declined, by: NEXT, reason: "no space left".to_string() });
         let live = self.place(23, full_spec(23));
@@ -207,6 +212,7 @@ impl History {
         self.push(NODE, Command::DrainOverdue { worker: WORKER, nonce: 0x41 });
         self.push(ADMIN, Command::UndrainWorker { worker: WORKER });
         self.push(Caller::Agent(WORKER), drain(0x42, Some(NEXT.session)));
+        self.push(NODE, Command::SetAsideOver { worker: WORKER });
         self.push(ADMIN, Command::RemoveWorker { worker: WORKER, force: true });
     }
 }

@@ -9,6 +9,7 @@ use hodei_state::{
         Command, CreateToken, DrainWorker, Envelope, Init, NodeHello, OpenSession, PlaceSegment, PutSecret, SubmitJob,
         UseToken,
     },
+    flapping::SetAsideChange,
     ids::{AttemptRef, Caller, ClusterId, Role, UserId},
     job::{Deadline, LogEnd, Reason, StartFailure},
     registry::{AgentInfo, Capacity},
@@ -122,6 +123,7 @@ impl<'a> Arguments<'a> {
                 let worker = names::worker(self.word(0)?)?;
                 ("n1", Command::DrainOverdue { worker, nonce: self.number("nonce", 1)? })
             }
+            "set-aside-over" => ("n1", Command::SetAsideOver { worker: names::worker(self.word(0)?)? }),
             "undrain" => ("a1", Command::UndrainWorker { worker: names::worker(self.word(0)?)? }),
             "remove-worker" => {
                 let (worker, force) = (names::worker(self.word(0)?)?, self.number("force", false)?);
@@ -260,7 +262,14 @@ impl<'a> Arguments<'a> {
 
     fn configure(&self) -> Parsed<Command> {
         let weight = |key: &str| self.text(key).map(str::parse).transpose();
+        let span = |key: &str| self.text(key).map(str::parse).transpose();
         Ok(Command::ConfigureScheduler {
+            set_aside: SetAsideChange {
+                flaps: weight("flaps")?,
+                window_ms: span("window")?,
+                first_ms: span("first")?,
+                longest_ms: span("longest")?,
+            },
             weights: WeightsChange {
                 bin_packing: weight("bin_packing")?,
                 spread: weight("spread")?,
@@ -292,6 +301,7 @@ impl<'a> Arguments<'a> {
                 architecture: self.text("arch").unwrap_or("x86_64").to_string(),
                 kernel: self.text("kernel").unwrap_or_default().to_string(),
                 hostname: self.text("hostname").unwrap_or_default().to_string(),
+                boot_id: self.text("boot").unwrap_or_default().to_string(),
                 provider: self.text("provider").map(str::to_string),
                 ..AgentInfo::default()
             },

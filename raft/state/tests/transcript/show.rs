@@ -7,6 +7,7 @@ use hodei_state::{
     command::Command,
     events::{EventPosition, Occurred},
     explain::{Blocker, Explanation, Lack, Standing, Start, Verdict},
+    flapping::Loss,
     ids::{AttemptRef, Millis},
     job::{Attempt, Job, Next, Reason, RetriesUsed},
     outcome::Outcome,
@@ -35,6 +36,7 @@ pub(super) fn command(command: &Command) -> String {
         Command::AttemptLost { attempt } => format!("lost {}", reference(attempt)),
         Command::AttemptOverdue { attempt } => format!("overdue {}", reference(attempt)),
         Command::DrainOverdue { worker, nonce } => format!("drain {nonce} of {worker} is overdue"),
+        Command::SetAsideOver { worker } => format!("{worker} is set aside no more"),
         Command::Preempt { attempt, for_job } => format!("preempt {} for {for_job}", reference(attempt)),
         Command::RemoveJobs { jobs } => format!("remove {jobs:?}"),
         other => format!("{other:?}"),
@@ -98,6 +100,7 @@ pub(super) fn query(state: &State, arguments: &Arguments<'_>) -> Result<String, 
             })
             .collect(),
         "weights" => format!("{:?}", state.weights()),
+        "set-aside" => format!("{:?}", state.set_aside_policy()),
         "why" => {
             let id = arguments.attempt(arguments.word(0)?)?;
             state.attempt(id.job, id.attempt).map_or("no such attempt".to_string(), |attempt| {
@@ -141,6 +144,7 @@ pub(super) fn explanation(explanation: &Explanation, now: u64) -> String {
     };
     match blocker {
         Some(Blocker::Backoff { until }) => write!(shown, ", backoff ends {}", span(until)).unwrap(),
+        Some(Blocker::SetAside { until }) => write!(shown, ", set aside, the first until {}", span(until)).unwrap(),
         Some(blocker) => write!(shown, ", {blocker:?}").unwrap(),
         None => {}
     }
@@ -164,6 +168,10 @@ pub(super) fn explanation(explanation: &Explanation, now: u64) -> String {
             Verdict::TooSmall(lacks) => format!("too small: {}", self::lacks(lacks)),
             Verdict::Constraint { constraint: Constraint { attribute, operator, value }, actual } => {
                 format!("{attribute} {operator} {value} does not hold of {actual:?}")
+            }
+            Verdict::SetAside(aside) => {
+                let (sessions, attempts) = (aside.sessions, aside.attempts);
+                format!("set aside, ends {}, for {sessions} sessions {attempts} attempts", span(&aside.until))
             }
             other => format!("{other:?}"),
         };
@@ -286,8 +294,9 @@ fn worker(state: &State, worker: &Worker) -> String {
         format!(", drained by {}{deadline}{}", drain.by, if drain.requeue { ", requeued" } else { "" })
     });
     let removed = if worker.removed_at.is_some() { ", removed" } else { "" };
+    let aside = set_aside(worker);
     format!(
-        "{} {:?} session {} stream {} {gateway}, {} of {} slots, {} of {} cpu, live [{}]{recent}{drain}{removed}",
+        "{} {:?} session {} stream {} {gateway}, {} of {} slots, {} of {} cpu, live [{}]{recent}{drain}{aside}{removed}",
         worker.id,
         worker.state,
         worker.session,
@@ -298,6 +307,21 @@ fn worker(state: &State, worker: &Worker) -> String {
         worker.capacity.cpu_millis,
         live.join(" ")
     )
+}
+
+fn set_aside(worker: &Worker) -> String {
+    let flaps = &worker.flaps;
+    let lost = |what: Loss| flaps.recent.iter().filter(|flap| flap.loss == what).count();
+    let (sessions, attempts) = (lost(Loss::Session), lost(Loss::Attempt));
+    let mut shown = match sessions + attempts {
+        0 => String::new(),
+        _ => format!(", lost {sessions} sessions {attempts} attempts"),
+    };
+    if let Some(aside) = worker.set_aside {
+        let (sessions, attempts) = (aside.sessions, aside.attempts);
+        write!(shown, ", set aside until {} for {sessions} sessions {attempts} attempts", aside.until.0).unwrap();
+    }
+    shown
 }
 
 fn reference(attempt: &AttemptRef) -> String {

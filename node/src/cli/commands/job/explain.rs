@@ -11,6 +11,7 @@ use crate::{
     cli::{
         Global,
         client::Client,
+        commands::worker::{set_aside, set_aside_text},
         exit::{CommandResult, Failure},
         output::{self, Output},
     },
@@ -20,7 +21,7 @@ use crate::{
 /// Show why a job waits, what each worker is to it, and when it is expected to start; or where it runs and why there.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  hodei-node job explain nightly\n\nIn JSON, `standing` is pending, scheduled, running or ended; `blocker` is null or one of backoff, no_worker,\nnone_suits, none_takes_jobs, no_room, preempting, heartbeat, avoids; `start.kind` is now, after_backoff, by_timeouts or\nunknown; each worker has a `verdict`: fits, avoided, unheard, no_room, takes_none, too_small, architecture or\nconstraint."
+    after_help = "Example:\n  hodei-node job explain nightly\n\nIn JSON, `standing` is pending, scheduled, running or ended; `blocker` is null or one of backoff, no_worker,\nnone_suits, none_takes_jobs, set_aside, no_room, preempting, heartbeat, avoids; `start.kind` is now, after_backoff, by_timeouts or\nunknown; each worker has a `verdict`: fits, avoided, unheard, no_room, takes_none, set_aside, too_small,\narchitecture or constraint."
 )]
 pub struct Args {
     #[arg(value_name = "ID", help = job_help!())]
@@ -150,6 +151,7 @@ fn worker_json(worker: &WorkerVerdict) -> Value {
         "state": (!worker.state.is_empty()).then_some(&worker.state),
         "constraint": constraint,
         "heard_ms_ago": worker.heard_ms_ago,
+        "set_aside": worker.set_aside.as_ref().map(set_aside),
     })
 }
 
@@ -159,6 +161,7 @@ fn because(answer: &GetSchedulingDecisionResponse) -> String {
         "no_worker" => "there is no worker",
         "none_suits" => "no worker is what it asks for",
         "none_takes_jobs" => "the workers that it would fit on take no jobs now",
+        "set_aside" => "the workers that it would fit on are set aside for a while",
         "no_room" => "others hold what it needs",
         "preempting" => "jobs of lower priority are being ended to make room for it",
         "heartbeat" => "a worker that it fits on has to be heard of again first",
@@ -210,6 +213,10 @@ fn verdict_text(worker: &WorkerVerdict) -> String {
             let held: Vec<_> = worker.held_by.iter().map(|job| output::short(job)).collect();
             let by = output::time_text(worker.free_by_ms).map(|at| format!(", free by {at}")).unwrap_or_default();
             format!("free: {}; held by {}{by}", lacks(), held.join(" "))
+        }
+        "set_aside" => {
+            let aside = worker.set_aside.as_ref().map(set_aside_text).unwrap_or_default();
+            format!("set aside {aside}")
         }
         "takes_none" => format!("takes no jobs: {}", worker.state),
         "too_small" => format!("too small: {}", lacks()),

@@ -2,10 +2,10 @@
 
 use hodei_proto::v1::{GetSchedulerConfigRequest, scheduler_service_client::SchedulerServiceClient};
 
-use super::Weights;
+use super::Config;
 use crate::cli::{Global, client::Client, exit::CommandResult, output};
 
-/// Show what counts when a worker is chosen among those that a job fits on.
+/// Show what counts when a worker is chosen among those that a job fits on, and when workers are set aside.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  hodei-node scheduler get --output json")]
 pub struct Args {
@@ -23,7 +23,8 @@ impl Args {
                 async move { SchedulerServiceClient::new(conn.channel).get_scheduler_config(request).await }
             })
             .await?;
-        output::print(global.output, &Weights(answer.weights.unwrap_or_default()))?;
+        let (weights, set_aside) = (answer.weights.unwrap_or_default(), answer.set_aside.unwrap_or_default());
+        output::print(global.output, &Config { weights, set_aside })?;
         Ok(0)
     }
 }

@@ -1,13 +1,17 @@
 //! `scheduler set`.
 
+use std::time::Duration;
+
 use hodei_proto::v1::{ConfigureSchedulerRequest, scheduler_service_client::SchedulerServiceClient};
 
-use super::Weights;
-use crate::cli::{Global, client::Client, exit::CommandResult, output};
+use super::Config;
+use crate::cli::{Global, client::Client, duration, exit::CommandResult, output};
 
-/// Change what counts when a worker is chosen; weights that are not given stay.
+/// Change what counts when a worker is chosen, and when workers are set aside; what is not given stays.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  hodei-node scheduler set --bin-packing 0 --spread 100")]
+#[command(
+    after_help = "Example:\n  hodei-node scheduler set --bin-packing 0 --spread 100\n  hodei-node scheduler set --set-aside-flaps 5 --set-aside-first 30s"
+)]
 #[group(required = true, multiple = true)]
 pub struct Args {
     /// For workers that will be full, so that others stay free (0 to 1,000)
@@ -25,6 +29,18 @@ pub struct Args {
     /// For workers on which jobs have succeeded lately
     #[arg(long, value_name = "WEIGHT", value_parser = weight())]
     reliability: Option<u32>,
+    /// A worker that has lost so many sessions or attempts is set aside (up to 16; 0: never)
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(..=16))]
+    set_aside_flaps: Option<u32>,
+    /// If it has lost them within this time (1s to 24h)
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    set_aside_window: Option<Duration>,
+    /// For so long at first, and twice as long each time (1s to the longest)
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    set_aside_first: Option<Duration>,
+    /// And for so long at most (1s to 24h)
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    set_aside_longest: Option<Duration>,
 }
 
 fn weight() -> clap::builder::RangedI64ValueParser<u32> {
@@ -33,15 +49,26 @@ fn weight() -> clap::builder::RangedI64ValueParser<u32> {
 
 impl Args {
     pub async fn run(self, global: &Global) -> CommandResult {
-        let Self { bin_packing, spread, load, affinity, reliability } = self;
-        let message = ConfigureSchedulerRequest { bin_packing, spread, load, affinity, reliability };
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let message = ConfigureSchedulerRequest {
+            bin_packing: self.bin_packing,
+            spread: self.spread,
+            load: self.load,
+            affinity: self.affinity,
+            reliability: self.reliability,
+            set_aside_flaps: self.set_aside_flaps,
+            set_aside_window_ms: self.set_aside_window.map(ms),
+            set_aside_first_ms: self.set_aside_first.map(ms),
+            set_aside_longest_ms: self.set_aside_longest.map(ms),
+        };
         let answer = Client::new(global)?
             .write(|conn| {
                 let request = conn.request(message);
                 async move { SchedulerServiceClient::new(conn.channel).configure_scheduler(request).await }
             })
             .await?;
-        output::print(global.output, &Weights(answer.weights.unwrap_or_default()))?;
+        let (weights, set_aside) = (answer.weights.unwrap_or_default(), answer.set_aside.unwrap_or_default());
+        output::print(global.output, &Config { weights, set_aside })?;
         Ok(0)
     }
 }

@@ -7,6 +7,8 @@ mod remove;
 mod show;
 mod undrain;
 
+pub use show::{losses, set_aside, set_aside_text};
+
 use clap::Subcommand;
 
 use crate::cli::{Global, exit::CommandResult};
@@ -21,7 +23,7 @@ pub enum Command {
     Get(get::Args),
     /// Give a worker no more jobs, and wait until it has none
     Drain(drain::Args),
-    /// Give a worker jobs again
+    /// Give a worker jobs again that was drained or set aside
     Undrain(undrain::Args),
     /// Remove a worker for good
     Remove(remove::Args),

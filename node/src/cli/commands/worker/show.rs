@@ -1,6 +1,6 @@
 //! Workers as they are printed. The JSON is stable.
 
-use hodei_proto::v1::{Capacity, JobState, Worker, WorkerAttempt, WorkerDrain};
+use hodei_proto::v1::{Capacity, JobState, Worker, WorkerAttempt, WorkerDrain, WorkerSetAside};
 use serde_json::{Value, json};
 
 use crate::cli::output::{self, Output};
@@ -18,6 +18,7 @@ impl Output for One {
             ("id", worker.id.clone()),
             ("state", state(worker)),
             ("drain", worker.drain.as_ref().map(drain_text).unwrap_or_default()),
+            ("set aside", worker.set_aside.as_ref().map(set_aside_text).unwrap_or_default()),
             ("removed", time(worker.removed_at_ms)),
             ("host", worker.hostname.clone()),
             ("version", worker.version.clone()),
@@ -104,6 +105,18 @@ fn json(worker: &Worker) -> Value {
         "removed_at": output::time(worker.removed_at_ms),
         "recent": worker.recent,
         "drain": worker.drain.as_ref().map(drain),
+        "set_aside": worker.set_aside.as_ref().map(set_aside),
+    })
+}
+
+/// The same as JSON.
+#[must_use]
+pub fn set_aside(aside: &WorkerSetAside) -> Value {
+    json!({
+        "since": output::time(aside.since_ms),
+        "until": output::time(aside.until_ms),
+        "lost_sessions": aside.sessions,
+        "lost_attempts": aside.attempts,
     })
 }
 
@@ -145,8 +158,24 @@ fn state(worker: &Worker) -> String {
     match (&worker.drain, worker.running) {
         (Some(_), 0) if worker.removed_at_ms == 0 => format!("{}, drained", worker.state),
         (Some(_), running) if worker.removed_at_ms == 0 => format!("{}, {running} to go", worker.state),
+        _ if worker.set_aside.is_some() => format!("{}, set aside", worker.state),
         _ => worker.state.clone(),
     }
+}
+
+/// Until when a worker is set aside, and why.
+#[must_use]
+pub fn set_aside_text(aside: &WorkerSetAside) -> String {
+    format!("until {}, after {}", time(aside.until_ms), losses(aside))
+}
+
+/// What a worker had lost when it was set aside.
+#[must_use]
+pub fn losses(aside: &WorkerSetAside) -> String {
+    let kinds = [(aside.sessions, "session"), (aside.attempts, "attempt")];
+    let lost = kinds.iter().filter(|(count, _)| *count > 0);
+    let lost = lost.map(|(count, what)| format!("{count} lost {what}{}", if *count == 1 { "" } else { "s" }));
+    lost.collect::<Vec<_>>().join(" and ")
 }
 
 fn doing(attempt: &WorkerAttempt) -> String {
@@ -198,7 +227,7 @@ mod tests {
     #[test]
     fn what_is_absent_is_null() {
         let value = One(Worker { id: "i".into(), state: "Ready".into(), ..Worker::default() }).json();
-        for field in ["gateway", "provider", "hostname", "removed_at", "drain", "capacity"] {
+        for field in ["gateway", "provider", "hostname", "removed_at", "drain", "set_aside", "capacity"] {
             assert_eq!(value[field], Value::Null, "{field}");
         }
         assert_eq!(value["attempts"], json!([]));
@@ -211,6 +240,15 @@ mod tests {
         assert_eq!(state(&worker), "Draining, 2 to go");
         assert_eq!(state(&Worker { running: 0, ..worker.clone() }), "Draining, drained");
         assert!(One(worker).table().contains("its jobs are requeued"));
+    }
+
+    #[test]
+    fn who_is_set_aside_says_why() {
+        let aside = WorkerSetAside { until_ms: 1_700_000_000_000, sessions: 1, attempts: 2, ..Default::default() };
+        let worker = Worker { state: "Ready".into(), set_aside: Some(aside), ..Worker::default() };
+        assert_eq!(state(&worker), "Ready, set aside");
+        assert!(One(worker.clone()).table().contains(", after 1 lost session and 2 lost attempts"));
+        assert_eq!(json(&worker)["set_aside"]["lost_attempts"], 2);
     }
 
     #[test]

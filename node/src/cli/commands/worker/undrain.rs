@@ -5,7 +5,7 @@ use hodei_proto::v1::{UndrainWorker, update_worker_status_request::Wish};
 use super::{drain::update, get::get, show::One, worker_help};
 use crate::cli::{Global, client::Client, exit::CommandResult, output};
 
-/// Give a worker jobs again.
+/// Give a worker jobs again that was drained, or set aside because it had lost sessions or attempts.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  hodei-node worker undrain build-7")]
 pub struct Args {
