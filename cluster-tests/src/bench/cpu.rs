@@ -29,8 +29,8 @@ impl Meter {
     /// What was spent since they were started.
     #[must_use]
     pub fn read(&self) -> Spent {
-        let servers = self.servers.iter().map(|pid| of(&pid.to_string())).sum();
-        Spent { servers, clients: of("self") }
+        let servers = self.servers.iter().map(|pid| own(&pid.to_string())).sum();
+        Spent { servers, clients: own("self") }
     }
 }
 
@@ -42,14 +42,30 @@ impl std::ops::Sub for Spent {
     }
 }
 
-/// Of all threads of a process, those that have ended included; 0 if it is gone.
-fn of(process: &str) -> f64 {
+/// Of all threads of a process (its id, or `self`), those that have ended included, in seconds; 0 if it is gone.
+#[must_use]
+pub fn own(process: &str) -> f64 {
+    let [own, _] = times(process);
+    own
+}
+
+/// Of all children of a process that have ended and were waited for, and of theirs, in seconds; 0 if it is gone.
+#[must_use]
+pub fn of_children(process: &str) -> f64 {
+    let [_, children] = times(process);
+    children
+}
+
+fn times(process: &str) -> [f64; 2] {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
     let per_second = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);
-    // The name before the last parenthesis may contain anything; utime and stime are the 12th and 13th field after it.
+    let per_second = f64::from(u32::try_from(per_second).unwrap_or(100));
+    // The name before the last parenthesis may contain anything; utime, stime, cutime and cstime are the 12th to 15th
+    // field after it.
     let fields = stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace();
-    let ticks: u32 = fields.skip(11).take(2).filter_map(|field| field.parse::<u32>().ok()).sum();
-    f64::from(ticks) / f64::from(u32::try_from(per_second).unwrap_or(100))
+    let ticks: Vec<u32> = fields.skip(11).take(4).filter_map(|field| field.parse().ok()).collect();
+    let sum = |ticks: Option<&[u32]>| f64::from(ticks.unwrap_or_default().iter().sum::<u32>()) / per_second;
+    [sum(ticks.get(..2)), sum(ticks.get(2..4))]
 }
 
 #[cfg(test)]
@@ -65,6 +81,6 @@ mod tests {
         }
         let spent = meter.read() - before;
         assert!(spent.servers >= 0.05 && spent.clients >= 0.05, "{spent:?}");
-        assert!(of("0").abs() < f64::EPSILON);
+        assert!(own("0").abs() < f64::EPSILON);
     }
 }

@@ -6,6 +6,8 @@
 //!   several rounds; medians over the rounds are shown. etcd speaks plain HTTP/2 here, Hodei mutual TLS as always.
 //! - [`started`]: from the call of the client that submits to the first instruction of the job's own `main`, one job
 //!   at a time on an idle cluster, by one clock (CLOCK_REALTIME of this machine): the job is this program as witness.
+//! - [`noop`]: jobs that do nothing, through one agent of two slots, beside the rate at which this machine can start
+//!   processes at all, and beside HyperQueue where that is installed.
 //! - [`failover`]: from kill -9 of the leader to the answer to the first write that was sent after it.
 //! - [`cpu`]: the processor time of servers and clients during a measurement, which other load on the machine moves far
 //!   less than it moves the rates.
@@ -16,6 +18,7 @@ pub mod etcd;
 pub mod failover;
 pub mod load;
 pub mod machine;
+pub mod noop;
 pub mod started;
 pub mod submit;
 pub mod table;

@@ -2,7 +2,13 @@
 
 use std::{fmt::Write as _, time::Duration};
 
-use super::{load::Figures, median, started::Started, submit::Row};
+use super::{
+    load::Figures,
+    median,
+    noop::{self, Round},
+    started::Started,
+    submit::Row,
+};
 
 /// Rows of cells under a header, columns aligned.
 #[must_use]
@@ -67,6 +73,31 @@ pub fn started(figures: &Started) -> String {
     let Started { samples, p50_ms, p99_ms, max_ms } = figures;
     let row = vec![samples.to_string(), format!("{p50_ms:.2}"), format!("{p99_ms:.2}"), format!("{max_ms:.2}")];
     render(&["jobs", "median ms", "p99 ms", "max ms"], &[row])
+}
+
+/// Jobs that do nothing.
+#[must_use]
+pub fn noop(figures: &noop::Figures) -> String {
+    let of = |rounds: &[Round], get: fn(&Round) -> f64| median(&rounds.iter().map(get).collect::<Vec<_>>());
+    let alone = of(&figures.spawn, Round::slot_ms);
+    let row = |name: &str, rounds: &[Round]| {
+        let cpu = [0, 1, 2].map(|part| median(&rounds.iter().map(|round| round.cpu_us[part]).collect::<Vec<_>>()));
+        let submitted = of(rounds, |round| round.submitted_per_second);
+        let [start, end] = [0, 1].map(|at| median(&rounds.iter().map(|round| round.stages_ms[at]).collect::<Vec<_>>()));
+        let rest = of(rounds, Round::slot_ms) - start - end;
+        vec![
+            name.to_owned(),
+            format!("{:.0}", of(rounds, |round| round.per_second)),
+            format!("{:.2}", of(rounds, Round::slot_ms)),
+            format!("{:.2}", of(rounds, Round::slot_ms) - alone),
+            if end > 0.0 { format!("{start:.1} + {end:.1} + {rest:.1}") } else { "-".to_owned() },
+            if submitted > 0.0 { format!("{submitted:.0}") } else { "-".to_owned() },
+            cpu.map(|cpu| format!("{cpu:.0}")).join(" + "),
+        ]
+    };
+    let mut rows = vec![row("spawn and wait", &figures.spawn), row("hodei", &figures.hodei)];
+    rows.extend(figures.hyperqueue.iter().map(|rounds| row("hyperqueue", rounds)));
+    render(&["", "jobs/s", "ms of a slot", "overhead ms", "start + end + rest ms", "submitted/s", "CPU us"], &rows)
 }
 
 /// Kill to write.

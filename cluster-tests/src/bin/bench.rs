@@ -3,7 +3,11 @@
 use std::{env, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
-use cluster_tests::bench::{failover, machine, started, submit, table};
+use cluster_tests::bench::{failover, machine, noop, started, submit, table};
+
+/// The nodes' own: the clients shall not cost more than they do.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 #[derive(Debug, Parser)]
 #[command(about = "Measures Hodei beside etcd on this machine")]
@@ -20,6 +24,8 @@ enum Command {
     Submit(Options),
     /// From submission to the first instruction of the job's process
     Started(Options),
+    /// Jobs that do nothing, through one agent of two slots
+    Noop(Options),
     /// From kill -9 of the leader to the next accepted write
     Failover(Options),
     /// Writes the time at which it started to a file; what the jobs of `started` do
@@ -35,7 +41,7 @@ struct Options {
     /// Numbers of clients
     #[arg(long, value_delimiter = ',', default_value = "1,16,64,256")]
     clients: Vec<usize>,
-    /// How often each number of clients is measured
+    /// How often each number of clients, and each system of `noop`, is measured
     #[arg(long, default_value_t = 3)]
     rounds: usize,
     /// Length of each measurement, after a second of warm-up
@@ -44,6 +50,9 @@ struct Options {
     /// Jobs whose start is measured
     #[arg(long, default_value_t = 300)]
     samples: usize,
+    /// Jobs of a round of `noop`
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(2..))]
+    jobs: u32,
     /// How often the leader is killed
     #[arg(long, default_value_t = 10)]
     kills: usize,
@@ -61,11 +70,13 @@ fn main() -> std::io::Result<()> {
             describe();
             submissions(&options).await;
             starts(&options).await;
+            noops(&options).await;
             outages(&options).await;
             println!("\nload average afterwards: {}", machine::load());
         }),
         Command::Submit(options) => run(|| submissions(&options)),
         Command::Started(options) => run(|| starts(&options)),
+        Command::Noop(options) => run(|| noops(&options)),
         Command::Failover(options) => run(|| outages(&options)),
     }
     Ok(())
@@ -106,6 +117,26 @@ async fn starts(options: &Options) {
     let figures = started::run(options.samples).await;
     println!("\n## Submission to the first instruction of the job's process, three idle nodes, one agent\n");
     print!("{}", table::started(&figures));
+}
+
+async fn noops(options: &Options) {
+    let plan = noop::Plan { jobs: options.jobs, rounds: options.rounds };
+    let figures = noop::run(&plan).await;
+    println!(
+        "\n## {} jobs of /bin/true, each submitted by itself, three nodes, one agent of {} slots\n",
+        plan.jobs,
+        noop::SLOTS
+    );
+    print!("{}", table::noop(&figures));
+    println!(
+        "\nMedians of {} rounds, in turns. Overhead: time of a slot per job, less that of starting the process alone. Start: \
+         from assignment to the committed start; end: from there to the committed end; rest: until the slot's next \
+         assignment. CPU: processor time per job, of the nodes + the agent + its children, the job itself among them.",
+        plan.rounds
+    );
+    if figures.hyperqueue.is_none() {
+        println!("HyperQueue was not measured: there is no `hq` on the PATH.");
+    }
 }
 
 async fn outages(options: &Options) {
