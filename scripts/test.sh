@@ -73,6 +73,7 @@ run_scripts() {
 need_rust
 need mkfs.ext4 e2fsprogs
 need mount mount
+need ip iproute2
 
 step format cargo fmt --all --check
 step scripts run_scripts

@@ -1,10 +1,11 @@
 //! A cluster of real processes, made as an operator makes one.
 
+mod member;
+
 use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::Command,
     time::{Duration, Instant},
 };
 
@@ -17,10 +18,12 @@ use serde_json::Value;
 use tempfile::TempDir;
 use uuid::Uuid;
 
+pub use self::member::{Agent, Node};
 use crate::{
-    cli::{self, Cli},
+    cli::Cli,
     client::Client,
     net,
+    netns::{self, Host},
     proc::Proc,
     processes, wait,
 };
@@ -41,33 +44,6 @@ pub struct Cluster {
     dir: TempDir,
 }
 
-/// One `hodei-node`: its data directory, its address, and its process while it runs.
-#[derive(Debug)]
-pub struct Node {
-    /// Where it listens, and what it advertises.
-    pub address: SocketAddr,
-    /// Its data directory.
-    pub data: PathBuf,
-    /// Where its output goes.
-    dir: PathBuf,
-    name: String,
-    starts: u32,
-    process: Option<Proc>,
-}
-
-/// One `hodei-agent`.
-#[derive(Debug)]
-pub struct Agent {
-    /// The id that it asked for when it enrolled.
-    pub worker: String,
-    /// Its data directory.
-    pub data: PathBuf,
-    name: String,
-    starts: u32,
-    flags: Vec<String>,
-    process: Option<Proc>,
-}
-
 impl Cluster {
     /// `nodes` nodes, all of them voters, and no agent.
     pub async fn start(nodes: usize) -> Self {
@@ -81,16 +57,30 @@ impl Cluster {
 
     /// Like [`Cluster::start`], with one node in each of these data directories.
     pub async fn start_on(data: Vec<PathBuf>) -> Self {
+        Self::start_with(data, |node, data| node.data = data).await
+    }
+
+    /// Like [`Cluster::start`], with one node on each of these hosts.
+    pub async fn start_at(hosts: &[Host]) -> Self {
+        Self::start_with(hosts.iter(), |node, host| {
+            node.address = SocketAddr::from((host.address(), netns::PORT));
+            node.host = Some(host.clone());
+        })
+        .await
+    }
+
+    async fn start_with<T>(places: impl IntoIterator<Item = T>, put: impl Fn(&mut Node, T)) -> Self {
         let mut cluster = Self::empty();
-        let nodes = data.len();
-        for data in data {
+        let mut nodes = 0;
+        for place in places {
+            nodes += 1;
             let (token, seeds) = match cluster.nodes.first() {
                 Some(_) => (cluster.token("node").await, cluster.addresses().join(",")),
                 None => Default::default(),
             };
             let index = cluster.prepare();
             let node = &mut cluster.nodes[index];
-            node.data = data;
+            put(node, place);
             if index == 0 {
                 node.start(&["init"]).await;
             } else {
@@ -125,7 +115,7 @@ impl Cluster {
         let name = format!("node{}", self.nodes.len() + 1);
         let data = self.dir.path().join(&name);
         let dir = self.dir.path().to_owned();
-        self.nodes.push(Node { address: net::fresh(), data, dir, name, starts: 0, process: None });
+        self.nodes.push(Node { address: net::fresh(), data, dir, name, host: None, starts: 0, process: None });
         self.nodes.len() - 1
     }
 
@@ -164,6 +154,11 @@ impl Cluster {
 
     /// Starts an agent that knows the nodes `gateways` and waits until it takes jobs.
     pub async fn agent(&mut self, gateways: &[usize], flags: &[&str]) -> usize {
+        self.agent_at(None, gateways, flags).await
+    }
+
+    /// The same on a host.
+    pub async fn agent_at(&mut self, host: Option<&Host>, gateways: &[usize], flags: &[&str]) -> usize {
         let token = self.token("agent").await;
         let servers: Vec<_> = gateways.iter().map(|&i| self.nodes[i].address.to_string()).collect();
         let name = format!("agent{}", self.agents.len() + 1);
@@ -171,7 +166,8 @@ impl Cluster {
         let worker = Uuid::now_v7().to_string();
         let given = ["--server", &servers.join(","), "--token", &token, "--worker-id", &worker];
         let flags = given.iter().chain(flags).map(|&flag| flag.to_owned()).collect();
-        self.agents.push(Agent { worker: worker.clone(), data, name, starts: 0, flags, process: None });
+        let (worker_id, host) = (worker.clone(), host.cloned());
+        self.agents.push(Agent { worker: worker_id, data, name, host, starts: 0, flags, process: None });
         let index = self.agents.len() - 1;
         self.agents[index].start();
         // Busy where a job was waiting for it.
@@ -382,113 +378,5 @@ impl Drop for Cluster {
             self.dir.disable_cleanup(true);
             eprintln!("the cluster's directory is kept: {}", self.dir.path().display());
         }
-    }
-}
-
-impl Node {
-    /// Starts `hodei-node VERB…` on this node's directory and address, and waits until it is ready.
-    ///
-    /// # Panics
-    /// If it runs already, or does not become ready.
-    pub async fn start(&mut self, verb: &[&str]) {
-        self.launch(verb);
-        self.process().ready(START).await;
-    }
-
-    /// Starts without waiting.
-    ///
-    /// # Panics
-    /// If it runs already.
-    pub fn launch(&mut self, verb: &[&str]) {
-        assert!(self.process.is_none(), "{} runs already", self.name);
-        self.starts += 1;
-        let mut command = self.command(verb);
-        self.process = Some(Proc::spawn(&format!("{}.{}", self.name, self.starts), &mut command, &self.dir));
-    }
-
-    /// The command line for `hodei-node VERB…` on this node's directory and address.
-    #[must_use]
-    pub fn command(&self, verb: &[&str]) -> Command {
-        let mut command = cli::clean("hodei-node", &self.dir);
-        command.args(verb).arg("--data-dir").arg(&self.data);
-        command.args(["--listen", &self.address.to_string(), "--http", "off"]);
-        command
-    }
-
-    /// Starts it again on its directory.
-    pub async fn restart(&mut self) {
-        self.start(&["run"]).await;
-    }
-
-    /// kill -9.
-    pub fn kill(&mut self) {
-        self.process = None;
-    }
-
-    /// SIGTERM, and waits for its clean end.
-    ///
-    /// # Panics
-    /// If it does not end with success.
-    pub async fn stop(&mut self) {
-        self.process().signal(Signal::SIGTERM);
-        let status = self.process().exit(START).await;
-        let stderr = self.process.take().map(|process| process.stderr_text()).unwrap_or_default();
-        assert!(status.success(), "{} ended with {status}:\n{stderr}", self.name);
-    }
-
-    /// SIGSTOP: alive to the kernel, silent to everybody else.
-    pub fn freeze(&mut self) {
-        self.process().signal(Signal::SIGSTOP);
-    }
-
-    /// SIGCONT.
-    pub fn thaw(&mut self) {
-        self.process().signal(Signal::SIGCONT);
-    }
-
-    /// Its process.
-    ///
-    /// # Panics
-    /// If it does not run.
-    pub fn process(&mut self) -> &mut Proc {
-        self.process.as_mut().unwrap_or_else(|| panic!("{} does not run", self.name))
-    }
-}
-
-impl Agent {
-    /// Starts it (again).
-    ///
-    /// # Panics
-    /// If it runs already.
-    pub fn start(&mut self) {
-        assert!(self.process.is_none(), "{} runs already", self.name);
-        self.starts += 1;
-        let dir = self.data.parent().expect("the data directory lies in the cluster's");
-        let mut command = cli::clean("hodei-agent", dir);
-        command.arg("--data-dir").arg(&self.data).args(&self.flags);
-        self.process = Some(Proc::spawn(&format!("{}.{}", self.name, self.starts), &mut command, dir));
-    }
-
-    /// kill -9. What it ran goes on until its lease runs out, or the cluster is dropped.
-    pub fn kill(&mut self) {
-        self.process = None;
-    }
-
-    /// SIGSTOP.
-    pub fn freeze(&mut self) {
-        self.process().signal(Signal::SIGSTOP);
-    }
-
-    /// SIGCONT.
-    pub fn thaw(&mut self) {
-        self.process().signal(Signal::SIGCONT);
-    }
-
-    /// Its process.
-    ///
-    /// # Panics
-    /// If it does not run.
-    pub fn process(&mut self) -> &mut Proc {
-        self.process.as_mut().unwrap_or_else(|| panic!("{} does not run", self.name))
     }
 }

@@ -20,7 +20,7 @@ const WITHOUT_FLUSHING: u32 = 2;
 /// Set to anything, it has tests that need root pass without doing anything, and say so.
 pub const SKIP: &str = "HODEI_SKIP_ROOT_TESTS";
 
-/// Whether this test may mount disks.
+/// Whether this test may mount disks and make networks.
 ///
 /// # Panics
 /// Without root, unless the environment says to skip.
@@ -29,7 +29,10 @@ pub fn permitted() -> bool {
     if nix::unistd::geteuid().is_root() {
         return true;
     }
-    assert!(env::var_os(SKIP).is_some(), "mounting disks needs root: run as root, or set {SKIP}=1 to skip this test");
+    assert!(
+        env::var_os(SKIP).is_some(),
+        "mounting disks and making networks needs root: run as root, or set {SKIP}=1 to skip this test"
+    );
     eprintln!("skipped: {SKIP} is set");
     false
 }

@@ -2,7 +2,8 @@
 //!
 //! A [`Cluster`] is a set of `hodei-node` and `hodei-agent` processes made the way an operator makes them: `init`,
 //! one-time tokens, `join`, mTLS. A test drives it through the same two doors as a user: the command line ([`Cli`])
-//! and persistent gRPC clients ([`Client`]). Faults are signals to single processes ([`Proc`]).
+//! and persistent gRPC clients ([`Client`]). Faults are signals to single processes ([`Proc`]), power
+//! cuts of disks ([`disk`]) and cuts between hosts ([`netns`]).
 //!
 //! - Every wait has a deadline and waits for a condition ([`wait`]); nothing here sleeps to let things settle.
 //! - Every cluster has loopback addresses of its own ([`net`]), so that tests may run beside each other.
@@ -20,6 +21,7 @@ pub mod cluster;
 pub mod disk;
 pub mod history;
 pub mod net;
+pub mod netns;
 pub mod proc;
 pub mod processes;
 pub mod wait;
