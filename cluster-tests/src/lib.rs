@@ -10,11 +10,15 @@
 //! - Whatever a test started dies with it: on drop, and by the kernel's parent-death signal if the test itself is killed.
 //! - A failing test keeps its directory and prints where it is; a passing one leaves nothing.
 //!
+//! What happens goes into a [`history`], and [`check`] judges it: pure functions from records to verdicts, live and again
+//! from the files of a run (`recheck`).
+//!
 //! What is missing on purpose: no mocks, no in-process nodes, no knowledge of the product beyond its command line and
 //! its protos.
 
 pub mod bench;
 pub mod binaries;
+pub mod check;
 pub mod cli;
 pub mod client;
 pub mod cluster;

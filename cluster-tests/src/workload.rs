@@ -8,13 +8,15 @@ use std::{
     time::Duration,
 };
 
+use hodei_proto::v1::{ListJobsRequest, ListJobsResponse, QueueJobRequest};
 use tokio::task::JoinHandle;
+use tonic::Status;
 use uuid::Uuid;
 
 use crate::{
-    Client, Cluster,
+    Client, Cluster, check,
     client::shell,
-    history::{History, Kind, SetVerdict},
+    history::{Get, History, Kind, Listed, Members, Note, Reply, Request, Run, Submit, Submitted},
     wait,
 };
 
@@ -37,10 +39,12 @@ impl Submitters {
     #[must_use]
     pub fn start(cluster: &Cluster, count: u32) -> Self {
         let history = Arc::new(History::default());
+        let requires = ["set", "order"].map(str::to_owned).to_vec();
+        history.note(0, "", Note::Run(Run { scenario: "submissions".to_owned(), requires, ..Run::default() }));
         let stop = Arc::new(AtomicBool::new(false));
         let tasks = (0..count).map(|i| {
-            let client = cluster.client(i as usize % cluster.nodes.len());
-            tokio::spawn(submit(i, client, history.clone(), stop.clone()))
+            let node = i as usize % cluster.nodes.len();
+            tokio::spawn(submit(i, node as u64, cluster.client(node), history.clone(), stop.clone()))
         });
         let tasks = tasks.collect();
         Self { history, stop, tasks }
@@ -74,32 +78,55 @@ impl Submitters {
     }
 }
 
-async fn submit(proc: u32, client: Client, history: Arc<History>, stop: Arc<AtomicBool>) {
+async fn submit(proc: u32, node: u64, client: Client, history: Arc<History>, stop: Arc<AtomicBool>) {
     while !stop.load(Ordering::Relaxed) {
         let id = Uuid::now_v7().to_string();
-        history.add(proc, Kind::Invoke, "submit", &id, "");
-        let answer = client.submit_as(&id, shell("true", &[]), DEADLINE).await;
-        history.answer(proc, "submit", &id, &answer);
+        let asked = Submit { payload: "true".to_owned(), ..Submit::default() };
+        let open = history.invoke(proc, node, &id, Request::Submit(asked));
+        let message = QueueJobRequest { id, spec: Some(shell("true", &[])), idempotency_key: String::new() };
+        let mut request = tonic::Request::new(message);
+        request.set_timeout(DEADLINE);
+        let answer = client.jobs().queue_job(request).await.map(tonic::Response::into_inner);
+        open.answer(&answer, |done| {
+            (Reply::Submit(Submitted { job: done.id.clone(), existing: done.existing }), done.position)
+        });
         tokio::time::sleep(PAUSE).await;
     }
 }
 
-/// Checks on every running node that each acknowledged job is there, once, and no refused one is.
+/// All jobs, by as many pages as it takes.
+async fn list(client: &Client) -> Result<(Reply, Option<hodei_proto::v1::Position>), Status> {
+    let mut jobs = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let request = ListJobsRequest { limit: 10_000, page_token, ..ListJobsRequest::default() };
+        let page = client.jobs().max_decoding_message_size(64 << 20).list_jobs(request).await?.into_inner();
+        let ListJobsResponse { jobs: of_page, position, next_page_token } = page;
+        jobs.extend(of_page.into_iter().map(|job| job.id));
+        if next_page_token.is_empty() {
+            return Ok((Reply::List(Listed { jobs }), position));
+        }
+        page_token = next_page_token;
+    }
+}
+
+/// The process that looks at what is there in the end.
+const AUDITOR: u32 = u32::MAX;
+
+/// Has every running node list its jobs, and checks the history: each acknowledged job is there, once, and no refused one.
 ///
 /// # Panics
 /// If not; the history is then in the cluster's directory.
 pub async fn check_submissions(cluster: &Cluster, history: &History) {
+    let nodes: Vec<_> = cluster.running().into_iter().map(|node| node as u64).collect();
+    history.note(AUDITOR, "", Note::Cluster(Members { nodes }));
     for node in cluster.running() {
-        let jobs = cluster.cli_at(node).json(&["job", "list", "--limit", "1000000"]).await;
-        let jobs = jobs.as_array().expect("a list is an array");
-        let held: std::collections::BTreeSet<_> =
-            jobs.iter().filter_map(|job| job["id"].as_str()).map(str::to_owned).collect();
-        assert_eq!(held.len(), jobs.len(), "node {node} lists a job twice");
-        let verdict = SetVerdict::of(history, "submit", &held);
-        if !verdict.is_valid() {
-            let file = std::fs::File::create(cluster.dir().join("history.jsonl"));
-            history.write(file.expect("the cluster's directory is writable")).expect("the history can be written");
-        }
-        assert!(verdict.is_valid(), "node {node}: {verdict:?}");
+        let open = history.invoke(AUDITOR, node as u64, "", Request::List(Get::default()));
+        open.answer(&list(&cluster.client(node)).await, Clone::clone);
+    }
+    if let Err(reports) = check::require_valid(history.evidence()) {
+        let file = cluster.dir().join("history.jsonl");
+        history.write(&file).expect("the cluster's directory is writable");
+        panic!("{reports}\n{}", file.display());
     }
 }

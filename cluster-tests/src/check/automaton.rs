@@ -1,0 +1,131 @@
+//! S2: a terminal state never changes, and states follow each other as they may. S8: nothing but Cancelled comes after an
+//! acknowledged cancel.
+//!
+//! Sights of a job are put in order twice: by their place in the log, whoever saw them, and by real time, where one read
+//! was answered before the next was asked. Within a stream of all events, each must be the very next step.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::{
+    Judge,
+    life::{self, View},
+    sights::{self, Sight},
+};
+use crate::history::{At, Evidence, JobState, Note, Op, Reply, Request};
+
+/// See the module.
+pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
+    let sights = sights::sights(evidence);
+    for (job, sights) in &sights {
+        judge.judged(sights.len());
+        by_place(judge, job, sights);
+    }
+    by_time(evidence, judge);
+    by_stream(evidence, judge);
+    after_cancel(evidence, judge, &sights);
+}
+
+fn by_place(judge: &mut Judge<'_>, job: &str, sights: &[Sight]) {
+    for sight in sights.iter().filter(|sight| !sight.view.is_possible()) {
+        judge.invalid(format!("{}: job {job} cannot be {}", judge.line(sight.at), sight.view));
+    }
+    let mut placed: Vec<_> = sights.iter().filter_map(|sight| Some((sight.place?, sight))).collect();
+    placed.sort_by_key(|(place, _)| *place);
+    for pair in placed.windows(2) {
+        let [(at, before), (then, after)] = [pair[0], pair[1]];
+        if at == then && before.view != after.view {
+            let lines = (judge.line(before.at), judge.line(after.at));
+            let text = format!("job {job} is {} and {} at index {}", before.view, after.view, at.0);
+            judge.invalid(format!("{}, {}: {text}", lines.0, lines.1));
+        } else if !life::reachable(before.view, after.view) {
+            illegal(judge, job, (before.at, before.view), (after.at, after.view));
+        }
+    }
+}
+
+fn illegal(judge: &mut Judge<'_>, job: &str, before: (At, View), after: (At, View)) {
+    let lines = (judge.line(before.0), judge.line(after.0));
+    judge.invalid(format!("{}, {}: job {job} went from {} to {}", lines.0, lines.1, before.1, after.1));
+}
+
+/// A job's reads from the newest state: the furthest that was answered, against each that is asked later.
+fn by_time(evidence: &Evidence, judge: &mut Judge<'_>) {
+    let mut reads: BTreeMap<&str, Vec<(Op<'_>, View)>> = BTreeMap::new();
+    for op in evidence.ops().filter(|op| sights::is_linearizable(op.request)) {
+        if let Some(Reply::Get(view)) = op.reply()
+            && let Some(view) = sights::view_of(view)
+        {
+            reads.entry(op.key).or_default().push((op, view));
+        }
+    }
+    for (job, reads) in reads {
+        let mut answered: Vec<_> = reads.iter().collect();
+        answered.sort_by_key(|(op, _)| op.to_ns);
+        let mut answered = answered.into_iter().peekable();
+        let mut furthest: Option<&(Op<'_>, View)> = None;
+        for (op, view) in &reads {
+            while let Some(earlier) = answered.next_if(|(earlier, _)| earlier.precedes(op)) {
+                if furthest.is_none_or(|(_, view)| view.progress() < earlier.1.progress()) {
+                    furthest = Some(earlier);
+                }
+            }
+            if let Some((earlier, before)) = furthest
+                && !life::reachable(*before, *view)
+            {
+                let at = |op: &Op<'_>| op.returned.unwrap_or(op.invoked);
+                illegal(judge, job, (at(earlier), *before), (at(op), *view));
+            }
+        }
+    }
+}
+
+fn by_stream(evidence: &Evidence, judge: &mut Judge<'_>) {
+    let mut whole: HashMap<u32, bool> = HashMap::new();
+    let mut last: HashMap<(u32, &str), (At, View)> = HashMap::new();
+    for (at, note) in evidence.notes() {
+        let record = evidence.record(at);
+        match note {
+            Note::Subscribe(how) => {
+                whole.insert(record.proc, how.kinds.is_empty() && how.worker.is_none());
+            }
+            Note::Event(event) if whole.get(&record.proc) == Some(&true) => {
+                let Some(view) = sights::told(event) else { continue };
+                let before = last.insert((record.proc, &record.key), (at, view));
+                match before {
+                    Some(before) if !life::follows(before.1, view) => illegal(judge, &record.key, before, (at, view)),
+                    _ => {}
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// From the entry that committed it on, the job runs at most its present attempt to the end, and then is Cancelled.
+fn after_cancel(evidence: &Evidence, judge: &mut Judge<'_>, sights: &BTreeMap<&str, Vec<Sight>>) {
+    for op in evidence.ops() {
+        let (Request::Cancel, Some(Reply::Cancel(_))) = (op.request, op.reply()) else { continue };
+        let line = judge.line(op.returned.unwrap_or(op.invoked));
+        let mut attempt: Option<u32> = None;
+        let sights = sights.get(op.key).into_iter().flatten();
+        for sight in sights {
+            let Sight { at, view, place, asked_ns } = *sight;
+            let later = match (place, op.position) {
+                (Some((index, _)), Some((_, committed))) => index > committed,
+                _ => op.to_ns.is_some_and(|to| asked_ns.is_some_and(|asked| to < asked)),
+            };
+            let why = match view.state {
+                // A job that can be cancelled has not ended: no other end is right, whenever it was seen.
+                JobState::Succeeded | JobState::Failed | JobState::Timeout => "ended otherwise",
+                JobState::Pending if later => "waits for another attempt",
+                _ if later && *attempt.get_or_insert(view.attempt) != view.attempt => "has another attempt",
+                _ => continue,
+            };
+            let seen = judge.line(at);
+            judge.invalid(format!(
+                "{line}: the cancel of job {} was acknowledged, and {seen}: it {why}: {view}",
+                op.key
+            ));
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! The run did what it was made for: enough operations, the faults that it promised, on the leader, with a change of
+//! leader. What did not happen proves nothing: it makes a run unknown, and so rejected.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::{
+    CHECKERS, Judge,
+    timeline::{self, Stretch},
+};
+use crate::history::{Evidence, Note, Outcome, Run};
+
+/// See the module.
+pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
+    let run = evidence.run();
+    if !evidence.notes().any(|(_, note)| matches!(note, Note::Run(_))) {
+        judge.unknown("nobody says what this run is and what it must have done");
+    }
+    for name in run.requires.iter().filter(|name| CHECKERS.iter().all(|checker| checker.name != name.as_str())) {
+        judge.unknown(format!("the run requires {name}, and there is no such checker"));
+    }
+    let [mut ok, mut fail, mut info] = [0; 3];
+    for op in evidence.ops() {
+        *match op.outcome {
+            Outcome::Ok(_) => &mut ok,
+            Outcome::Fail(_) => &mut fail,
+            Outcome::Info => &mut info,
+        } += 1;
+    }
+    judge.judged(ok);
+    if ok < run.least_operations {
+        judge.unknown(format!("{ok} operations ended well, the floor is {}", run.least_operations));
+    }
+    let (faults, odd) = timeline::faults(evidence);
+    for at in odd {
+        judge.unknown(format!("{}: a fault begins twice, or ends without a beginning", judge.line(at)));
+    }
+    for stretch in faults.iter().filter(|stretch| stretch.to_ns.is_none() && !stretch.fault.permanent) {
+        judge.unknown(format!("{}: {} was never healed", judge.line(stretch.at), stretch.fault.kind));
+    }
+    let kinds = kinds(judge, run, &faults);
+    let changes = leaders(evidence, judge, run, &faults);
+    judge.remark(format!("ok {ok}, fail {fail}, info {info}; {changes} changes of leader; faults: {kinds}"));
+}
+
+fn kinds(judge: &mut Judge<'_>, run: &Run, faults: &[Stretch<'_>]) -> String {
+    let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
+    for stretch in faults {
+        *kinds.entry(&stretch.fault.kind).or_default() += 1;
+    }
+    for kind in run.least_faults.iter().filter(|kind| !kinds.contains_key(kind.as_str())) {
+        judge.unknown(format!("there was no {kind}"));
+    }
+    if kinds.is_empty() {
+        return "none".to_owned();
+    }
+    kinds.iter().map(|(kind, count)| format!("{kind} {count}")).collect::<Vec<_>>().join(", ")
+}
+
+fn leaders(evidence: &Evidence, judge: &mut Judge<'_>, run: &Run, faults: &[Stretch<'_>]) -> usize {
+    let leaders = timeline::leaders(evidence);
+    let changes = leaders.windows(2).filter(|pair| pair[0].2 != pair[1].2).count();
+    if run.changes_leader && changes == 0 {
+        judge.unknown("the leader never changed");
+    }
+    let hit = |stretch: &Stretch<'_>| {
+        let known = leaders.iter().filter(|(t_ns, ..)| *t_ns <= stretch.from_ns).max_by_key(|(_, term, _)| *term);
+        let targets: HashSet<_> = stretch.fault.nodes.iter().collect();
+        known.is_some_and(|(.., leader)| targets.contains(leader))
+    };
+    if run.hits_leader && !faults.iter().any(hit) {
+        judge.unknown("no fault hit the leader");
+    }
+    changes
+}

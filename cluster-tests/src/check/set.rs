@@ -1,0 +1,131 @@
+//! S1: an acknowledged job is in every later list of every node. S17: what definitely failed never takes effect.
+//!
+//! Every node that is to serve must have given a list after the last submission was answered, or the verdict is unknown.
+//! What was acknowledged before a fault that may lose acknowledged work is not missed.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use super::{Judge, sights};
+use crate::history::{Evidence, JobState, Note, Op, Reply, Request};
+
+/// See the module.
+pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
+    let ops: Vec<_> = evidence.ops().collect();
+    let submits: Vec<_> = ops.iter().filter(|op| matches!(op.request, Request::Submit(_))).collect();
+    let lists: Vec<_> = ops.iter().filter_map(list).collect();
+    judge.judged(submits.len());
+    lost(evidence, judge, &submits, &lists);
+    undead(evidence, judge, &submits, &lists);
+    cancelled_nevertheless(evidence, judge, &ops);
+    if !submits.is_empty() {
+        in_the_end(evidence, judge, &submits, &lists);
+    }
+}
+
+type List<'a> = (&'a Op<'a>, HashSet<&'a str>, usize);
+
+fn list<'a>(op: &'a Op<'a>) -> Option<List<'a>> {
+    match (op.request, op.reply()) {
+        (Request::List(how), Some(Reply::List(listed))) if !how.stale => {
+            Some((op, listed.jobs.iter().map(String::as_str).collect(), listed.jobs.len()))
+        }
+        _ => None,
+    }
+}
+
+fn lost(evidence: &Evidence, judge: &mut Judge<'_>, submits: &[&Op<'_>], lists: &[List<'_>]) {
+    let forgiven = evidence.notes().filter_map(|(at, note)| match note {
+        Note::Fault(fault) if fault.may_lose => Some(evidence.record(at).t_ns),
+        _ => None,
+    });
+    let forgiven = forgiven.max().unwrap_or(0);
+    for (list, held, len) in lists {
+        let (line, node) = (judge.line(list.returned.unwrap_or(list.invoked)), node(list));
+        if held.len() != *len {
+            judge.invalid(format!("{line}: node {node} lists a job twice"));
+        }
+        for submit in submits.iter().filter(|op| op.precedes(list) && op.to_ns >= Some(forgiven)) {
+            let Some(Reply::Submit(done)) = submit.reply() else { continue };
+            if !held.contains(done.job.as_str()) {
+                let told = judge.line(submit.returned.unwrap_or(submit.invoked));
+                judge
+                    .invalid(format!("{told}: job {} was acknowledged, and {line}: node {node} has lost it", done.job));
+            }
+        }
+    }
+}
+
+/// Jobs of which every submission failed.
+fn undead(evidence: &Evidence, judge: &mut Judge<'_>, submits: &[&Op<'_>], lists: &[List<'_>]) {
+    let mut refused: BTreeMap<&str, &Op<'_>> = BTreeMap::new();
+    for submit in submits.iter().filter(|op| op.failed()) {
+        refused.entry(submit.key).or_insert(submit);
+    }
+    for submit in submits.iter().filter(|op| !op.failed()) {
+        refused.remove(submit.key);
+    }
+    if refused.is_empty() {
+        return;
+    }
+    let listed =
+        lists.iter().flat_map(|(op, held, _)| held.iter().map(|&job| (job, op.returned.unwrap_or(op.invoked))));
+    let seen = evidence.records().filter_map(|(at, record)| Some((sights::exists(record)?, at)));
+    let mut there: BTreeMap<&str, usize> = BTreeMap::new();
+    for (job, at) in listed.chain(seen).filter(|(job, _)| refused.contains_key(job)) {
+        there.entry(job).or_insert(at);
+    }
+    for (job, at) in there {
+        let told = judge.line(refused[job].returned.unwrap_or(refused[job].invoked));
+        let text = format!("{told}: the submission of job {job} failed, and {}: there it is", judge.line(at));
+        judge.invalid(text);
+    }
+}
+
+fn cancelled_nevertheless(evidence: &Evidence, judge: &mut Judge<'_>, ops: &[Op<'_>]) {
+    let mut refused: BTreeMap<&str, Option<&Op<'_>>> = BTreeMap::new();
+    for op in ops.iter().filter(|op| matches!(op.request, Request::Cancel)) {
+        let only_failures = refused.entry(op.key).or_insert(Some(op));
+        if !op.failed() {
+            *only_failures = None;
+        }
+    }
+    refused.retain(|_, op| op.is_some());
+    if refused.is_empty() {
+        return;
+    }
+    let sights = sights::sights(evidence);
+    for (job, op) in refused {
+        let seen = sights.get(job).into_iter().flatten().find(|sight| sight.view.state == JobState::Cancelled);
+        if let (Some(seen), Some(op)) = (seen, op) {
+            let told = judge.line(op.returned.unwrap_or(op.invoked));
+            let text = format!("{told}: the cancel of job {job} failed, and {}: it is cancelled", judge.line(seen.at));
+            judge.invalid(text);
+        }
+    }
+}
+
+/// Every node that is to serve has shown what it has.
+fn in_the_end(evidence: &Evidence, judge: &mut Judge<'_>, submits: &[&Op<'_>], lists: &[List<'_>]) {
+    let last = submits.iter().filter_map(|op| op.to_ns).max().unwrap_or(0);
+    let members = evidence.notes().rev().find_map(|(_, note)| match note {
+        Note::Cluster(members) => Some(&members.nodes),
+        _ => None,
+    });
+    let Some(members) = members else {
+        judge.unknown("nobody says which nodes there are");
+        return;
+    };
+    let mut latest: HashMap<u64, u64> = HashMap::new();
+    for (op, ..) in lists {
+        let at = latest.entry(op.node.unwrap_or(0)).or_default();
+        *at = op.from_ns.max(*at);
+    }
+    let silent: BTreeSet<_> = members.iter().filter(|node| latest.get(node).is_none_or(|&at| at < last)).collect();
+    for node in silent {
+        judge.unknown(format!("node {node} was not asked for its list after the last submission"));
+    }
+}
+
+fn node(op: &Op<'_>) -> u64 {
+    op.node.unwrap_or(0)
+}
