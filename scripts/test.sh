@@ -55,9 +55,11 @@ run_units() {
   if ! command -v systemd-analyze > /dev/null; then
     (need systemd-analyze systemd) || { say "skipped: systemd-analyze is missing and could not be installed"; return 0; }
   fi
-  local unit verdict
-  for unit in hodei-node hodei-agent; do
+  local unit verdict units=(hodei-node hodei-jobs hodei-agent)
+  for unit in "${units[@]}"; do
     sed "s|/usr/bin/|$PWD/target/debug/|" "deploy/systemd/$unit.service" > "$logs/$unit.service"
+  done
+  for unit in "${units[@]}"; do
     verdict=$(systemd-analyze verify --man=no "$logs/$unit.service" 2>&1 | grep -F "$unit" || true)
     [[ -z $verdict ]] || { say "$verdict"; return 1; }
     say "$unit.service: verified"

@@ -37,6 +37,9 @@ pub struct Config {
     /// Whom jobs run as that name no user; default: as the agent
     #[arg(long, env = "HODEI_JOB_USER", value_name = "NAME")]
     pub job_user: Option<String>,
+    /// The control group below which jobs get theirs, for example /system.slice/hodei-jobs.service; default: the agent's
+    #[arg(long, env = "HODEI_CGROUP", value_parser = cgroup, value_name = "PATH")]
+    pub cgroup: Option<String>,
     /// How long running jobs may go on after SIGTERM
     #[arg(long, value_parser = humantime::parse_duration, default_value = "10s")]
     pub drain_timeout: Duration,
@@ -115,6 +118,14 @@ fn label(text: &str) -> Result<(String, String), String> {
     }
 }
 
+fn cgroup(text: &str) -> Result<String, String> {
+    let is_plain = |path: &str| path.split('/').all(|part| !["", ".", ".."].contains(&part));
+    if text.strip_prefix('/').is_some_and(is_plain) {
+        return Ok(text.to_owned());
+    }
+    Err("expected a path from the top of the hierarchy of control groups, such as /a/b".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,8 +153,14 @@ mod tests {
 
     #[test]
     fn bad_usage_is_refused() {
-        for wrong in [&["--capacity", "0"][..], &["--label", "x"], &["--worker-id", "7"], &["--drain-timeout", "soon"]]
-        {
+        for wrong in [
+            &["--capacity", "0"][..],
+            &["--label", "x"],
+            &["--worker-id", "7"],
+            &["--drain-timeout", "soon"],
+            &["--cgroup", "a"],
+            &["--cgroup", "/../x"],
+        ] {
             assert!(Config::try_parse_from([&["hodei-agent"], wrong].concat()).is_err(), "{wrong:?}");
         }
         let config = Config::try_parse_from(["hodei-agent", "--server", "a,b:2", "--label", "k=v=w"]).unwrap();

@@ -57,7 +57,11 @@ use crate::{
     config::Config,
     data_dir::DataDir,
     error::Exit,
-    executor::{Executor, cgroup::CgroupRoot, limits::Limiter},
+    executor::{
+        Executor,
+        cgroup::{CgroupRoot, Mounts},
+        limits::Limiter,
+    },
     keeper::Keeper,
     metrics::Metrics,
     recover::{Alive, Found},
@@ -111,6 +115,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), Exit> {
         labels: config.labels(),
         drain_timeout: config.drain_timeout,
         job_user: config.job_user.clone(),
+        cgroup: config.cgroup.clone(),
         watchdog: Program::default(),
     };
     serve(dir, tls::TlsDialer::new(tls), options, shutdown).await
@@ -154,6 +159,8 @@ pub struct Options {
     pub drain_timeout: Duration,
     /// Whom jobs run as that name nobody; absent: as this process.
     pub job_user: Option<String>,
+    /// The control group below which jobs get theirs, from the top of its hierarchy; absent: this process' own.
+    pub cgroup: Option<String>,
     /// What is started as a job's watchdog.
     pub watchdog: Program,
 }
@@ -162,11 +169,11 @@ pub struct Options {
 pub async fn serve<D: Dial>(dir: Arc<DataDir>, dialer: D, options: Options, shutdown: Shutdown) -> Result<(), Exit> {
     let failed = |error: std::io::Error| Exit::other(format!("cannot start: {error}"));
     let keeper = Keeper::start().map_err(failed)?;
-    let recovering = Arc::clone(&dir);
-    let (found, cgroups, limiter) = spawn_blocking(move || find(&recovering))
+    let (recovering, given) = (Arc::clone(&dir), options.cgroup.clone());
+    let (found, cgroups, limiter) = spawn_blocking(move || find(&recovering, given.as_deref()))
         .await
-        .map_err(|error| Exit::other(format!("cannot recover: {error}")))?;
-    let found = found.map_err(failed)?;
+        .map_err(|error| Exit::other(format!("cannot recover: {error}")))?
+        .map_err(failed)?;
     if cgroups.is_none() {
         tracing::warn!(
             "control groups are not permitted here: what leaves a job's process group is not killed with it"
@@ -197,12 +204,13 @@ pub async fn serve<D: Dial>(dir: Arc<DataDir>, dialer: D, options: Options, shut
 }
 
 /// What an earlier process has left, and what this one can do. Blocking.
-fn find(dir: &DataDir) -> (std::io::Result<Found>, Option<CgroupRoot>, Limiter) {
-    let found = recover::recover(dir);
-    let cgroups = CgroupRoot::detect();
-    let limiter = Limiter::detect(cgroups.as_ref());
+fn find(dir: &DataDir, given: Option<&str>) -> std::io::Result<(Found, Option<CgroupRoot>, Limiter)> {
+    let mounts = Mounts::read().with(given)?;
+    let found = recover::recover(dir)?;
+    let cgroups = CgroupRoot::best_of(&mounts);
+    let limiter = Limiter::detect(&mounts, cgroups.as_ref());
     cgroups.iter().chain(limiter.roots()).for_each(CgroupRoot::sweep);
-    (found, cgroups, limiter)
+    Ok((found, cgroups, limiter))
 }
 
 /// An attempt of an earlier process goes on under this one. Its lease is as it was until this session's is granted.

@@ -35,12 +35,23 @@ impl CgroupRoot {
     /// Finds out where this process may create groups; `None` where it may not.
     #[must_use]
     pub fn detect() -> Option<Self> {
-        Self::usable_ones().next()
+        Self::best_of(&Mounts::read())
+    }
+
+    /// The best place that there is.
+    #[must_use]
+    pub fn best_of(mounts: &Mounts) -> Option<Self> {
+        Self::usable_in(mounts).next()
     }
 
     /// All such places, the best one first.
+    #[cfg(test)]
     pub(crate) fn usable_ones() -> impl Iterator<Item = Self> {
-        Mounts::read().candidates().into_iter().map(Self::at).filter(Self::usable)
+        Self::usable_in(&Mounts::read())
+    }
+
+    fn usable_in(mounts: &Mounts) -> impl Iterator<Item = Self> + use<> {
+        mounts.candidates().into_iter().map(Self::at).filter(Self::usable)
     }
 
     /// This very directory.
@@ -100,9 +111,12 @@ impl CgroupRoot {
 }
 
 /// Which groups this process is in, and where they can be seen.
+#[derive(Default)]
 pub struct Mounts {
     mounts: String,
     own: String,
+    /// From the top of a hierarchy; takes the place of the own group wherever it exists.
+    given: Option<String>,
 }
 
 impl Mounts {
@@ -110,23 +124,60 @@ impl Mounts {
     #[must_use]
     pub fn read() -> Self {
         let read = |name: &str| fs::read_to_string(format!("/proc/self/{name}")).unwrap_or_default();
-        Self { mounts: read("mountinfo"), own: read("cgroup") }
+        Self { mounts: read("mountinfo"), own: read("cgroup"), given: None }
     }
 
-    /// Own groups in the order of preference: v2, then the v1 hierarchies that every system has.
+    /// With a group that was made for the jobs, where one is named: this process' own must stay free of groups that
+    /// controllers are handed down to, since the kernel then lets nobody in there, not even this process' successor.
+    pub fn with(mut self, given: Option<&str>) -> io::Result<Self> {
+        let Some(given) = given else { return Ok(self) };
+        self.given = Some(given.trim_start_matches('/').to_owned());
+        let exists =
+            ["", "freezer", "memory", "name=systemd"].into_iter().any(|wanted| self.given_in(wanted).is_some());
+        let missing =
+            || io::Error::new(io::ErrorKind::NotFound, format!("--cgroup {given}: there is no such control group"));
+        if exists { Ok(self) } else { Err(missing()) }
+    }
+
+    /// Groups in the order of preference: v2, then the v1 hierarchies that every system has.
     fn candidates(&self) -> Vec<PathBuf> {
         ["", "freezer", "pids", "name=systemd"].into_iter().filter_map(|wanted| self.group(wanted)).collect()
     }
 
-    /// The own group in the hierarchy of a controller of v1; empty: in that of v2.
+    /// The group for the jobs in the hierarchy of a controller of v1; empty: in that of v2.
     #[must_use]
     pub fn group(&self, wanted: &str) -> Option<PathBuf> {
+        self.given_in(wanted).or_else(|| self.own_in(wanted))
+    }
+
+    /// Whether a directory is that of the group that was made for the jobs, in the hierarchy of v2.
+    #[must_use]
+    pub fn is_given(&self, dir: &Path) -> bool {
+        self.given_in("").is_some_and(|given| given == dir)
+    }
+
+    fn given_in(&self, wanted: &str) -> Option<PathBuf> {
+        let (root, point) = self.mount(wanted)?;
+        // Of a hierarchy of which only a part can be seen, its top is not there.
+        let dir = Path::new(point).join(self.given.as_ref()?);
+        (root == "/" && dir.is_dir()).then_some(dir)
+    }
+
+    fn own_in(&self, wanted: &str) -> Option<PathBuf> {
         let path = self.own.lines().find_map(|line| {
             let mut fields = line.splitn(3, ':');
             let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
             controllers.split(',').any(|controller| controller == wanted).then_some(path)
         })?;
-        let (root, point) = self.mounts.lines().find_map(|line| {
+        let (root, point) = self.mount(wanted)?;
+        let below = path.strip_prefix(root.trim_end_matches('/')).unwrap_or(path).trim_start_matches('/');
+        let own = if below == LEAF { "" } else { below.strip_suffix(&format!("/{LEAF}")).unwrap_or(below) };
+        Some(Path::new(point).join(own))
+    }
+
+    /// What of a hierarchy can be seen, and where.
+    fn mount(&self, wanted: &str) -> Option<(&str, &str)> {
+        self.mounts.lines().find_map(|line| {
             let (left, right) = line.split_once(" - ")?;
             let mut right = right.split(' ');
             let (kind, options) = (right.next()?, right.nth(1)?);
@@ -134,10 +185,7 @@ impl Mounts {
             let mut left = left.split(' ').skip(3);
             let (root, point) = (left.next()?, left.next()?);
             (fits && kind.starts_with("cgroup")).then_some((root, point))
-        })?;
-        let below = path.strip_prefix(root.trim_end_matches('/')).unwrap_or(path).trim_start_matches('/');
-        let own = if below == LEAF { "" } else { below.strip_suffix(&format!("/{LEAF}")).unwrap_or(below) };
-        Some(Path::new(point).join(own))
+        })
     }
 }
 
@@ -259,13 +307,30 @@ mod tests {
         let mounts = "30 24 0:26 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
                       31 24 0:27 /docker/abc /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n";
         let own = "12:pids:/docker/abc/x\n0::/system.slice/agent.service\n";
-        let mounts = Mounts { mounts: mounts.to_owned(), own: own.to_owned() };
+        let mounts = Mounts { mounts: mounts.to_owned(), own: own.to_owned(), given: None };
         let service = Path::new("/sys/fs/cgroup/unified/system.slice/agent.service");
         assert_eq!(mounts.candidates(), [service, Path::new("/sys/fs/cgroup/pids/x")]);
         // In its leaf it is still the service's.
         let own = "0::/system.slice/agent.service/hodei-agent\n".to_owned();
         assert_eq!(Mounts { own, ..mounts }.candidates(), [service]);
-        assert!(Mounts { mounts: String::new(), own: "0::/\n".to_owned() }.candidates().is_empty());
+        assert!(Mounts { own: "0::/\n".to_owned(), ..Mounts::default() }.candidates().is_empty());
+    }
+
+    #[test]
+    fn a_group_that_was_made_for_the_jobs_is_taken_where_it_exists() {
+        let dir = tempfile::tempdir().unwrap();
+        let point = |name: &str| dir.path().join(name).display().to_string();
+        let mounts = format!(
+            "30 24 0:26 / {} rw - cgroup2 cgroup2 rw\n31 24 0:27 / {} rw - cgroup cgroup rw,pids\n",
+            point("unified"),
+            point("pids")
+        );
+        let own = "12:pids:/agent\n0::/agent\n".to_owned();
+        let mounts = Mounts { mounts, own, given: None };
+        fs::create_dir_all(dir.path().join("unified/jobs")).unwrap();
+        let mounts = mounts.with(Some("/jobs")).unwrap();
+        assert_eq!(mounts.candidates(), [dir.path().join("unified/jobs"), dir.path().join("pids/agent")]);
+        assert!(mounts.with(Some("/gone")).is_err_and(|error| error.to_string().contains("--cgroup /gone")));
     }
 
     #[test]

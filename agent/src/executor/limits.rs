@@ -39,11 +39,10 @@ enum Place {
 impl Limiter {
     /// Finds out where. Blocking; moves this process where that is needed and does no harm.
     #[must_use]
-    pub fn detect(root: Option<&CgroupRoot>) -> Self {
-        let mounts = Mounts::read();
+    pub fn detect(mounts: &Mounts, root: Option<&CgroupRoot>) -> Self {
         let unified = root.filter(|root| root.kind() == "cgroup2");
         let place = |controller: &str| {
-            if unified.is_some_and(|root| hand_down(root.dir(), controller)) {
+            if unified.is_some_and(|root| hand_down(root.dir(), controller, mounts.is_given(root.dir()))) {
                 return Some(Place::Unified);
             }
             let apart = mounts.group(controller).map(CgroupRoot::at).filter(CgroupRoot::usable)?;
@@ -131,8 +130,8 @@ fn share(millis: u64) -> (u64, u64) {
     if of(PERIOD) >= LEAST { (of(PERIOD), PERIOD) } else { (of(LONGEST_PERIOD).max(LEAST), LONGEST_PERIOD) }
 }
 
-/// Whether groups below this one have the controller, from now on at the latest.
-fn hand_down(root: &Path, controller: &str) -> bool {
+/// Whether groups below this one have the controller, from now on at the latest. One that was `given` is for jobs alone.
+fn hand_down(root: &Path, controller: &str, given: bool) -> bool {
     let has = |file: &str| {
         let list = fs::read_to_string(root.join(file)).unwrap_or_default();
         list.split_whitespace().any(|name| name == controller)
@@ -146,17 +145,20 @@ fn hand_down(root: &Path, controller: &str) -> bool {
     let ask = || fs::write(root.join("cgroup.subtree_control"), format!("+{controller}"));
     match ask() {
         Ok(()) => true,
-        Err(error) if error.kind() == ErrorKind::ResourceBusy => make_room(root).and_then(|()| ask()).is_ok(),
+        Err(error) if error.kind() == ErrorKind::ResourceBusy => make_room(root, given).and_then(|()| ask()).is_ok(),
         Err(_) => false,
     }
 }
 
-/// Moves this process and its watchdogs into a group below their own, if nobody else is in it.
-fn make_room(root: &Path) -> io::Result<()> {
+/// Moves this process and its watchdogs into a group below their own, if nobody else is in it. Out of a group that was
+/// `given` it moves whatever keeps that group in being.
+fn make_room(root: &Path, given: bool) -> io::Result<()> {
     let members = fs::read_to_string(root.join("cgroup.procs"))?;
     let own = std::process::id().to_string();
     let ours = |pid: &str| {
-        pid == own || fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == "hodei-watchdog\n")
+        given
+            || pid == own
+            || fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == "hodei-watchdog\n")
     };
     if !members.lines().all(ours) {
         return Err(ErrorKind::ResourceBusy.into());
@@ -200,14 +202,24 @@ mod tests {
         let write = |file: &str, text: &str| fs::write(dir.path().join(file), text).unwrap();
         write("cgroup.controllers", "cpu memory\n");
         write("cgroup.subtree_control", "cpu\n");
-        assert!(hand_down(dir.path(), "cpu") && !hand_down(dir.path(), "io"));
-        assert!(hand_down(dir.path(), "memory"));
+        assert!(hand_down(dir.path(), "cpu", false) && !hand_down(dir.path(), "io", false));
+        assert!(hand_down(dir.path(), "memory", false));
         assert_eq!(fs::read_to_string(dir.path().join("cgroup.subtree_control")).unwrap(), "+memory");
     }
 
     #[test]
+    fn whatever_is_in_a_group_that_was_given_makes_room() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("cgroup.procs"), "1\n").unwrap();
+        assert_eq!(make_room(dir.path(), false).unwrap_err().kind(), ErrorKind::ResourceBusy);
+        assert!(!dir.path().join(LEAF).exists());
+        make_room(dir.path(), true).unwrap();
+        assert_eq!(fs::read_to_string(dir.path().join(LEAF).join("cgroup.procs")).unwrap(), "1");
+    }
+
+    #[test]
     fn with_version_one_each_bound_has_a_group_of_its_own() {
-        let limiter = Limiter::detect(CgroupRoot::detect().as_ref());
+        let limiter = Limiter::detect(&Mounts::read(), CgroupRoot::detect().as_ref());
         if limiter.roots().count() < 2 {
             return eprintln!("skipped: no hierarchies of version 1 for memory and CPU here");
         }

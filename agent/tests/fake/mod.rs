@@ -418,6 +418,7 @@ impl Agent {
             labels: BTreeMap::new(),
             drain_timeout,
             job_user: None,
+            cgroup: None,
             watchdog: Program(env!("CARGO_BIN_EXE_hodei-agent").into()),
         };
         runtime.spawn(async move {
