@@ -12,7 +12,8 @@
 //! a stream and nothing queues up. An attempt is forgotten when the node acknowledges its end.
 //!
 //! **Who ends a job.** Its main process; its [`watchdog`], a process of its own, at its timeout, at the lease's end, and
-//! when it is told to; the [`keeper`] where a watchdog is stopped; a successor of this process, where a watchdog has died.
+//! when it is told to; the watchdog's guardian where the watchdog has died, this process or a successor where both have; the
+//! [`keeper`] where a watchdog is stopped.
 //! A job outlives its agent for as long as its lease lasts, and the next agent on the same directory adopts it.
 //!
 //! **Deliberately missing.** Secrets, certificate renewal (its seam is the configuration's channel in
@@ -176,7 +177,7 @@ pub async fn serve<D: Dial>(dir: Arc<DataDir>, dialer: D, options: Options, shut
         .map_err(failed)?;
     if cgroups.is_none() {
         tracing::warn!(
-            "control groups are not permitted here: what leaves a job's process group is not killed with it"
+            "control groups are not permitted here: what a job has started may outlive its watchdog and guardian"
         );
     }
     let id = uuid::Uuid::now_v7().to_string();

@@ -1,5 +1,5 @@
-//! `hodei-agent`: is a job's watchdog where it was started as one; else reads its flags, installs what a process has one of (logger, TLS provider, signals), runs the agent
-//! and turns its end into an exit code.
+//! `hodei-agent`: is a job's watchdog where it was started as one; else reads its flags, installs what a process has one of
+//! (logger, TLS provider, signals), runs the agent and turns its end into an exit code.
 
 use std::{io::IsTerminal as _, process::ExitCode};
 

@@ -3,7 +3,6 @@
 mod member;
 
 use std::{
-    fs,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -342,11 +341,13 @@ impl Cluster {
     /// The watchdogs of this cluster's agents: they live in the directories of their attempts.
     #[must_use]
     pub fn watchdogs(&self) -> Vec<Pid> {
-        let own = |pid: &i32| {
-            let within = fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(self.dir.path()));
-            within && fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == "hodei-watchdog\n")
-        };
-        processes::all().into_iter().filter(own).map(Pid::from_raw).collect()
+        processes::named_within("hodei-watchdog", self.dir.path())
+    }
+
+    /// The guardians of these watchdogs.
+    #[must_use]
+    pub fn guardians(&self) -> Vec<Pid> {
+        processes::named_within("hodei-guardian", self.dir.path())
     }
 
     /// Indexes of the nodes whose process was started and not killed.
@@ -364,7 +365,7 @@ impl Drop for Cluster {
         // What a killed agent left running; watchdogs die with their jobs, and write into the directory until then.
         let begun = Instant::now();
         while begun.elapsed() < SETTLE {
-            let left = [self.job_processes(), self.watchdogs()].concat();
+            let left = [self.job_processes(), self.watchdogs(), self.guardians()].concat();
             if left.is_empty() {
                 break;
             }

@@ -1,6 +1,6 @@
 //! Processes of this machine, whoever started them.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use nix::unistd::Pid;
 
@@ -11,6 +11,16 @@ pub fn with_variable(wanted: impl Fn(&[u8]) -> bool) -> Vec<Pid> {
         environment.split(|&byte| byte == 0).any(&wanted)
     };
     all().into_iter().filter(has).map(Pid::from_raw).collect()
+}
+
+/// Those of this name that work in a directory or below it.
+#[must_use]
+pub fn named_within(name: &str, dir: &Path) -> Vec<Pid> {
+    let is = |pid: &i32| {
+        let within = fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(dir));
+        within && fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim_end() == name)
+    };
+    all().into_iter().filter(is).map(Pid::from_raw).collect()
 }
 
 /// The numbers of all.

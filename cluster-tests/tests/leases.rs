@@ -72,7 +72,7 @@ impl Job {
 
 async fn nothing_is_left(cluster: &Cluster) {
     wait::until_true("nothing is left", SOON, || async {
-        cluster.job_processes().is_empty() && cluster.watchdogs().is_empty()
+        cluster.job_processes().is_empty() && cluster.watchdogs().is_empty() && cluster.guardians().is_empty()
     })
     .await;
 }
@@ -179,6 +179,45 @@ async fn when_a_watchdog_is_killed_its_tree_dies_and_the_attempt_ends_as_lost() 
     job.open_gate();
     job.ends(&cluster, "Succeeded", 2).await;
     job.log_is_whole(&cluster).await;
+    nothing_is_left(&cluster).await;
+}
+
+#[tokio::test]
+async fn when_agent_and_watchdog_are_killed_at_once_nothing_lives_on_beside_the_next_attempt() {
+    let mut cluster = Cluster::one().await;
+    let first = cluster.agent(&[0], &[]).await;
+    // What beats and holds the lock has detached itself from what is started, and from its output.
+    let witness = Witness::new(cluster.dir(), "job");
+    let gate = cluster.dir().join("job.gate");
+    let beating = witness.script(&format!("[ ! -e {} ]", gate.display()), 0);
+    let outer = format!(
+        "(setsid setsid bash -c \"$1\" </dev/null >/dev/null 2>&1 &); while [ ! -e {} ]; do sleep 0.01; done",
+        gate.display()
+    );
+    let id = cluster.submit(&["--lost-after", "5s"], &["bash", "-c", &outer, "outer", &beating]).await;
+    let job = Job { id, witness, gate };
+    cluster.wait_state(&job.id, "Running").await;
+    job.attempts(1).await;
+    let second = cluster.agent(&[0], &[]).await;
+    job.beats().await;
+    let watchdogs = cluster.watchdogs();
+    assert_eq!((watchdogs.len(), cluster.guardians().len()), (1, 1));
+    cluster.agents[first].freeze();
+    let killed = now();
+    kill(watchdogs[0], Signal::SIGKILL).unwrap();
+    cluster.agents[first].kill();
+    nothing_is_left(&cluster).await;
+    assert!(job.witness.last() - killed < 2.0, "it lived for {} s", job.witness.last() - killed);
+    assert_eq!(job.witness.starts(), 1, "the lease has not run out");
+    job.attempts(2).await;
+    job.beats().await;
+    // The next agent finds what the guardian has left, which is of no interest any more.
+    cluster.agents[first].start();
+    let worker = cluster.agents[first].worker.clone();
+    cluster.wait_worker(&worker, |row| row["state"] == "Ready").await;
+    job.open_gate();
+    job.ends(&cluster, "Succeeded", 2).await;
+    assert_eq!(cluster.job(&job.id).await["worker_id"], cluster.agents[second].worker.as_str());
     nothing_is_left(&cluster).await;
 }
 

@@ -14,7 +14,7 @@ use nix::{
 use serde::{Deserialize, Serialize};
 
 use super::cgroup::Cgroup;
-use crate::{disk, key::AttemptKey, log::capture::WhenFull};
+use crate::{disk, key::AttemptKey, log::capture::WhenFull, watchdog::guardian};
 
 const INTENT: &str = "intent";
 const PROCESS: &str = "process";
@@ -90,10 +90,16 @@ impl Intent {
         serde_json::from_slice(&fs::read(record.join(INTENT)).ok()?).ok()
     }
 
-    /// Kills whatever is left of the attempt. True only where its control group was seen to be empty: a process
-    /// group says nothing about what left it, and a changed boot id proves nothing.
+    /// Kills whatever is left of the attempt, once its guardian, which does the same, is gone. True only where its guardian
+    /// has seen that nothing was left, or its control group was seen to be empty: a process group says nothing about what
+    /// left it, and a changed boot id proves nothing.
     #[must_use]
     pub fn kill_orphans(&self, record: &Path) -> bool {
+        let alone = guardian::outlast(record);
+        if alone && guardian::saw_the_end(record) {
+            self.remove_cgroups();
+            return true;
+        }
         if self.boot_id != boot_id() {
             return false;
         }

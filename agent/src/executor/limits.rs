@@ -14,6 +14,7 @@ use std::{
 use hodei_proto::v1::Resources;
 
 use super::cgroup::{Cgroup, CgroupRoot, LEAF, Mounts};
+use crate::watchdog::{self, guardian};
 
 /// The period over which CPU time is counted, and the longest; microseconds.
 const PERIOD: u64 = 100_000;
@@ -150,16 +151,13 @@ fn hand_down(root: &Path, controller: &str, given: bool) -> bool {
     }
 }
 
-/// Moves this process and its watchdogs into a group below their own, if nobody else is in it. Out of a group that was
+/// Moves this process, its watchdogs and their guardians into a group below their own, if nobody else is in it. Out of a group that was
 /// `given` it moves whatever keeps that group in being.
 fn make_room(root: &Path, given: bool) -> io::Result<()> {
     let members = fs::read_to_string(root.join("cgroup.procs"))?;
     let own = std::process::id().to_string();
-    let ours = |pid: &str| {
-        given
-            || pid == own
-            || fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == "hodei-watchdog\n")
-    };
+    let name = |pid: &str| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let ours = |pid: &str| given || pid == own || [watchdog::NAME, guardian::NAME].contains(&name(pid).trim_end());
     if !members.lines().all(ours) {
         return Err(ErrorKind::ResourceBusy.into());
     }

@@ -160,6 +160,7 @@ impl Executor {
                     Begun::Unclear
                 }
                 Err(why) if why.obstacle == Obstacle::TooLate => Begun::TooLate,
+                Err(why) if why.obstacle == Obstacle::Unclear && intent.cgroup().is_none() => Begun::Unclear,
                 Err(why) => Begun::NotStarted(why),
             })
         })
@@ -206,6 +207,7 @@ impl Executor {
         let lease_lost = self.leases.ended(attempt.key);
         let log = drain(capture, &give_up).await;
         if !gone {
+            blocking(move || guard.forget()).await;
             return self.give_up(attempt);
         }
         let reason = end.map_or_else(
@@ -225,8 +227,8 @@ impl Executor {
         blocking(move || Intent::read(&record).and_then(|intent| intent.cgroup())).await
     }
 
-    /// Its watchdog has died: the kernel has killed the main process, the rest is for the agent. Returns whether nothing was
-    /// seen to be left.
+    /// Its watchdog has died: the kernel has killed the main process, the rest is for its guardian, and for the agent where
+    /// that has died too. Returns whether nothing was seen to be left.
     async fn end_orphans(&self, attempt: &Attempt, dirs: &AttemptDirs) -> bool {
         tracing::error!(attempt = %attempt.key, "its watchdog has died");
         let record = dirs.record.clone();

@@ -20,6 +20,8 @@ pub enum Cause {
     HandedBack,
     /// Its lease was refused or ran out.
     LeaseLost,
+    /// Its watchdog has lost its guardian.
+    Unguarded,
 }
 
 /// The reason of an attempt that ran. The exit code or signal is kept, whatever the cause.
@@ -34,6 +36,7 @@ pub fn reason(cause: Cause, status: ExitStatus, out_of_memory: bool) -> Reason {
         Cause::Timeout => ("timeout", String::new(), "timeout"),
         Cause::HandedBack => ("worker_lost", "the agent was stopped".to_owned(), ""),
         Cause::LeaseLost => ("worker_lost", "the lease was lost".to_owned(), ""),
+        Cause::Unguarded => ("worker_lost", "the guardian of its watchdog died".to_owned(), ""),
     };
     Reason { kind: kind.to_owned(), message, deadline: deadline.to_owned(), ..reason }
 }
@@ -51,7 +54,7 @@ pub fn could_not_start(why: NotStarted) -> Reason {
         Obstacle::NotPermitted => "not_permitted",
         Obstacle::Other => "other",
         Obstacle::NoSecret => "no_secret",
-        Obstacle::TooLate => return lost(why.message),
+        Obstacle::TooLate | Obstacle::Unclear => return lost(why.message),
     };
     let (kind, cause) = ("could_not_start".to_owned(), cause.to_owned());
     Reason { kind, cause, message: why.message, ..Reason::default() }

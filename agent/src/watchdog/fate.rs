@@ -63,9 +63,9 @@ impl Fate {
         }
     }
 
-    /// It is to end at once. A lost lease is what counts most.
+    /// It is to end at once. A lost lease is what counts most, a lost guardian least.
     pub fn kill(&mut self, cause: Cause, now: Boot) {
-        if self.cause != Cause::LeaseLost {
+        if self.cause == Cause::Itself || (self.cause != Cause::LeaseLost && cause != Cause::Unguarded) {
             self.cause = cause;
         }
         self.kill_at = Some(now);
@@ -162,5 +162,16 @@ mod tests {
         fate.kill(Cause::LeaseLost, at(3));
         fate.kill(Cause::HandedBack, at(3));
         assert_eq!((fate.due(at(3)), fate.cause()), (Some(Due::Kill), &Cause::LeaseLost));
+    }
+
+    #[test]
+    fn what_lost_its_guardian_ends_at_once_for_the_reason_that_it_had_before() {
+        let mut lost = fate(None);
+        lost.kill(Cause::Unguarded, at(1));
+        assert_eq!((lost.due(at(1)), lost.cause()), (Some(Due::Kill), &Cause::Unguarded));
+        let mut cancelled = fate(None);
+        cancelled.cancel("enough".into(), GRACE, at(1));
+        cancelled.kill(Cause::Unguarded, at(2));
+        assert_eq!((cancelled.due(at(2)), cancelled.cause()), (Some(Due::Kill), &Cause::Cancelled("enough".into())));
     }
 }

@@ -3,7 +3,10 @@
 use std::{
     fs::File,
     io,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        unix::process::CommandExt as _,
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
@@ -19,10 +22,10 @@ use parking_lot::Mutex;
 use tokio::io::unix::AsyncFd;
 
 use super::{
-    COMMAND, Output, SOCKET,
+    COMMAND, NAME, Output, SOCKET, guardian,
     launch::Launch,
     socket::{self, Received, Socket},
-    wire::{End, NotStarted, Order, Report, say, understand},
+    wire::{End, NotStarted, Obstacle, Order, Report, say, understand},
 };
 use crate::clock::Boot;
 
@@ -30,12 +33,18 @@ use crate::clock::Boot;
 const START_WITHIN: Duration = Duration::from_secs(30);
 /// A watchdog that says nothing to a successor for so long is stopped or stuck, and is killed.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// A guardian ends with its watchdog. One that has not by then is stopped or stuck, and is killed.
+const GUARDIAN_WITHIN: Duration = Duration::from_secs(5);
 
 /// A watchdog that has been started and not yet been told anything. Dropped, it ends by itself.
 pub struct Started {
     socket: Socket,
-    child: Child,
+    guardian: Own,
+    record: PathBuf,
 }
+
+/// A guardian that this process has started, and has to reap.
+struct Own(Child);
 
 /// A watchdog and the job that it watches over.
 pub struct Guarded {
@@ -50,8 +59,7 @@ pub struct Guarded {
 /// A connection to a watchdog.
 pub struct Guard {
     socket: Arc<Socket>,
-    /// Present where this process has started it, and has to reap it.
-    child: Option<Child>,
+    guardian: Option<Own>,
 }
 
 /// What may be said to a watchdog from anywhere. Nothing here waits: what a watchdog that is stopped does not read is lost,
@@ -74,43 +82,52 @@ impl Voice {
 }
 
 impl Started {
-    /// Starts `program` as a watchdog in an attempt's directory. `name` is for people who list processes.
+    /// Starts `program` as a watchdog with its guardian in an attempt's directory. `name` is for people who list processes.
     pub fn start(program: &Path, record: &Path, name: &str) -> io::Result<Self> {
         let (socket, theirs) = Socket::pair()?;
         let said = File::create(record.join("watchdog.err"))?;
         let mut command = Command::new(program);
-        command.arg(COMMAND).arg(name).env_clear().current_dir(record);
+        command.arg0(NAME).arg(COMMAND).arg(name).env_clear().current_dir(record);
         command.stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(said);
-        Ok(Self { socket, child: command.spawn()? })
+        Ok(Self { socket, guardian: Own(command.spawn()?), record: record.to_owned() })
     }
 
     /// Has it make the process. Blocking. `stdin` is what the process reads, where it reads anything.
-    pub fn launch(mut self, launch: &Launch, stdin: Option<&OwnedFd>) -> Result<Guarded, NotStarted> {
-        let launched = self.order(launch, stdin);
-        match launched {
+    pub fn launch(self, launch: &Launch, stdin: Option<&OwnedFd>) -> Result<Guarded, NotStarted> {
+        let watchdog = match self.is_ready() {
+            Ok(watchdog) => watchdog,
+            Err(error) => {
+                self.dismiss();
+                return Err(NotStarted::other(format!("the watchdog: {error}")));
+            }
+        };
+        match self.order(launch, stdin) {
             Ok(Ok((pid, output))) => {
-                let guard = Guard { socket: Arc::new(self.socket), child: Some(self.child) };
+                let guard = Guard { socket: Arc::new(self.socket), guardian: Some(self.guardian) };
                 Ok(Guarded { guard, pid, output })
             }
             Ok(Err(why)) => {
                 let _ = say(&self.socket, &Order::Forget, &[]);
-                let _ = self.child.wait();
+                self.guardian.reap();
                 Err(why)
             }
             Err(error) => {
-                // Its child dies with it.
-                let _ = self.child.kill();
-                let _ = self.child.wait();
-                Err(NotStarted::other(format!("the watchdog: {error}")))
+                let clear = self.abandon(watchdog);
+                let obstacle = if clear { Obstacle::Other } else { Obstacle::Unclear };
+                Err(NotStarted { obstacle, message: format!("the watchdog: {error}") })
             }
         }
     }
 
-    fn order(&self, launch: &Launch, stdin: Option<&OwnedFd>) -> io::Result<Result<(u32, Output), NotStarted>> {
+    /// Its number.
+    fn is_ready(&self) -> io::Result<u32> {
         match self.hear()? {
-            (Report::Ready, _) => {}
-            (other, _) => return Err(io::Error::other(format!("it begins with {other:?}"))),
+            (Report::Ready { pid }, _) => Ok(pid),
+            (other, _) => Err(io::Error::other(format!("it begins with {other:?}"))),
         }
+    }
+
+    fn order(&self, launch: &Launch, stdin: Option<&OwnedFd>) -> io::Result<Result<(u32, Output), NotStarted>> {
         let file = launch.write()?;
         let along: Vec<BorrowedFd<'_>> = [file.as_fd()].into_iter().chain(stdin.map(OwnedFd::as_fd)).collect();
         say(&self.socket, &Order::Launch, &along)?;
@@ -129,10 +146,41 @@ impl Started {
         understand(received).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
+    /// It may have made the process and does not say so. True where nothing was seen to be left.
+    fn abandon(self, watchdog: u32) -> bool {
+        if self.socket.is_open() {
+            // So it lives, and the number is its own.
+            end(watchdog.cast_signed());
+        }
+        self.guardian.reap();
+        guardian::saw_the_end(&self.record)
+    }
+
     /// Lets it go without a job. Blocking.
-    pub fn dismiss(mut self) {
+    pub fn dismiss(self) {
         drop(self.socket);
-        let _ = self.child.wait();
+        self.guardian.reap();
+    }
+}
+
+impl Own {
+    /// Waits for its end. Blocking.
+    fn reap(mut self) {
+        let deadline = Instant::now() + GUARDIAN_WITHIN;
+        while matches!(self.0.try_wait(), Ok(None)) && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
+        }
+        // Where it has been reaped this does nothing.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// In another PID namespace a number would be 0.
+fn end(watchdog: i32) {
+    if watchdog > 1 {
+        // It may have ended in between.
+        let _ = kill(Pid::from_raw(watchdog), Signal::SIGKILL);
     }
 }
 
@@ -159,17 +207,13 @@ pub fn find(record: &Path) -> io::Result<Found> {
         };
         let left = deadline.saturating_duration_since(Instant::now());
         if let Some((pid, deadline, output)) = ask(&socket, left)? {
-            let guard = Guard { socket: Arc::new(socket), child: None };
+            let guard = Guard { socket: Arc::new(socket), guardian: None };
             return Ok(Found::Alive(Box::new(Guarded { guard, pid, output }), deadline));
         }
         if Instant::now() >= deadline {
             let peer = socket.peer()?.pid();
             tracing::warn!(pid = peer, "a watchdog does not answer and is killed");
-            // In another PID namespace the number would be 0.
-            if peer > 1 {
-                // It may have ended in between.
-                let _ = kill(Pid::from_raw(peer), Signal::SIGKILL);
-            }
+            end(peer);
             // Its end of the connection closes with it.
             while socket.receive_within(ANSWER_WITHIN)?.is_some() {}
         }
@@ -204,11 +248,11 @@ impl Guard {
         Ok(Ear(socket::readable(Arc::clone(&self.socket))?))
     }
 
-    /// The result is on disk. Blocking: waits for the watchdog's end where it is a child of this process.
-    pub fn forget(mut self) {
+    /// The result is on disk, or there will be none. Blocking: waits for the end where this process has started it.
+    pub fn forget(self) {
         self.voice().say(&Order::Forget);
-        if let Some(mut child) = self.child.take() {
-            let _ = child.wait();
+        if let Some(guardian) = self.guardian {
+            guardian.reap();
         }
     }
 }

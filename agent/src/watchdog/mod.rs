@@ -1,7 +1,8 @@
 //! The watchdog: a process per job, its parent, that outlives the agent for as long as the job's lease lasts.
 //!
-//! It is this same binary under another name of command, small and single-threaded: no runtime, no network, no thread.
-//! The agent's side of it is [`guard`].
+//! It is this same binary under another name, small and single-threaded: no runtime, no network, no thread. Its parent is
+//! its [`guardian`]: the agent starts one process, which forks, and is the guardian of what goes on as the watchdog. The
+//! agent's side of both is [`guard`].
 //!
 //! **Start.** The agent starts it in the attempt's directory with a connection as its standard input. It leaves the
 //! agent's session, becomes the subreaper of its descendants, listens in the directory and says that it is
@@ -20,11 +21,15 @@
 //! **Successors.** A new connection takes the place of the old one: the data directory's lock says that there is one agent
 //! at a time. It gets the output and goes on where the last one stopped.
 //!
-//! **If it dies**, the kernel kills the main process; the agent sees the connection close and kills the control group; a
-//! starting agent does so for every attempt whose watchdog does not answer ([`crate::recover`]).
+//! **If it dies**, the kernel kills the main process, and the guardian whatever else there is, with or without an agent.
+//! The agent sees the connection close, waits for the guardian, kills what the control group still has, and tells of the end
+//! only if either was seen empty; a starting agent does so for every attempt whose watchdog does not answer
+//! ([`crate::recover`]). **If the guardian dies**, the watchdog ends the job. Only where agent, watchdog and guardian are
+//! killed at once is nobody left to end what detached itself from the main process, until the next agent does.
 
 pub mod fate;
 pub mod guard;
+pub mod guardian;
 pub mod launch;
 pub mod output;
 pub mod process;
@@ -34,9 +39,11 @@ pub mod testament;
 pub mod tree;
 pub mod wire;
 
-pub use self::{output::Output, run::main};
+pub use self::{guardian::main, output::Output};
 
 /// The command under which this binary is a watchdog.
 pub const COMMAND: &str = "watchdog";
+/// What people see of it who list processes: not the agent's, so that whoever ends agents by name leaves jobs alone.
+pub const NAME: &str = "hodei-watchdog";
 /// The socket in an attempt's directory.
 pub const SOCKET: &str = "watchdog";

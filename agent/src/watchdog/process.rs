@@ -1,4 +1,5 @@
-//! Makes and reaps a job's process, in its watchdog: beside [`super::socket`] the one place with `unsafe`.
+//! Makes and reaps a job's process, in its watchdog. Beside [`super::socket`] and [`super::guardian`] the one place with
+//! `unsafe`.
 //!
 //! Where the kernel can do it (`clone3` with `CLONE_INTO_CGROUP`, cgroup v2, Linux 5.7) the process is made inside its
 //! control group, which costs nothing. Elsewhere it is forked and moves itself there before it can have children; the

@@ -1,8 +1,7 @@
 //! The watchdog's process: one loop that waits for the agent, its children and its timer, in the attempt's directory.
 
 use std::{
-    fs::{self, File},
-    io::{self, Write as _},
+    io,
     os::fd::{AsFd as _, OwnedFd},
     path::Path,
     process::ExitCode,
@@ -27,17 +26,17 @@ use super::{
     fate::{Due, Fate},
     launch::Launch,
     output::Memory,
-    process::{Surroundings, take_stdin},
+    process::Surroundings,
     socket::{Received, Socket},
     testament::{Fallen, Testament},
-    tree::Tree,
+    tree::{FIRST_LOOK, LAST_LOOK, Tree},
     wire::{End, NotStarted, Obstacle, Order, Report, say, understand},
 };
-use crate::{clock::Boot, executor::cgroup::Cgroup};
+use crate::{
+    clock::Boot,
+    executor::{cgroup::Cgroup, outcome::Cause},
+};
 
-/// What remains of a tree is looked at again after this, and then after twice as long.
-const FIRST_LOOK: Duration = Duration::from_millis(1);
-const LAST_LOOK: Duration = Duration::from_millis(100);
 /// An agent that takes the end in may take so long before the note of it is made durable.
 const NOTE_HOLDS: Duration = Duration::from_secs(1);
 /// A disk that takes no testament is asked again, for at least so long after the end.
@@ -46,10 +45,20 @@ const DISK_PATIENCE: Duration = Duration::from_secs(60);
 /// The attempt's directory: this process' own.
 const HERE: &str = ".";
 
-/// The whole of the process.
+/// What its guardian hands to it.
+pub struct Legacy {
+    /// The connection to the agent.
+    pub agent: OwnedFd,
+    /// Says that it can be read once the guardian is gone.
+    pub guardian: OwnedFd,
+    /// How ready the kernel is to kill jobs for want of memory, where that is not as this process.
+    pub oom_score: Option<String>,
+}
+
+/// The whole of the process, which has one thread and all signals blocked.
 #[must_use]
-pub fn main() -> ExitCode {
-    let ended = Watchdog::begin().and_then(Watchdog::run);
+pub fn main(legacy: Legacy) -> ExitCode {
+    let ended = Watchdog::begin(legacy).and_then(Watchdog::run);
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -62,6 +71,8 @@ pub fn main() -> ExitCode {
 struct Watchdog {
     listener: Socket,
     agent: Option<Socket>,
+    /// Absent once it is gone.
+    guardian: Option<OwnedFd>,
     children: SignalFd,
     timer: TimerFd,
     /// As this process had it from the agent; jobs get it back.
@@ -89,27 +100,28 @@ struct Job {
 }
 
 impl Watchdog {
-    fn begin() -> io::Result<Self> {
-        SigSet::all().thread_block()?;
+    fn begin(legacy: Legacy) -> io::Result<Self> {
+        let _ = prctl::set_name(c"hodei-watchdog");
         // Fails only for who leads a session already.
         let _ = setsid();
         prctl::set_child_subreaper(true)?;
-        let _ = prctl::set_name(c"hodei-watchdog");
-        let agent = Some(Socket::inherited(take_stdin()?));
         let mut child = SigSet::empty();
         child.add(Signal::SIGCHLD);
         let children = SignalFd::with_flags(&child, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         let timer = TimerFd::new(ClockId::CLOCK_BOOTTIME, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)?;
-        let oom_score = protect();
         let listener = Socket::listen(Path::new(SOCKET))?;
-        let mut this = Self { listener, agent, children, timer, oom_score, phase: Phase::Waiting };
-        this.tell(&Report::Ready);
+        let Legacy { agent, guardian, oom_score } = legacy;
+        let (agent, guardian) = (Some(Socket::inherited(agent)), Some(guardian));
+        let mut this = Self { listener, agent, guardian, children, timer, oom_score, phase: Phase::Waiting };
+        this.tell(&Report::Ready { pid: std::process::id() });
         Ok(this)
     }
 
     fn run(mut self) -> io::Result<()> {
         while !self.is_over() {
-            self.wait()?;
+            if self.wait()? {
+                self.guardian_is_gone();
+            }
             self.hear();
             self.look(Boot::now());
         }
@@ -121,8 +133,8 @@ impl Watchdog {
         matches!(self.phase, Phase::Over) || (matches!(self.phase, Phase::Waiting) && self.agent.is_none())
     }
 
-    /// Until something may have happened.
-    fn wait(&self) -> io::Result<()> {
+    /// Until something may have happened. Whether the guardian is gone.
+    fn wait(&self) -> io::Result<bool> {
         match self.next() {
             Some(at) => {
                 let at = at.0.max(Duration::from_nanos(1));
@@ -130,8 +142,9 @@ impl Watchdog {
             }
             None => self.timer.unset()?,
         }
-        let mut sources: Vec<_> = [self.listener.as_fd(), self.children.as_fd(), self.timer.as_fd()]
-            .into_iter()
+        let always = [self.listener.as_fd(), self.children.as_fd(), self.timer.as_fd()];
+        let mut sources: Vec<_> = (self.guardian.iter().map(|guardian| guardian.as_fd()))
+            .chain(always)
             .chain(self.agent.as_ref().map(|agent| agent.as_fd()))
             .map(|source| PollFd::new(source, PollFlags::POLLIN))
             .collect();
@@ -140,7 +153,7 @@ impl Watchdog {
             Err(error) => return Err(error.into()),
         }
         while let Ok(Some(_)) = self.children.read_signal() {}
-        Ok(())
+        Ok(self.guardian.is_some() && sources[0].any() == Some(true))
     }
 
     fn next(&self) -> Option<Boot> {
@@ -167,6 +180,17 @@ impl Watchdog {
             } else {
                 self.agent = Some(successor);
             }
+        }
+    }
+
+    /// Nobody would see to what this process leaves, so that it ends what there is while it can.
+    fn guardian_is_gone(&mut self) {
+        self.guardian = None;
+        eprintln!("the guardian has died: the job is ended");
+        match &mut self.phase {
+            Phase::Waiting => self.phase = Phase::Over,
+            Phase::Running(_, fate) => fate.kill(Cause::Unguarded, Boot::now()),
+            Phase::Ending { .. } | Phase::Told { .. } | Phase::Over => {}
         }
     }
 
@@ -289,7 +313,7 @@ impl Watchdog {
     }
 
     /// Kills what is left until nothing is.
-    fn look_at_rest(&mut self, mut job: Box<Job>, mut end: End, until: Boot, (look, at): (Duration, Boot), now: Boot) {
+    fn look_at_rest(&mut self, job: Box<Job>, mut end: End, until: Boot, (look, at): (Duration, Boot), now: Boot) {
         if !job.tree.is_empty() {
             job.tree.kill();
             let (look, look_at) = if now >= at { ((look * 2).min(LAST_LOOK), now.plus(look)) } else { (look, at) };
@@ -343,12 +367,4 @@ fn leave(job: Option<&Job>, fallen: &Fallen, until: Boot) {
     if let Some(job) = job {
         job.tree.cgroup().into_iter().chain(&job.limits).for_each(Cgroup::remove);
     }
-}
-
-/// The last to go when memory is short, where that is permitted. Returns how it was before.
-fn protect() -> Option<String> {
-    let path = "/proc/self/oom_score_adj";
-    let before = fs::read_to_string(path).ok()?.trim().to_owned();
-    File::options().write(true).open(path).and_then(|mut file| file.write_all(b"-1000")).ok()?;
-    Some(before)
 }

@@ -87,6 +87,13 @@ impl Socket {
         Ok(getsockopt(&self.0, PeerCredentials)?)
     }
 
+    /// Whether the other side is there.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        let mut sources = [PollFd::new(self.0.as_fd(), PollFlags::empty())];
+        matches!(poll(&mut sources, PollTimeout::ZERO), Ok(0))
+    }
+
     /// Sends a message. One that does not fit into what the other side has yet to read fails with `WouldBlock`.
     pub fn send(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         let raw: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
@@ -191,7 +198,9 @@ mod tests {
         file.write_all(b"inside").unwrap();
         one.send(b"first", &[file.as_fd()]).unwrap();
         one.send(b"second", &[]).unwrap();
+        assert!(other.is_open());
         drop(one);
+        assert!(!other.is_open());
         let first = other.receive().unwrap().unwrap();
         assert_eq!((first.bytes.as_slice(), first.descriptors.len()), (&b"first"[..], 1));
         let mut text = String::new();

@@ -1,10 +1,11 @@
-//! Everything that descends from a job's process, as its watchdog can end it and see that it has ended.
+//! Everything that descends from a job's process, as its watchdog can end it and see that it has ended, and its guardian
+//! after the watchdog.
 //!
-//! A control group holds whatever is made inside it. Besides, the watchdog is the subreaper of its descendants: one whose
-//! parent has ended becomes its child, however it detached itself. So where there is no child left and the control group
-//! is empty, nothing is left, and where no control group is permitted the first of the two says it.
+//! A control group holds whatever is made inside it. Besides, both are subreapers of their descendants: one whose parent
+//! has ended becomes the nearest one's child, however it detached itself. So where there is no child left and the control
+//! group is empty, nothing is left, and where no control group is permitted the first of the two says it.
 
-use std::fs;
+use std::{fs, thread, time::Duration};
 
 use nix::{
     errno::Errno,
@@ -18,19 +19,75 @@ use nix::{
 use super::{process, wire::Usage};
 use crate::executor::cgroup::Cgroup;
 
+/// What remains of a tree is looked at again after this, and then after twice as long.
+pub const FIRST_LOOK: Duration = Duration::from_millis(1);
+/// But at least this often.
+pub const LAST_LOOK: Duration = Duration::from_millis(100);
+
+/// All children of this process, which is their subreaper, and a control group. For a process that has no other children.
+pub struct Descendants {
+    cgroup: Option<Cgroup>,
+}
+
+impl Descendants {
+    /// With the control group that they are in, where they are in one.
+    #[must_use]
+    pub fn new(cgroup: Option<Cgroup>) -> Self {
+        Self { cgroup }
+    }
+
+    /// Kills what there is now. To be repeated until [`Descendants::are_gone`].
+    pub fn kill(&self) {
+        if let Some(cgroup) = &self.cgroup
+            && cgroup.is_empty() != Some(true)
+        {
+            cgroup.kill();
+        }
+        for child in children() {
+            // Not reaped yet, so the number is its own.
+            let _ = kill(child, Signal::SIGKILL);
+        }
+    }
+
+    /// Whether nothing is left. Reaps whatever has ended.
+    #[must_use]
+    pub fn are_gone(&self) -> bool {
+        no_child_is_left() && self.cgroup.as_ref().is_none_or(|cgroup| cgroup.is_empty() == Some(true))
+    }
+
+    /// Kills until nothing is left. Blocking, for as long as it takes. False where the control group is not there any more:
+    /// somebody else has seen to it.
+    #[must_use]
+    pub fn end(&self) -> bool {
+        let mut look = FIRST_LOOK;
+        loop {
+            if no_child_is_left() {
+                match self.cgroup.as_ref().map(Cgroup::is_empty) {
+                    None | Some(Some(true)) => return true,
+                    Some(None) => return false,
+                    Some(Some(false)) => {}
+                }
+            }
+            self.kill();
+            thread::sleep(look);
+            look = (look * 2).min(LAST_LOOK);
+        }
+    }
+}
+
 /// A tree and its main process.
 pub struct Tree {
     main: Pid,
     /// Present once the main process has been reaped; from then on its number is not its own any more.
     ended: Option<(i32, Usage)>,
-    cgroup: Option<Cgroup>,
+    descendants: Descendants,
 }
 
 impl Tree {
     /// Of a process that leads a group of its own.
     #[must_use]
     pub fn new(main: Pid, cgroup: Option<Cgroup>) -> Self {
-        Self { main, ended: None, cgroup }
+        Self { main, ended: None, descendants: Descendants::new(cgroup) }
     }
 
     /// The main process.
@@ -47,15 +104,7 @@ impl Tree {
     /// Kills what there is now. To be repeated until [`Tree::is_empty`].
     pub fn kill(&self) {
         self.signal_group(Signal::SIGKILL);
-        if let Some(cgroup) = &self.cgroup
-            && cgroup.is_empty() != Some(true)
-        {
-            cgroup.kill();
-        }
-        for child in children() {
-            // Not reaped yet, so the number is its own.
-            let _ = kill(child, Signal::SIGKILL);
-        }
+        self.descendants.kill();
     }
 
     /// Whether the main process has ended. Reaps every other child that has.
@@ -85,22 +134,14 @@ impl Tree {
 
     /// Whether nothing is left, once the main process has been reaped.
     #[must_use]
-    pub fn is_empty(&mut self) -> bool {
-        let gone = loop {
-            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::StillAlive) => break false,
-                Err(Errno::ECHILD) => break true,
-                // Reaped one, or was interrupted, or nix does not know the signal that ended it.
-                Ok(_) | Err(_) => {}
-            }
-        };
-        gone && self.cgroup.as_ref().is_none_or(|cgroup| cgroup.is_empty() == Some(true))
+    pub fn is_empty(&self) -> bool {
+        self.descendants.are_gone()
     }
 
     /// The control group.
     #[must_use]
     pub fn cgroup(&self) -> Option<&Cgroup> {
-        self.cgroup.as_ref()
+        self.descendants.cgroup.as_ref()
     }
 
     fn signal_group(&self, signal: Signal) {
@@ -114,6 +155,18 @@ impl Tree {
     fn reap_others(&self) {
         for child in children().into_iter().filter(|child| *child != self.main) {
             let _ = waitpid(child, Some(WaitPidFlag::WNOHANG));
+        }
+    }
+}
+
+/// Reaps whatever has ended.
+fn no_child_is_left() -> bool {
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) => return false,
+            Err(Errno::ECHILD) => return true,
+            // Reaped one, or was interrupted, or nix does not know the signal that ended it.
+            Ok(_) | Err(_) => {}
         }
     }
 }

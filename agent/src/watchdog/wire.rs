@@ -41,7 +41,10 @@ pub enum Order {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Report {
     /// It listens; now it may be told to make the process.
-    Ready,
+    Ready {
+        /// The watchdog.
+        pid: u32,
+    },
     /// The process runs. With its [`super::Output`].
     Launched {
         /// The process.
@@ -114,6 +117,8 @@ pub enum Obstacle {
     TooLate,
     /// A secret that it names is not there any more.
     NoSecret,
+    /// Nobody knows whether there is one, which is for the agent alone.
+    Unclear,
 }
 
 impl NotStarted {

@@ -2,7 +2,9 @@
 //!
 //! Each node and each agent has a runtime of its own, so that dropping it ends everything at once, as SIGKILL does.
 
-#![allow(dead_code, reason = "not every test uses all of it")]
+#![allow(dead_code, unused_imports, reason = "not every test uses all of it")]
+
+mod jobs;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,8 +29,8 @@ use hodei_agent::{
 };
 use hodei_proto::v1::{
     Ack, Attach, Attached, AttemptRef, JobResult, JobSpec, LeaseExtended, LogEnd, LogWanted, NodeMessage,
-    RegisterRequest, RegisterResponse, RunJob, Script, Shell, UnregisterWorkerRequest, UnregisterWorkerResponse,
-    UpdateWorkerStatusRequest, UpdateWorkerStatusResponse, WorkerMessage, command,
+    RegisterRequest, RegisterResponse, RunJob, UnregisterWorkerRequest, UnregisterWorkerResponse,
+    UpdateWorkerStatusRequest, UpdateWorkerStatusResponse, WorkerMessage,
     node_message::Kind,
     worker_agent_service_server::{WorkerAgentService, WorkerAgentServiceServer},
     worker_message::Kind as Said,
@@ -43,6 +45,8 @@ use tokio::{
 };
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming, transport::Channel, transport::Server};
+
+pub use jobs::*;
 
 /// Longer than anything takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -445,47 +449,4 @@ impl Drop for Agent {
             runtime.shutdown_background();
         }
     }
-}
-
-pub fn shell(cmd: &str, args: &[&str]) -> JobSpec {
-    let args = args.iter().map(|arg| (*arg).to_owned()).collect();
-    let kind = command::Kind::Shell(Shell { cmd: cmd.to_owned(), args });
-    JobSpec { command: Some(hodei_proto::v1::Command { kind: Some(kind) }), ..JobSpec::default() }
-}
-
-pub fn script(content: &str) -> JobSpec {
-    let kind = command::Kind::Script(Script { interpreter: String::new(), content: content.to_owned() });
-    JobSpec { command: Some(hodei_proto::v1::Command { kind: Some(kind) }), ..JobSpec::default() }
-}
-
-pub fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// The pid that a job printed first.
-pub async fn printed_pid(cluster: &Cluster, key: AttemptKey) -> u32 {
-    let look = |seen: &Seen| text(&seen.logs.get(&(0, key))?.out).lines().next()?.parse().ok();
-    cluster.until("a pid in the log", look).await
-}
-
-/// Waits until a process is gone (or a zombie that somebody else has to reap).
-pub async fn until_gone(pid: u32) {
-    let gone = async {
-        while std::fs::read_to_string(format!("/proc/{pid}/stat"))
-            .is_ok_and(|stat| !stat.rsplit_once(')').unwrap().1.starts_with(" Z"))
-        {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(PATIENCE, gone).await.unwrap_or_else(|_| panic!("process {pid} still lives"));
-}
-
-/// Waits until a directory is empty.
-pub async fn until_empty(dir: &Path) {
-    let empty = async {
-        while std::fs::read_dir(dir).unwrap().next().is_some() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(PATIENCE, empty).await.unwrap_or_else(|_| panic!("{} is never empty", dir.display()));
 }
