@@ -94,6 +94,10 @@ async fn a_higher_priority_takes_the_room_of_a_job_that_allows_it() {
     let job = cluster.wait_job(&victim, "it runs again", |job| job["state"] == "Running" && job["attempt"] == 2).await;
     let first = &job["attempts"][0];
     assert_eq!((&first["taken_back"], &first["preempted_for"]), (&"preempted".into(), &urgent["id"]), "{first}");
+    let events = cluster.cli_at(2).ok(&["events", "--kind", "job_preempted", "--output", "json"]).await;
+    let event: Value = serde_json::from_str(&events).unwrap();
+    assert_eq!((&event["job_id"], &event["for_job_id"]), (&victim.as_str().into(), &urgent["id"]), "one event: {events}");
+    assert_eq!((&event["attempt"], &event["worker_id"]), (&1.into(), &first["worker_id"]));
     assert_eq!(first["reason"]["kind"], "taken_back");
     assert_eq!((&first["reason"]["cause"], &first["reason"]["exit_code"]), (&"preempted".into(), &3.into()), "{first}");
     assert_eq!((&first["next"]["kind"], &first["next"]["budget"]), (&"retry".into(), &"preemption".into()));

@@ -128,6 +128,11 @@ async fn a_job_gets_its_secrets_and_nobody_else_sees_them() {
     let uses = cli.json(&["secret", "uses"]).await;
     let uses: Vec<_> = uses.as_array().unwrap().iter().map(|used| (&used["name"], &used["version"])).collect();
     assert_eq!(uses, [(&"deploy/key".into(), &1.into()), (&"password".into(), &1.into())]);
+    let events = cli.ok(&["events", "--kind", "secret", "--output", "json"]).await;
+    let events: Vec<Value> = events.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let told: Vec<_> = events.iter().map(|event| (&event["secret"], &event["version"], &event["attempt"])).collect();
+    assert_eq!(told, [(&"deploy/key".into(), &1.into(), &1.into()), (&"password".into(), &1.into(), &1.into())]);
+    assert!(events.iter().all(|event| event["job_id"] == id && event["worker_id"] == worker.as_str()), "{events:?}");
     // Everything is on disk now, whatever was in memory only.
     for node in &mut cluster.nodes {
         node.stop().await;

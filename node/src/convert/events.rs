@@ -37,6 +37,8 @@ pub const KINDS: &[&str] = &[
     "worker_removed",
     "worker_set_aside",
     "worker_set_aside_ended",
+    "job_preempted",
+    "secret_used",
 ];
 
 /// The spelling of an event's kind.
@@ -69,6 +71,8 @@ pub fn kind(event: &Event) -> &'static str {
         Event::WorkerRemoved { .. } => "worker_removed",
         Event::WorkerSetAside { .. } => "worker_set_aside",
         Event::WorkerSetAsideEnded { .. } => "worker_set_aside_ended",
+        Event::JobPreempted { .. } => "job_preempted",
+        Event::SecretUsed { .. } => "secret_used",
     }
 }
 
@@ -155,6 +159,15 @@ fn fill(wire: &mut v1::ExecutionEvent, event: &Event) {
             wire.set_state(state(*ended));
             wire.reason = Some(reason(end));
         }
+        Event::JobPreempted { attempt, for_job, .. } => {
+            wire.attempt = *attempt;
+            wire.for_job_id = for_job.to_string();
+        }
+        Event::SecretUsed { attempt, name, version, .. } => {
+            wire.attempt = *attempt;
+            wire.secret.clone_from(name);
+            wire.secret_version = *version;
+        }
         Event::JobsRemoved { jobs, .. } => wire.jobs = *jobs,
         Event::WorkerRegistered { session, .. } => wire.session_id = session.to_string(),
         Event::WorkerDrained { deadline, requeue, .. } => {
@@ -216,7 +229,7 @@ mod tests {
     #[test]
     fn kinds_have_groups() {
         for kind in KINDS {
-            assert!(["job", "worker", "node", "token"].contains(&group(kind)), "{kind}");
+            assert!(["job", "worker", "node", "token", "secret"].contains(&group(kind)), "{kind}");
             assert!(is_of(kind, kind) && is_of(kind, group(kind)));
         }
         assert!(!is_of("job_ended", "worker"));

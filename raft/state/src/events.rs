@@ -106,6 +106,10 @@ pub enum Event {
     WorkerSetAside { worker: WorkerId, until: Millis, sessions: u32, attempts: u32 },
     /// It is set aside no more: its time is over, or somebody wants it back.
     WorkerSetAsideEnded { worker: WorkerId, by: Option<Caller> },
+    /// An attempt is to make room for a job of higher priority.
+    JobPreempted { job: JobId, attempt: u32, worker: WorkerId, for_job: JobId },
+    /// An attempt is given a secret, in this version.
+    SecretUsed { job: JobId, attempt: u32, worker: WorkerId, name: String, version: u64 },
 }
 
 /// Why an attempt ended, in short: the job's own row says it at length.
@@ -158,6 +162,8 @@ impl Event {
             | Self::JobCancelRequested { job, .. }
             | Self::AttemptLost { job, .. }
             | Self::JobRequeued { job, .. }
+            | Self::JobPreempted { job, .. }
+            | Self::SecretUsed { job, .. }
             | Self::JobEnded { job, .. } => Some(*job),
             _ => None,
         }
@@ -181,6 +187,8 @@ impl Event {
             | Self::WorkerRemoved { worker, .. }
             | Self::WorkerSetAside { worker, .. }
             | Self::WorkerSetAsideEnded { worker, .. }
+            | Self::JobPreempted { worker, .. }
+            | Self::SecretUsed { worker, .. }
             | Self::TokenUsed { issued: Caller::Agent(worker), .. } => Some(*worker),
             Self::JobEnded { worker, .. } => *worker,
             _ => None,

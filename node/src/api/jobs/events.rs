@@ -52,7 +52,7 @@ impl Query {
             if !KINDS.iter().any(|kind| is_of(kind, wanted)) {
                 return Err(error::invalid(
                     "kinds",
-                    format!("job, worker, node, token, or one of {}", KINDS.join(", ")),
+                    format!("job, worker, node, token, secret, or one of {}", KINDS.join(", ")),
                 ));
             }
         }
@@ -81,7 +81,9 @@ impl Query {
 
     fn selects(&self, event: &Event) -> bool {
         let kind = kind(event);
-        let may_see = matches!(self.caller, Caller::Admin(_)) || !is_of(kind, "token");
+        // As of the lists of both.
+        let for_admins = is_of(kind, "token") || is_of(kind, "secret");
+        let may_see = matches!(self.caller, Caller::Admin(_)) || !for_admins;
         may_see
             && self.job.is_none_or(|job| event.job() == Some(job))
             && self.worker.is_none_or(|worker| event.worker() == Some(worker))

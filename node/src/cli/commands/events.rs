@@ -42,7 +42,7 @@ pub struct Args {
     /// Only events of this worker: its id, last digits, or host
     #[arg(long, value_name = "ID")]
     worker: Option<String>,
-    /// Only events of this kind, or of a group: job, worker, node, token; may be repeated
+    /// Only events of this kind, or of a group: job, worker, node, token, secret; may be repeated
     #[arg(long = "kind", value_name = "KIND")]
     kinds: Vec<String>,
 }
@@ -185,6 +185,10 @@ fn text(event: &ExecutionEvent) -> String {
         add("job", format!("{}{attempt}", output::short(&event.job_id)));
     }
     add("worker", output::short(&event.worker_id));
+    add("for job", output::short(&event.for_job_id));
+    if !event.secret.is_empty() {
+        add("secret", format!("{} version {}", event.secret, event.secret_version));
+    }
     add("node", number(event.node_id).map(|node| node.to_string()).unwrap_or_default());
     add("token", output::short(&event.token_id));
     add("session", output::short(&event.session_id));
@@ -239,6 +243,11 @@ fn add_own(fields: &mut Map<String, Value>, event: &ExecutionEvent) {
         "job_ended" => {
             add("state", json!(state(event.state())));
             add("reason", json!(event.reason.as_ref().map(reason)));
+        }
+        "job_preempted" => add("for_job_id", json!(word(&event.for_job_id))),
+        "secret_used" => {
+            add("secret", json!(word(&event.secret)));
+            add("version", json!(event.secret_version));
         }
         "job_requeued" => add("reason", json!(event.reason.as_ref().map(reason))),
         "jobs_removed" => add("jobs", json!(event.jobs)),

@@ -46,7 +46,7 @@ impl State {
         job.not_before = None;
         let assigned = AttemptRef { job: id, attempt, fence: context.index };
         self.put_worker(worker);
-        self.note_secrets(context, &job, &spec, assigned, on.worker);
+        let given = self.note_secrets(context, &job, &spec, assigned, on.worker);
         self.put_attempt(Attempt {
             id: assigned,
             worker: on.worker,
@@ -61,6 +61,9 @@ impl State {
         });
         self.update_job(job);
         self.emit(&Event::JobScheduled { job: id, attempt, worker: on.worker });
+        for (name, version) in given {
+            self.emit(&Event::SecretUsed { job: id, attempt, worker: on.worker, name, version });
+        }
         Ok(Outcome::Assigned { attempt: assigned })
     }
 
@@ -114,7 +117,10 @@ impl State {
             return Err(out_of_date("it may not be preempted, or not once more"));
         }
         let attempt = Attempt { taken_back: Some(TakenBack::Preempted { for_job }), ..attempt.clone() };
+        let AttemptRef { job, attempt: number, .. } = id;
+        let preempted = Event::JobPreempted { job, attempt: number, worker: attempt.worker, for_job };
         self.put_attempt(attempt);
+        self.emit(&preempted);
         Ok(Outcome::Done)
     }
 

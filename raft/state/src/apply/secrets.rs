@@ -78,7 +78,7 @@ impl State {
         Ok(())
     }
 
-    /// Remembers what an attempt is given.
+    /// Remembers what an attempt is given: name and version of each.
     pub(super) fn note_secrets(
         &mut self,
         context: Context,
@@ -86,16 +86,16 @@ impl State {
         spec: &JobSpec,
         attempt: AttemptRef,
         worker: WorkerId,
-    ) {
+    ) -> Vec<(String, u64)> {
         let named = spec.extras.iter().flat_map(|extras| &extras.secrets);
         // One that is named twice is given once for the record.
         let known = named.filter_map(|secret| self.secret_named(&secret.name));
         let secrets: BTreeSet<_> = known.map(|secret| (secret.name.clone(), secret.version)).collect();
-        if secrets.is_empty() {
-            return;
+        let secrets: Vec<_> = secrets.into_iter().collect();
+        if !secrets.is_empty() {
+            let used = SecretUse { attempt, worker, owner: job.owner, at: self.stamp(), secrets: secrets.clone() };
+            self.put_secret_use((context.index, context.offset), used);
         }
-        let secrets = secrets.into_iter().collect();
-        let used = SecretUse { attempt, worker, owner: job.owner, at: self.stamp(), secrets };
-        self.put_secret_use((context.index, context.offset), used);
+        secrets
     }
 }

@@ -20,7 +20,7 @@ use hodei_state::{
 };
 
 /// The rolling hash after the whole history.
-pub const HASH: &str = "2db36f9d05fd5c5f601d10d920bcf6d6";
+pub const HASH: &str = "1e607a1104855cd4fb3718259b8438d2";
 
 const NODE: Caller = Caller::Node(1);
 const ADMIN: Caller = Caller::Admin(UserId(0xad));
