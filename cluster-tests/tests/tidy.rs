@@ -94,6 +94,29 @@ fn the_life_of_a_job_names_functions_that_exist() {
 }
 
 #[test]
+fn what_shows_that_leases_are_sound_exists() {
+    let page = fs::read_to_string(root().join("docs/leases.md")).unwrap();
+    let transcripts = root().join("raft/state/tests/scripts");
+    let rows = page.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| ---"));
+    let named: BTreeSet<_> = rows.flat_map(|row| row.split('`').skip(1).step_by(2)).collect();
+    let tests: String = sources(".rs").into_iter().map(|(_, text)| text).collect();
+    let exists = |name: &str| match name.split_once(": ") {
+        Some((file, test)) => {
+            let places = ["cluster-tests/tests", "raft/tests"];
+            places.iter().any(|dir| root().join(dir).join(file).exists()) && tests.contains(&format!("fn {test}()"))
+        }
+        None => transcripts.join(name).exists() || root().join(name).exists() || name == "lost_after",
+    };
+    let missing: Vec<_> = named.iter().filter(|name| !exists(name)).collect();
+    assert!(missing.is_empty(), "docs/leases.md names what is not there: {missing:?}");
+
+    let files = fs::read_dir(transcripts).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let about: Vec<_> = files.filter(|name| name.starts_with("lease") || name == "fence").collect();
+    let left_out: Vec<_> = about.iter().filter(|name| !named.contains(name.as_str())).collect();
+    assert!(about.len() > 5 && left_out.is_empty(), "docs/leases.md does not name {left_out:?}");
+}
+
+#[test]
 fn links_between_documents_lead_somewhere() {
     let mut broken = Vec::new();
     for (path, text) in sources(".md") {
