@@ -96,7 +96,11 @@ async fn a_higher_priority_takes_the_room_of_a_job_that_allows_it() {
     assert_eq!((&first["taken_back"], &first["preempted_for"]), (&"preempted".into(), &urgent["id"]), "{first}");
     let events = cluster.cli_at(2).ok(&["events", "--kind", "job_preempted", "--output", "json"]).await;
     let event: Value = serde_json::from_str(&events).unwrap();
-    assert_eq!((&event["job_id"], &event["for_job_id"]), (&victim.as_str().into(), &urgent["id"]), "one event: {events}");
+    assert_eq!(
+        (&event["job_id"], &event["for_job_id"]),
+        (&victim.as_str().into(), &urgent["id"]),
+        "one event: {events}"
+    );
     assert_eq!((&event["attempt"], &event["worker_id"]), (&1.into(), &first["worker_id"]));
     assert_eq!(first["reason"]["kind"], "taken_back");
     assert_eq!((&first["reason"]["cause"], &first["reason"]["exit_code"]), (&"preempted".into(), &3.into()), "{first}");
@@ -178,4 +182,39 @@ async fn a_dry_run_checks_and_shows_and_submits_nothing() {
     let output = dry_run("command: {shell: {cmd: ''}}\n").await.expect(2);
     assert!(output.stderr.contains("command.shell.cmd"), "{}", output.stderr);
     assert_eq!(cli.json(&["job", "list"]).await, Value::Array(Vec::new()));
+}
+
+#[tokio::test]
+async fn the_queue_is_told_by_what_blocks_it_on_every_node() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.submit(&["--name", "first"], &["true"]).await;
+    let answer = cluster.cli_at(1).json(&["queue"]).await;
+    assert_eq!((&answer["pending"], &answer["blocked"][0]["blocker"]), (&1.into(), &"no_worker".into()), "{answer}");
+    assert_eq!(answer["classes"][0]["first_name"], "first");
+    cluster.agent(&[0], &["--capacity", "1"]).await;
+    let queue = async |node: usize| cluster.cli_at(node).json(&["queue"]).await;
+    wait::until_true("it is done", SOON, async || queue(0).await["pending"] == 0).await;
+
+    let holder = cluster.submit(&["--timeout", "10m"], &["sleep", "300"]).await;
+    cluster.wait_state(&holder, "Running").await;
+    for options in [&["--gpu", "1"][..], &["--gpu", "1", "--priority", "-2"], &["--constraint", "label.zone = x"], &[]]
+    {
+        cluster.submit(options, &["true"]).await;
+    }
+    for node in 0..3 {
+        let answer = queue(node).await;
+        let blocked = answer["blocked"].as_array().unwrap();
+        let blocked: Vec<_> = blocked.iter().map(|one| (one["blocker"].as_str().unwrap(), &one["jobs"])).collect();
+        let (one, two) = (Value::from(1), Value::from(2));
+        assert_eq!(blocked, [("none_suits", &one), ("too_small", &two), ("no_room", &one)], "{answer}");
+        assert_eq!((&answer["running"], &answer["used"]["slots"], &answer["heard"]), (&one, &one, &true.into()));
+        assert_eq!((&answer["classes"][0]["lowest_priority"], &answer["classes"][0]["jobs"]), (&(-2).into(), &two));
+        assert!(answer["oldest_submitted_at"].is_string());
+    }
+    let text = cluster.cli().ok(&["queue"]).await;
+    assert!(
+        text.contains("the workers that are what it asks for are too small") && text.contains("1 of 1 slots"),
+        "{text}"
+    );
+    assert_eq!(cluster.cli().ok(&["queue", "--stale", "--output", "quiet"]).await.trim(), "4");
 }

@@ -7,8 +7,8 @@ use std::{io, path::Path, sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
 use hodei_proto::v1::{
-    GetSchedulingDecisionRequest, GetSchedulingDecisionResponse, JobEnd, LivenessRequest, LivenessResponse,
-    PullLogRequest, PullLogResponse, peer_service_client::PeerServiceClient,
+    GetQueueStatusResponse, GetSchedulingDecisionRequest, GetSchedulingDecisionResponse, JobEnd, LivenessRequest,
+    LivenessResponse, PullLogRequest, PullLogResponse, peer_service_client::PeerServiceClient,
 };
 use hodei_raft::{Dialer, Handle, Topic};
 use hodei_state::{
@@ -129,6 +129,14 @@ impl PeerParts {
         by: Instant,
     ) -> Result<GetSchedulingDecisionResponse, Status> {
         self.explainer.answer_peer(request, by).await
+    }
+
+    /// `PeerService.QueueStatus`.
+    ///
+    /// # Errors
+    /// This node does not lead.
+    pub async fn queue_status(&self, by: Instant) -> Result<GetQueueStatusResponse, Status> {
+        self.explainer.queue_for_peer(by).await
     }
 
     /// `PeerService.PullLog`.

@@ -1,13 +1,16 @@
-//! Why a job waits, or is where it is: asked on any node, answered with what the leader has heard of workers.
+//! Why a job waits, or is where it is, and what the whole queue waits for: asked on any node, answered with what the leader
+//! has heard of workers.
 
 use std::{sync::Arc, time::Duration};
 
 use hodei_proto::v1::{
-    GetSchedulingDecisionRequest, GetSchedulingDecisionResponse, JobSelector, peer_service_client::PeerServiceClient,
+    GetQueueStatusRequest, GetQueueStatusResponse, GetSchedulingDecisionRequest, GetSchedulingDecisionResponse,
+    JobSelector, peer_service_client::PeerServiceClient,
 };
 use hodei_raft::{Dialer, Handle, Leadership, View};
 use hodei_state::{
-    Now,
+    Hearing, Now,
+    backlog::backlog,
     explain::{Subject, explain},
     ids::{Caller, JobId, Mono, NodeId},
     spec::JobSpec,
@@ -18,7 +21,7 @@ use tonic::Status;
 
 use super::jobs::select;
 use crate::{
-    convert::{explanation, from_proto},
+    convert::{self, explanation, from_proto},
     error,
     leader::door::Door,
 };
@@ -90,15 +93,68 @@ impl Explainer {
         request: GetSchedulingDecisionRequest,
         by: Instant,
     ) -> Result<GetSchedulingDecisionResponse, Status> {
-        if !matches!(*self.handle.leadership().borrow(), Leadership::Leading { .. }) {
-            return Err(error::unavailable("this node does not lead"));
-        }
+        self.check_leading()?;
         let asked = match &request.job {
             Some(job) => Asked::Job(from_proto::id(&job.text, "job")?),
             None => Asked::Spec(Box::new(checked(&request)?)),
         };
         let view = self.handle.read(by).await.map_err(error::read)?;
         self.explain(view, &asked).await
+    }
+
+    /// What the whole queue waits for.
+    ///
+    /// # Errors
+    /// No quorum, unless `stale`.
+    pub async fn queue(&self, request: GetQueueStatusRequest, by: Instant) -> Result<GetQueueStatusResponse, Status> {
+        if request.stale {
+            return Ok(self.backlog(&self.handle.view()).await);
+        }
+        let view = self.handle.read(by).await.map_err(error::read)?;
+        let leadership = *self.handle.leadership().borrow();
+        if let Leadership::Following { leader: Some(leader) } = leadership
+            && let Some(channel) = self.dialer.channel(leader)
+        {
+            let within = ASK_LEADER.min(by.saturating_duration_since(Instant::now()));
+            match timeout(within, PeerServiceClient::new(channel).queue_status(request)).await {
+                Ok(Ok(answer)) => return Ok(answer.into_inner()),
+                Ok(Err(status)) => tracing::debug!(leader, %status, "the leader says nothing of the queue"),
+                Err(_) => tracing::debug!(leader, "the leader does not answer"),
+            }
+        }
+        Ok(self.backlog(&view).await)
+    }
+
+    /// The same for another node, if this one leads.
+    ///
+    /// # Errors
+    /// This node does not lead.
+    pub async fn queue_for_peer(&self, by: Instant) -> Result<GetQueueStatusResponse, Status> {
+        self.check_leading()?;
+        let view = self.handle.read(by).await.map_err(error::read)?;
+        Ok(self.backlog(&view).await)
+    }
+
+    async fn backlog(&self, view: &View) -> GetQueueStatusResponse {
+        let (hearing, now) = self.heard(view).await;
+        let found = backlog(&view.state, hearing.as_ref(), now);
+        convert::backlog::response(view, &found, now)
+    }
+
+    /// What the leader has heard, and its clocks, where this node leads.
+    async fn heard(&self, view: &View) -> (Option<Hearing>, Now) {
+        match self.door.heard().await {
+            Some((hearing, now)) => (Some(hearing), now),
+            // Without a leader's clocks: the newest stamp is now, or a little earlier.
+            None => (None, Now { mono: Mono(0), stamp: view.state.stamp() }),
+        }
+    }
+
+    fn check_leading(&self) -> Result<(), Status> {
+        match *self.handle.leadership().borrow() {
+            Leadership::Leading { .. } => Ok(()),
+            _ => Err(error::unavailable("this node does not lead")),
+        }
     }
 
     async fn ask(
@@ -116,14 +172,12 @@ impl Explainer {
     }
 
     async fn explain(&self, view: View, asked: &Asked) -> Result<GetSchedulingDecisionResponse, Status> {
-        let heard = self.door.heard().await;
-        // Without a leader's clocks: the newest stamp is now, or a little earlier.
-        let now = heard.as_ref().map_or(Now { mono: Mono(0), stamp: view.state.stamp() }, |(_, now)| *now);
+        let (hearing, now) = self.heard(&view).await;
         let (subject, id) = match asked {
             Asked::Job(id) => (Subject::Job(*id), Some(*id)),
             Asked::Spec(spec) => (Subject::Spec(spec), None),
         };
-        let found = explain(&view.state, heard.as_ref().map(|(hearing, _)| hearing), now, subject);
+        let found = explain(&view.state, hearing.as_ref(), now, subject);
         let unknown = || error::not_found(error::code::UNKNOWN_JOB, "the job was removed");
         Ok(explanation::response(&view, id, &found.ok_or_else(unknown)?))
     }

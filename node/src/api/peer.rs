@@ -3,8 +3,9 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use hodei_proto::v1::{
-    GetSchedulingDecisionRequest, GetSchedulingDecisionResponse, HelloRequest, HelloResponse, LivenessRequest,
-    LivenessResponse, PullLogRequest, PullLogResponse, peer_service_server::PeerService,
+    GetQueueStatusRequest, GetQueueStatusResponse, GetSchedulingDecisionRequest, GetSchedulingDecisionResponse,
+    HelloRequest, HelloResponse, LivenessRequest, LivenessResponse, PullLogRequest, PullLogResponse,
+    peer_service_server::PeerService,
 };
 use hodei_raft::Handle;
 use hodei_state::{command::NodeHello, ids::Caller};
@@ -56,6 +57,13 @@ impl PeerService for Peer {
     ) -> Result<Response<GetSchedulingDecisionResponse>, Status> {
         let by = deadline::of(&request);
         self.work.explain(request.into_inner(), by).await.map(Response::new)
+    }
+
+    async fn queue_status(
+        &self,
+        request: Request<GetQueueStatusRequest>,
+    ) -> Result<Response<GetQueueStatusResponse>, Status> {
+        self.work.queue_status(deadline::of(&request)).await.map(Response::new)
     }
 
     async fn pull_log(&self, request: Request<PullLogRequest>) -> Result<Response<Self::PullLogStream>, Status> {

@@ -81,14 +81,7 @@ impl SchedulerService for Scheduler {
         request: Request<GetQueueStatusRequest>,
     ) -> Result<Response<GetQueueStatusResponse>, Status> {
         let by = deadline::of(&request);
-        let View { state, position } = self.view(request.into_inner().stale, by).await?;
-        let counts = state.counts();
-        Ok(Response::new(GetQueueStatusResponse {
-            pending: counts.pending,
-            scheduled: counts.scheduled,
-            running: counts.running,
-            position: Some(to_proto::position(position.term, position.index)),
-        }))
+        self.explainer.queue(request.into_inner(), by).await.map(Response::new)
     }
 
     async fn get_available_workers(

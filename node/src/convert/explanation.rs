@@ -5,7 +5,7 @@ use hodei_raft::View;
 use hodei_state::{
     State,
     explain::{Blocker, Explanation, Lack, Standing, Start, Verdict},
-    ids::{JobId, WorkerId},
+    ids::{JobId, Millis, WorkerId},
     score::{Choice, Score},
 };
 
@@ -36,12 +36,7 @@ pub fn response(view: &View, job: Option<JobId>, explanation: &Explanation) -> v
         response.backoff_until_ms = to_proto::ms(until);
     }
     if let Some(start) = explanation.start {
-        let (name, at) = match start {
-            Start::Now => ("now", None),
-            Start::AfterBackoff(at) => ("after_backoff", Some(at)),
-            Start::ByTimeouts(at) => ("by_timeouts", Some(at)),
-            Start::Unknown => ("unknown", None),
-        };
+        let (name, at) = self::start(start);
         response.start = name.to_owned();
         response.start_at_ms = to_proto::optional_ms(at);
     }
@@ -57,6 +52,17 @@ pub fn response(view: &View, job: Option<JobId>, explanation: &Explanation) -> v
         Standing::NotSubmitted | Standing::Pending => {}
     }
     response
+}
+
+/// The name of when a job is expected to start, and the time where there is one.
+#[must_use]
+pub fn start(start: Start) -> (&'static str, Option<Millis>) {
+    match start {
+        Start::Now => ("now", None),
+        Start::AfterBackoff(at) => ("after_backoff", Some(at)),
+        Start::ByTimeouts(at) => ("by_timeouts", Some(at)),
+        Start::Unknown => ("unknown", None),
+    }
 }
 
 fn standing(standing: &Standing) -> &'static str {
@@ -76,12 +82,15 @@ pub fn blocker(blocker: Blocker) -> &'static str {
         Blocker::Backoff { .. } => "backoff",
         Blocker::NoWorker => "no_worker",
         Blocker::NoneSuits => "none_suits",
+        Blocker::TooSmall => "too_small",
+        Blocker::Draining => "draining",
         Blocker::NoneTakesJobs => "none_takes_jobs",
         Blocker::NoRoom => "no_room",
         Blocker::SetAside { .. } => "set_aside",
         Blocker::Preempting => "preempting",
         Blocker::Heartbeat => "heartbeat",
         Blocker::Avoids => "avoids",
+        Blocker::Behind => "behind",
     }
 }
 

@@ -3,6 +3,7 @@
 //! Towards the core everything is checked, and what is wrong is named by the field's path; towards the wire nothing
 //! can fail. The core never sees a message, and no handler builds one by hand.
 
+pub mod backlog;
 pub mod events;
 pub mod explanation;
 pub mod from_proto;

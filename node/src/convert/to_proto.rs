@@ -263,7 +263,7 @@ fn command(action: &Action) -> v1::Command {
     v1::Command { kind: Some(kind) }
 }
 
-fn resources(resources: &Resources) -> v1::Resources {
+pub(super) fn resources(resources: &Resources) -> v1::Resources {
     v1::Resources {
         cpu_millis: resources.cpu_millis,
         memory_mb: resources.memory_mb,
@@ -373,7 +373,7 @@ pub(super) fn worker_state(state: WorkerState) -> &'static str {
     }
 }
 
-fn capacity(capacity: &Capacity) -> v1::Capacity {
+pub(super) fn capacity(capacity: &Capacity) -> v1::Capacity {
     v1::Capacity {
         slots: capacity.slots,
         cpu_millis: capacity.cpu_millis,

@@ -65,6 +65,7 @@ pub const TABLE: &[(&str, Access)] = &[
     ("/hodei.v1.PeerService/Hello", Peers),
     ("/hodei.v1.PeerService/Liveness", Peers),
     ("/hodei.v1.PeerService/Explain", Peers),
+    ("/hodei.v1.PeerService/QueueStatus", Peers),
     ("/hodei.v1.PeerService/PullLog", Peers),
     ("/grpc.health.v1.Health/Check", ALL),
     ("/grpc.health.v1.Health/Watch", ALL),

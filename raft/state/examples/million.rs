@@ -8,6 +8,7 @@ use std::{fs, time::Duration};
 
 use hodei_state::{
     Liveness, Now, State,
+    backlog::backlog,
     codec::encode_execution,
     command::{Command, CreateToken, Envelope, Init, OpenSession, SubmitJob, UseToken},
     ids::{Caller, ClusterId, JobId, Millis, Mono, Role, SessionId, TokenId, UserId, WorkerId},
@@ -27,9 +28,9 @@ const MISFITS: u128 = 10;
 fn main() {
     let most = std::env::args().nth(1).map_or(1_000_000, |text| text.parse().expect("a number of jobs"));
     println!(
-        "| pending jobs | RSS | per job | submit | restart | plan and assign, per job | idle plan, nothing fits |"
+        "| pending jobs | RSS | per job | submit | restart | plan and assign, per job | queue, in all | idle plan, nothing fits |"
     );
-    println!("| --- | --- | --- | --- | --- | --- | --- |");
+    println!("| --- | --- | --- | --- | --- | --- | --- | --- |");
     measure(1_000, None);
     let before = resident();
     measure(most, Some(before));
@@ -50,6 +51,7 @@ fn measure(jobs: u128, before: Option<u64>) {
     let submit = cpu() - start;
     let memory = before.map(|before| resident() - before);
     let (decisions, planned) = log.schedule();
+    let told = log.queue_status();
     let idle = log.idle_plan();
     let rows: Vec<_> = log.state.rows().collect();
     let (hash, start) = (log.state.hash(), cpu());
@@ -58,12 +60,13 @@ fn measure(jobs: u128, before: Option<u64>) {
     let restart = cpu() - start;
     assert_eq!(restarted.hash(), hash);
     println!(
-        "| {jobs} | {} | {} | {:.1} µs each | {:.2} s | {:.1} µs | {:.1} µs |",
+        "| {jobs} | {} | {} | {:.1} µs each | {:.2} s | {:.1} µs | {:.1} µs | {:.1} µs |",
         memory.map_or("-".to_string(), |bytes| format!("{} MiB", bytes >> 20)),
         memory.map_or("-".to_string(), |bytes| format!("{} B", u128::from(bytes) / jobs)),
         submit.as_secs_f64() * 1e6 / jobs as f64,
         restart.as_secs_f64(),
         planned.as_secs_f64() * 1e6 / decisions as f64,
+        told.as_secs_f64() * 1e6,
         idle.as_secs_f64() * 1e6,
     );
 }
@@ -168,6 +171,17 @@ impl Log {
             self.state.take_changes();
         }
         (decisions, time)
+    }
+
+    /// What the whole queue waits for.
+    fn queue_status(&self) -> Duration {
+        const TIMES: u32 = 100;
+        let start = cpu();
+        for _ in 0..TIMES {
+            let told = backlog(&self.state, None, Now { mono: Mono(1), stamp: Millis(self.now) });
+            assert!(told.counts.pending > 0 && told.left_off == (0, 0));
+        }
+        (cpu() - start) / TIMES
     }
 
     /// Half of the queue waits for a GPU, and there is room, but nothing that fits: the case that must not walk it.

@@ -100,8 +100,12 @@ pub enum Blocker {
     },
     /// There is no worker at all.
     NoWorker,
-    /// There are workers, but none that it would fit on even if nothing ran there.
+    /// There are workers, but none that is what it asks for.
     NoneSuits,
+    /// Those that are what it asks for are too small, even if nothing ran there.
+    TooSmall,
+    /// Those that it would fit on are being emptied.
+    Draining,
     /// Those that it would fit on take no jobs now.
     NoneTakesJobs,
     /// Those that it would fit on and that could take jobs are set aside.
@@ -117,6 +121,29 @@ pub enum Blocker {
     Heartbeat,
     /// There is room on the worker that has just failed it; another one may yet have some.
     Avoids,
+    /// There is room for some of those that ask the same, and they come before it. Said of many jobs at once only
+    /// ([`crate::backlog`]).
+    Behind,
+}
+
+impl Blocker {
+    /// Tells the kinds apart, whatever their times.
+    pub(crate) fn kind(self) -> u8 {
+        match self {
+            Self::Backoff { .. } => 0,
+            Self::NoWorker => 1,
+            Self::NoneSuits => 2,
+            Self::TooSmall => 3,
+            Self::Draining => 4,
+            Self::NoneTakesJobs => 5,
+            Self::SetAside { .. } => 6,
+            Self::NoRoom => 7,
+            Self::Preempting => 8,
+            Self::Heartbeat => 9,
+            Self::Avoids => 10,
+            Self::Behind => 11,
+        }
+    }
 }
 
 /// When a job is expected to be placed.
@@ -226,9 +253,8 @@ fn standing(state: &State, job: &Job) -> Standing {
 }
 
 fn pending(state: &State, hearing: Option<&Hearing>, now: Now, job: Option<&Job>, spec: &JobSpec) -> Explanation {
-    let judge = Judge { state, hearing, now, job, spec, needed: Capacity::needed(&spec.resources) };
-    let known = state.workers().filter(|worker| worker.state != WorkerState::Terminated && worker.removed_at.is_none());
-    let workers: Vec<_> = known.map(|worker| (worker.id, judge.verdict(worker))).collect();
+    let judge = Judge::new(state, hearing, now, job, spec, true);
+    let workers: Vec<_> = state.known_workers().map(|worker| (worker.id, judge.verdict(worker))).collect();
     let backoff = job.and_then(|job| job.not_before).filter(|until| *until > now.stamp);
     let order = job.map_or((Reverse(spec.priority), u64::MAX, u32::MAX), |job| crate::index::order(job, spec));
     let ahead = backoff.is_none().then(|| ahead(state, order));
@@ -237,12 +263,8 @@ fn pending(state: &State, hearing: Option<&Hearing>, now: Now, job: Option<&Job>
         None => judge.blocker(&workers),
     };
     let start = match blocker {
-        None => Start::Now,
         Some(Blocker::Backoff { until }) if judge.blocker(&workers).is_none() => Start::AfterBackoff(until),
-        Some(Blocker::NoRoom | Blocker::Preempting) if ahead == Some(0) => {
-            earliest_room(&workers).map_or(Start::Unknown, Start::ByTimeouts)
-        }
-        _ => Start::Unknown,
+        _ => start_of(blocker, ahead, &workers),
     };
     Explanation {
         standing: if job.is_some() { Standing::Pending } else { Standing::NotSubmitted },
@@ -252,6 +274,17 @@ fn pending(state: &State, hearing: Option<&Hearing>, now: Now, job: Option<&Job>
         start: Some(start),
         workers,
         heard: hearing.is_some(),
+    }
+}
+
+/// When a job is expected to be placed that is in the queue.
+pub(crate) fn start_of(blocker: Option<Blocker>, ahead: Option<u64>, workers: &[(WorkerId, Verdict)]) -> Start {
+    match blocker {
+        None => Start::Now,
+        Some(Blocker::NoRoom | Blocker::Preempting) if ahead == Some(0) => {
+            earliest_room(workers).map_or(Start::Unknown, Start::ByTimeouts)
+        }
+        _ => Start::Unknown,
     }
 }
 
@@ -294,18 +327,31 @@ fn earliest_room(workers: &[(WorkerId, Verdict)]) -> Option<Millis> {
 }
 
 /// One job against the workers.
-struct Judge<'a> {
+pub(crate) struct Judge<'a> {
     state: &'a State,
     hearing: Option<&'a Hearing>,
     now: Now,
     job: Option<&'a Job>,
     spec: &'a JobSpec,
     needed: Capacity,
+    /// Whether to say who holds what is lacking, and until when, which takes a look at every attempt there.
+    holders: bool,
 }
 
-impl Judge<'_> {
+impl<'a> Judge<'a> {
+    pub(crate) fn new(
+        state: &'a State,
+        hearing: Option<&'a Hearing>,
+        now: Now,
+        job: Option<&'a Job>,
+        spec: &'a JobSpec,
+        holders: bool,
+    ) -> Self {
+        Self { state, hearing, now, job, spec, needed: Capacity::needed(&spec.resources), holders }
+    }
+
     /// What can never change is looked at first.
-    fn verdict(&self, worker: &Worker) -> Verdict {
+    pub(crate) fn verdict(&self, worker: &Worker) -> Verdict {
         if let Some(constraint) = fit::constraints(self.spec).iter().find(|one| !fit::holds(one, worker)) {
             let actual = fit::actual(&constraint.attribute, worker).map(str::to_string);
             return Verdict::Constraint { constraint: constraint.clone(), actual };
@@ -326,8 +372,8 @@ impl Judge<'_> {
             let holders = self.state.live_attempts(worker.id).map(|attempt| attempt.id.job);
             return Verdict::NoRoom {
                 lacks: lacks(&worker.free(), &self.needed),
-                held_by: holders.take(MAX_HOLDERS).collect(),
-                free_by: self.free_by(worker),
+                held_by: holders.take(if self.holders { MAX_HOLDERS } else { 0 }).collect(),
+                free_by: self.holders.then(|| self.free_by(worker)).flatten(),
             };
         }
         let candidate = Candidate::new(worker, &self.state.weights(), self.hearing, self.now.mono);
@@ -339,7 +385,7 @@ impl Judge<'_> {
         if avoided { Verdict::Avoided(score) } else { Verdict::Fits(score) }
     }
 
-    fn blocker(&self, workers: &[(WorkerId, Verdict)]) -> Option<Blocker> {
+    pub(crate) fn blocker(&self, workers: &[(WorkerId, Verdict)]) -> Option<Blocker> {
         let any = |is: fn(&Verdict) -> bool| workers.iter().any(|(_, verdict)| is(verdict));
         if any(|verdict| matches!(verdict, Verdict::Fits(_))) {
             return None;
@@ -357,8 +403,12 @@ impl Judge<'_> {
             Blocker::NoRoom
         } else if let Some(until) = set_aside_until(workers) {
             Blocker::SetAside { until }
-        } else if any(|verdict| matches!(verdict, Verdict::TakesNone(_))) {
+        } else if any(|verdict| matches!(verdict, Verdict::TakesNone(state) if *state != WorkerState::Draining)) {
             Blocker::NoneTakesJobs
+        } else if any(|verdict| matches!(verdict, Verdict::TakesNone(_))) {
+            Blocker::Draining
+        } else if any(|verdict| matches!(verdict, Verdict::TooSmall(_))) {
+            Blocker::TooSmall
         } else {
             Blocker::NoneSuits
         })

@@ -121,6 +121,8 @@ pub(crate) struct Indexes {
     pub(crate) keys: OrdMap<(Caller, Arc<str>), JobId>,
     /// Pending jobs that may be scheduled.
     pub(crate) queue: Queue,
+    /// Pending jobs by age.
+    pub(crate) pending: OrdSet<Position>,
     /// Pending jobs that wait for their backoff to pass.
     pub(crate) backoff: OrdSet<(Millis, Position)>,
     /// Terminal jobs by their end.
@@ -192,6 +194,9 @@ impl Indexes {
 
     fn enter(&mut self, job: &Job, spec: &JobSpec, stamp: Millis) {
         self.counts.add(job, spec);
+        if job.state == JobState::Pending {
+            self.pending.insert(position(job));
+        }
         match place(job, spec, stamp) {
             Place::Queued(class, order) => self.queue.insert(class, order),
             Place::Waiting(until, position) => drop(self.backoff.insert((until, position))),
@@ -202,6 +207,9 @@ impl Indexes {
 
     fn leave(&mut self, job: &Job, spec: &JobSpec, stamp: Millis) {
         self.counts.sub(job, spec);
+        if job.state == JobState::Pending {
+            self.pending.remove(&position(job));
+        }
         match place(job, spec, stamp) {
             Place::Queued(class, order) => self.queue.remove(class, order),
             Place::Waiting(until, position) => drop(self.backoff.remove(&(until, position))),

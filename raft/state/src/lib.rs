@@ -9,6 +9,7 @@
 //! State::apply(index, offset, at, envelope) -> Outcome       the only way in which state changes
 //! plan(state, liveness, now)                -> Plan          what the scheduler proposes
 //! explain(state, hearing, now, subject)     -> Explanation   why a job waits, or is where it is
+//! backlog(state, hearing, now)              -> Backlog       the whole queue, by what blocks it
 //! Liveness::confirm, Liveness::expire                        which leases are extended, which have run out
 //! retention(state, now, policy)             -> Command       which finished jobs go
 //! ```
@@ -61,6 +62,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod backlog;
 pub mod codec;
 pub mod command;
 pub mod events;

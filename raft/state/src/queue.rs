@@ -7,7 +7,7 @@
 
 use std::{cmp::Reverse, collections::BTreeSet};
 
-use imbl::OrdSet;
+use imbl::{OrdMap, OrdSet};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{codec, fit, spec::JobSpec};
@@ -33,12 +33,19 @@ pub(crate) fn class_of(spec: &JobSpec) -> Class {
 pub(crate) struct Queue {
     by_class: OrdSet<(Class, Order)>,
     heads: OrdSet<(Order, Class)>,
+    /// How many jobs of each class there are, by priority; none stands for none.
+    sizes: OrdMap<(Class, Reverse<i32>), u64>,
+    /// The same over all classes.
+    priorities: OrdMap<Reverse<i32>, u64>,
 }
 
 impl Queue {
     pub(crate) fn insert(&mut self, class: Class, order: Order) {
         let head = self.head(class);
-        self.by_class.insert((class, order));
+        if self.by_class.insert((class, order)).is_none() {
+            *self.sizes.entry((class, order.0)).or_default() += 1;
+            *self.priorities.entry(order.0).or_default() += 1;
+        }
         if head.is_none_or(|head| order < head) {
             if let Some(head) = head {
                 self.heads.remove(&(head, class));
@@ -48,7 +55,12 @@ impl Queue {
     }
 
     pub(crate) fn remove(&mut self, class: Class, order: Order) {
-        let was_head = self.by_class.remove(&(class, order)).is_some() && self.heads.remove(&(order, class)).is_some();
+        if self.by_class.remove(&(class, order)).is_none() {
+            return;
+        }
+        one_less(&mut self.sizes, &(class, order.0));
+        one_less(&mut self.priorities, &order.0);
+        let was_head = self.heads.remove(&(order, class)).is_some();
         if let Some(next) = self.head(class).filter(|_| was_head) {
             self.heads.insert((next, class));
         }
@@ -56,6 +68,27 @@ impl Queue {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.heads.is_empty()
+    }
+
+    /// The first of each class, in order.
+    pub(crate) fn heads(&self) -> impl ExactSizeIterator<Item = (Order, Class)> + '_ {
+        self.heads.iter().copied()
+    }
+
+    /// How many jobs a class has, and the highest and lowest priority among them.
+    pub(crate) fn size(&self, class: Class) -> (u64, (i32, i32)) {
+        let by_priority = self.sizes.range((class, Reverse(i32::MAX))..=(class, Reverse(i32::MIN)));
+        let mut size = (0, (0, 0));
+        for (&(_, Reverse(priority)), jobs) in by_priority {
+            let (so_far, (highest, _)) = size;
+            size = (so_far + jobs, (if so_far == 0 { priority } else { highest }, priority));
+        }
+        size
+    }
+
+    /// How many jobs there are of each priority, the highest first.
+    pub(crate) fn priorities(&self) -> impl Iterator<Item = (i32, u64)> + '_ {
+        self.priorities.iter().map(|(Reverse(priority), jobs)| (*priority, *jobs))
     }
 
     fn head(&self, class: Class) -> Option<Order> {
@@ -75,6 +108,13 @@ impl Queue {
         let mut heads: Box<dyn Iterator<Item = (Order, Class)> + '_> = Box::new(self.heads.iter().copied());
         let head = heads.next();
         Walk { queue: self, heads, head, more: BTreeSet::new() }
+    }
+}
+
+fn one_less<K: Ord + Clone>(counts: &mut OrdMap<K, u64>, key: &K) {
+    match counts.get_mut(key) {
+        Some(count) if *count > 1 => *count -= 1,
+        _ => drop(counts.remove(key)),
     }
 }
 

@@ -96,6 +96,19 @@ impl Capacity {
         }
     }
 
+    /// How often `needed` is there.
+    #[must_use]
+    pub fn times(&self, needed: &Self) -> u64 {
+        let kinds = [
+            (u64::from(self.slots), u64::from(needed.slots)),
+            (self.cpu_millis, needed.cpu_millis),
+            (self.memory_mb, needed.memory_mb),
+            (self.storage_mb, needed.storage_mb),
+            (u64::from(self.gpu), u64::from(needed.gpu)),
+        ];
+        kinds.into_iter().filter_map(|(there, needed)| there.checked_div(needed)).min().unwrap_or(u64::MAX)
+    }
+
     /// Whether all of `needed` is there.
     #[must_use]
     pub fn holds(&self, needed: &Self) -> bool {

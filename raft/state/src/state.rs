@@ -7,7 +7,7 @@ use crate::{
     index::{Counts, Indexes},
     job::{Attempt, Job, Segment},
     queue::Order,
-    registry::{Cluster, Identity, Member, Token, TokenUse, Tombstone, Worker},
+    registry::{Cluster, Identity, Member, Token, TokenUse, Tombstone, Worker, WorkerState},
     rows::{Meta, RowKey},
     score::Weights,
     secret::{Secret, SecretPart, SecretUse},
@@ -218,6 +218,11 @@ impl State {
     /// All workers, those that are gone included.
     pub fn workers(&self) -> impl Iterator<Item = &Worker> {
         self.workers.iter().map(|(_, worker)| worker)
+    }
+
+    /// Workers that have not ended for good.
+    pub fn known_workers(&self) -> impl Iterator<Item = &Worker> {
+        self.workers().filter(|worker| worker.state != WorkerState::Terminated && worker.removed_at.is_none())
     }
 
     /// A token.

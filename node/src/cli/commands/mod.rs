@@ -8,6 +8,7 @@ mod events;
 mod init;
 mod job;
 mod join;
+mod queue;
 mod run;
 mod scheduler;
 mod secret;
@@ -39,6 +40,8 @@ pub enum Command {
     /// The workers
     #[command(subcommand)]
     Worker(worker::Command),
+    /// Show how many jobs wait, and what for
+    Queue(queue::Args),
     /// How workers are chosen for jobs
     #[command(subcommand)]
     Scheduler(scheduler::Command),
@@ -71,6 +74,7 @@ impl Command {
             Self::Enroll(args) => args.run(&global).await,
             Self::Job(command) => command.run(&global).await,
             Self::Worker(command) => command.run(&global).await,
+            Self::Queue(args) => args.run(&global).await,
             Self::Scheduler(command) => command.run(&global).await,
             Self::Events(args) => args.run(&global).await,
             Self::Token(command) => command.run(&global).await,

@@ -124,6 +124,7 @@ const EXPECTED: &str = "\
 /hodei.v1.PeerService/Hello: node
 /hodei.v1.PeerService/Liveness: node
 /hodei.v1.PeerService/Explain: node
+/hodei.v1.PeerService/QueueStatus: node
 /hodei.v1.PeerService/PullLog: node
 /grpc.health.v1.Health/Check: node agent user admin
 /grpc.health.v1.Health/Watch: node agent user admin

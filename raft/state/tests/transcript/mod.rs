@@ -9,6 +9,7 @@ use std::{error::Error, fmt::Write as _};
 use goldenscript::Command as Line;
 use hodei_state::{
     Liveness, Now, Retention, State,
+    backlog::backlog,
     command::{Command, Envelope},
     explain::{Subject, explain},
     ids::{Caller, Millis, Mono},
@@ -84,6 +85,7 @@ impl goldenscript::Runner for Runner {
             }
             "plan" | "schedule" => self.plan(line.name == "schedule"),
             "explain" => self.explain(&arguments),
+            "queue" => Ok(self.queue(&arguments)),
             "retain" => self.retain(&arguments),
             "use-many" => self.use_many(&arguments),
             _ => show::query(&self.state, &arguments),
@@ -214,6 +216,13 @@ impl Runner {
         let hearing = self.liveness.as_ref().filter(|_| !unheard).map(Liveness::hearing);
         let explanation = explain(&self.state, hearing, now, subject);
         Ok(explanation.map_or("no such job".to_string(), |explanation| show::explanation(&explanation, self.now)))
+    }
+
+    /// queue: as the leader; queue unheard: as a node that reaches no leader.
+    fn queue(&self, arguments: &Arguments<'_>) -> String {
+        let now = Now { mono: Mono(self.now), stamp: Millis(self.now) };
+        let hearing = self.liveness.as_ref().filter(|_| arguments.words().is_empty()).map(Liveness::hearing);
+        show::backlog(&backlog(&self.state, hearing, now), self.now)
     }
 
     /// retain age=MS count=N: the next removals, applied.

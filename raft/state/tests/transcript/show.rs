@@ -4,6 +4,7 @@ use std::{error::Error, fmt::Write as _};
 
 use hodei_state::{
     Changes, Grants, Plan, SelectError, State,
+    backlog::{Backlog, ClassStatus},
     command::Command,
     events::{EventPosition, Occurred},
     explain::{Blocker, Explanation, Lack, Standing, Start, Verdict},
@@ -13,7 +14,7 @@ use hodei_state::{
     outcome::Outcome,
     registry::Worker,
     score::Choice,
-    spec::Constraint,
+    spec::{Constraint, Resources},
 };
 
 use super::{names, parse::Arguments};
@@ -176,6 +177,36 @@ pub(super) fn explanation(explanation: &Explanation, now: u64) -> String {
             other => format!("{other:?}"),
         };
         writeln!(shown, "  {worker} {verdict}").unwrap();
+    }
+    names::shorten(&shown)
+}
+
+pub(super) fn backlog(backlog: &Backlog, now: u64) -> String {
+    let Backlog { counts, priorities, oldest, blocked, classes, left_off, capacity, used, workers, heard } = backlog;
+    let age = |at: &Millis| format!("{} ms ago", now.saturating_sub(at.0));
+    let mut shown = format!("{} pending, {} scheduled, {} running", counts.pending, counts.scheduled, counts.running);
+    oldest.iter().for_each(|at| write!(shown, ", oldest {}", age(at)).unwrap());
+    write!(shown, ", by priority {priorities:?}").unwrap();
+    shown.push_str(if *heard { "\n" } else { ", heartbeats unknown\n" });
+    for (blocker, jobs) in blocked {
+        writeln!(shown, "  {jobs} {blocker:?}").unwrap();
+    }
+    for class in classes {
+        let ClassStatus { jobs, resources, constraints, priorities, first, blocker, others, behind, start, .. } = class;
+        let Resources { cpu_millis, memory_mb, gpu, .. } = resources;
+        let (asks, constraints) = (format!("cpu {cpu_millis} memory {memory_mb} gpu {gpu}"), constraints.len());
+        write!(
+            shown,
+            "  class of {jobs}, {asks}, {constraints} constraints, priorities {priorities:?}, first {first} "
+        )
+        .unwrap();
+        writeln!(shown, "{blocker:?} starts {start:?}, others {others:?}, {behind} behind").unwrap();
+    }
+    let (taken, all) = (used.slots, capacity.slots);
+    writeln!(shown, "  {taken} of {all} slots, {} of {} cpu, {workers:?}", used.cpu_millis, capacity.cpu_millis)
+        .unwrap();
+    if *left_off != (0, 0) {
+        writeln!(shown, "  left off: {left_off:?}").unwrap();
     }
     names::shorten(&shown)
 }

@@ -21,7 +21,7 @@ use crate::{
 /// Show why a job waits, what each worker is to it, and when it is expected to start; or where it runs and why there.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  hodei-node job explain nightly\n\nIn JSON, `standing` is pending, scheduled, running or ended; `blocker` is null or one of backoff, no_worker,\nnone_suits, none_takes_jobs, set_aside, no_room, preempting, heartbeat, avoids; `start.kind` is now, after_backoff, by_timeouts or\nunknown; each worker has a `verdict`: fits, avoided, unheard, no_room, takes_none, set_aside, too_small,\narchitecture or constraint."
+    after_help = "Example:\n  hodei-node job explain nightly\n\nIn JSON, `standing` is pending, scheduled, running or ended; `blocker` is null or one of backoff, no_worker,\nnone_suits, too_small, draining, none_takes_jobs, set_aside, no_room, preempting, heartbeat, avoids; `start.kind` is now, after_backoff, by_timeouts or\nunknown; each worker has a `verdict`: fits, avoided, unheard, no_room, takes_none, set_aside, too_small,\narchitecture or constraint."
 )]
 pub struct Args {
     #[arg(value_name = "ID", help = job_help!())]
@@ -72,7 +72,7 @@ impl Output for Explained {
         add("standing", answer.standing.replace('_', " "));
         add("because", because(answer));
         add("ahead", ahead(answer));
-        add("start", start_text(answer));
+        add("start", start_text(&answer.start, answer.start_at_ms));
         if let Some(attempt) = &answer.attempt {
             add("attempt", attempt.number.to_string());
             add("worker", attempt.worker_id.clone());
@@ -156,23 +156,30 @@ fn worker_json(worker: &WorkerVerdict) -> Value {
 }
 
 fn because(answer: &GetSchedulingDecisionResponse) -> String {
-    let text = match answer.blocker.as_str() {
+    if answer.blocker.is_empty() && answer.chosen_worker_id.is_empty() {
+        return answer.reason.as_ref().map(show::reason_text).unwrap_or_default();
+    }
+    blocker_text(&answer.blocker).to_owned()
+}
+
+/// What a blocker means.
+pub fn blocker_text(blocker: &str) -> &str {
+    match blocker {
         "backoff" => "it waits before its next attempt",
         "no_worker" => "there is no worker",
         "none_suits" => "no worker is what it asks for",
+        "too_small" => "the workers that are what it asks for are too small",
+        "draining" => "the workers that it would fit on are being drained",
         "none_takes_jobs" => "the workers that it would fit on take no jobs now",
         "set_aside" => "the workers that it would fit on are set aside for a while",
         "no_room" => "others hold what it needs",
         "preempting" => "jobs of lower priority are being ended to make room for it",
         "heartbeat" => "a worker that it fits on has to be heard of again first",
         "avoids" => "it has just failed where there is room, and another worker may yet answer",
-        "" if answer.chosen_worker_id.is_empty() => {
-            return answer.reason.as_ref().map(show::reason_text).unwrap_or_default();
-        }
+        "behind" => "others that ask the same come first, and take what room there is",
         "" => "nothing is in its way",
         other => other,
-    };
-    text.to_owned()
+    }
 }
 
 fn ahead(answer: &GetSchedulingDecisionResponse) -> String {
@@ -185,9 +192,10 @@ fn ahead(answer: &GetSchedulingDecisionResponse) -> String {
     }
 }
 
-fn start_text(answer: &GetSchedulingDecisionResponse) -> String {
-    let at = output::time_text(answer.start_at_ms).unwrap_or_default();
-    match answer.start.as_str() {
+/// When a job is expected to start.
+pub fn start_text(start: &str, at_ms: i64) -> String {
+    let at = output::time_text(at_ms).unwrap_or_default();
+    match start {
         "now" => "now".to_owned(),
         "after_backoff" => format!("{at}, when its backoff has passed"),
         "by_timeouts" => format!("{at} at the latest, when time-outs will have made room"),

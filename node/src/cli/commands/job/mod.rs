@@ -2,7 +2,7 @@
 
 mod cancel;
 mod ending;
-mod explain;
+pub mod explain;
 mod follow;
 mod get;
 mod list;

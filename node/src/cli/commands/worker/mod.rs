@@ -7,7 +7,7 @@ mod remove;
 mod show;
 mod undrain;
 
-pub use show::{losses, set_aside, set_aside_text};
+pub use show::{capacity, cores, losses, set_aside, set_aside_text};
 
 use clap::Subcommand;
 

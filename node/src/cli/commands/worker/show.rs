@@ -120,7 +120,9 @@ pub fn set_aside(aside: &WorkerSetAside) -> Value {
     })
 }
 
-fn capacity(capacity: &Capacity) -> Value {
+/// A capacity as JSON.
+#[must_use]
+pub fn capacity(capacity: &Capacity) -> Value {
     json!({
         "slots": capacity.slots,
         "cpu_millis": capacity.cpu_millis,
@@ -203,7 +205,8 @@ fn capacity_text(capacity: &Capacity) -> String {
 }
 
 /// A decimal number of cores.
-fn cores(millis: u64) -> String {
+#[must_use]
+pub fn cores(millis: u64) -> String {
     let text = format!("{}.{:03}", millis / 1_000, millis % 1_000);
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
