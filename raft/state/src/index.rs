@@ -141,6 +141,8 @@ pub(crate) struct Indexes {
     pub(crate) drains: OrdSet<(Millis, WorkerId)>,
     /// Workers that are set aside, by the end of that.
     pub(crate) set_aside: OrdSet<(Millis, WorkerId)>,
+    /// Removed workers without live attempts, by when they were removed.
+    pub(crate) removed_workers: OrdSet<(Millis, WorkerId)>,
     /// Tokens by the hash of their secret.
     pub(crate) secrets: OrdMap<[u8; 32], TokenId>,
     /// Secrets by name.
@@ -288,6 +290,9 @@ impl Indexes {
         }
         if let Some(set_aside) = worker.set_aside {
             self.set_aside.insert((set_aside.until, worker.id));
+        }
+        if let Some(since) = worker.forgettable_since() {
+            self.removed_workers.insert((since, worker.id));
         }
         if worker.takes_jobs() && worker.used.slots < worker.capacity.slots {
             self.available.insert(worker.id);

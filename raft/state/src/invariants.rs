@@ -108,7 +108,10 @@ fn check_job(state: &State, job: &Job, found: &mut Findings) {
 
 fn check_attempt(state: &State, attempt: &Attempt, found: &mut Findings) {
     let id = attempt.id;
-    found.check(state.worker(attempt.worker).is_some(), || format!("attempt {id:?} is on no worker"));
+    // One that has ended may outlive its worker, which was removed then.
+    let known = state.worker(attempt.worker).is_some();
+    let gone = !attempt.is_live() && state.is_revoked(Caller::Agent(attempt.worker));
+    found.check(known || gone, || format!("attempt {id:?} is on no worker"));
     if let Some(end) = &attempt.end {
         found.check(end.at >= attempt.assigned_at, || format!("attempt {id:?} ended before it was assigned"));
         // Only a later session can have found it dead, and sessions never come back.

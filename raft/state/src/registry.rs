@@ -186,6 +186,17 @@ pub struct Worker {
 }
 
 impl Worker {
+    /// A worker that was removed is still kept for so long: seven days, as finished jobs are. Its identity stays void.
+    pub const KEPT_MS: u64 = 7 * 24 * 3_600_000;
+    /// No more than so many of them are kept.
+    pub const MAX_REMOVED: usize = 1_000;
+
+    /// When it was removed, where nothing holds it any more: no attempt is live on it.
+    #[must_use]
+    pub fn forgettable_since(&self) -> Option<Millis> {
+        self.removed_at.filter(|_| self.state == WorkerState::Terminated)
+    }
+
     /// [`Worker::recent`] of a worker that nothing is known of, and the best that it can be.
     pub const RECENT_BEST: u16 = 1_000;
 

@@ -2,7 +2,7 @@
 
 use crate::{
     events::Event,
-    ids::{JobId, Millis, SecretId, TokenId},
+    ids::{JobId, Millis, SecretId, TokenId, WorkerId},
     job::{Attempt, Job, Segment},
     registry::{Cluster, Identity, Member, Token, TokenUse, Tombstone, Worker},
     rows::Meta,
@@ -15,10 +15,12 @@ use crate::{
 const TOMBSTONES_PER_COMMAND: usize = 64;
 /// So many rows of tokens, for the same reason: a token may have 10,000 uses.
 const TOKEN_ROWS_PER_COMMAND: usize = 64;
+/// And so many workers.
+const WORKERS_PER_COMMAND: usize = 64;
 
 impl State {
     /// Time moves on, never back. Jobs whose backoff has passed return to the queue; tombstones past their hour go, and
-    /// so do tokens that have let nobody in for days.
+    /// so do tokens that have let nobody in for days, and workers that were removed days ago, or as too many.
     pub(crate) fn advance(&mut self, at: Millis) {
         if at > self.stamp() || self.meta.get(&()).is_none() {
             let stamp = at.max(self.stamp());
@@ -41,6 +43,14 @@ impl State {
         for _ in 0..TOKEN_ROWS_PER_COMMAND {
             match self.indexes.forgotten.get_min() {
                 Some(&(at, token)) if at <= stamp => self.forget_row_of(token),
+                _ => break,
+            }
+        }
+        for _ in 0..WORKERS_PER_COMMAND {
+            let removed = &self.indexes.removed_workers;
+            let too_many = removed.len() > Worker::MAX_REMOVED;
+            match removed.get_min().copied() {
+                Some((since, worker)) if too_many || since.plus(Worker::KEPT_MS) <= stamp => self.forget_worker(worker),
                 _ => break,
             }
         }
@@ -96,6 +106,15 @@ impl State {
     pub(crate) fn put_worker(&mut self, worker: Worker) {
         self.indexes.set_worker(self.workers.get(&worker.id), &worker);
         self.workers.put(worker.id, worker, &mut self.dirty);
+    }
+
+    /// Forgets a worker that was removed. Its identity stays, and stays void: neither its id nor its key is anybody
+    /// else's, ever.
+    fn forget_worker(&mut self, id: WorkerId) {
+        if let Some(since) = self.worker(id).and_then(Worker::forgettable_since) {
+            self.indexes.removed_workers.remove(&(since, id));
+            self.workers.remove(&id, &mut self.dirty);
+        }
     }
 
     pub(crate) fn put_attempt(&mut self, attempt: Attempt) {

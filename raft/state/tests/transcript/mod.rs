@@ -88,6 +88,7 @@ impl goldenscript::Runner for Runner {
             "queue" => Ok(self.queue(&arguments)),
             "retain" => self.retain(&arguments),
             "use-many" => self.use_many(&arguments),
+            "use-and-remove" => self.use_and_remove(&arguments),
             _ => show::query(&self.state, &arguments),
         }
     }
@@ -154,6 +155,32 @@ impl Runner {
             let shown = self.apply(&parse::command(&format!("use {token} id=w{} nonce={at} key={at}", 3000 + at))?);
             assert!(!shown.starts_with("refused"), "{shown}");
         }
+        Ok(String::new())
+    }
+
+    /// use-and-remove TOKEN N: agents use a token, open a session, and are removed, one after the other.
+    fn use_and_remove(&mut self, arguments: &Arguments<'_>) -> Shown {
+        let token = arguments.word(0)?;
+        for at in 1..=arguments.number_at(1)? {
+            let worker = format!("w{}", 10_000 + at);
+            for line in [
+                // Keys are a byte each, and void once their bearer is removed: the nonce alone tells these apart.
+                format!("use {token} id={worker} nonce=1 key=1"),
+                format!("open {worker}/s1"),
+                format!("remove-worker {worker}"),
+            ] {
+                let mut envelope = parse::command(&line)?;
+                if let Command::UseToken(used) = &mut envelope.command {
+                    used.nonce[..8].copy_from_slice(&at.to_be_bytes());
+                    used.key[..8].copy_from_slice(&at.to_be_bytes());
+                }
+                self.index += 1;
+                let outcome = self.state.apply(self.index, 0, Millis(self.now), &envelope);
+                assert!(!matches!(outcome, Outcome::Refused(_)), "{line}: {outcome:?}");
+            }
+        }
+        let violations = invariants::check(&self.state);
+        assert!(violations.is_empty(), "{violations:?}");
         Ok(String::new())
     }
 

@@ -82,6 +82,10 @@ pub(super) fn query(state: &State, arguments: &Arguments<'_>) -> Result<String, 
             let found = state.worker(names::worker(arguments.word(0)?)?);
             found.map_or("no such worker".to_string(), |one| worker(state, one))
         }
+        "workers" => {
+            let removed = state.workers().filter(|worker| worker.removed_at.is_some()).count();
+            format!("{} workers, {removed} of them removed", state.workers().count())
+        }
         "counts" => format!("{:?}", state.counts()),
         "pending" => state.pending().map(|job| format!("{}\n", job.id)).collect(),
         "list" => state.jobs_newest_first(None).map(|job| format!("{} {:?}\n", job.id, job.state)).collect(),
