@@ -51,6 +51,7 @@ use crate::{
         hello::{self, Greeter, Inbox, Myself},
     },
     pki::credentials::Credentials,
+    replacement,
     server::{auth::AuthLayer, drain, http, listener},
     work::{self, Work},
 };
@@ -106,21 +107,13 @@ struct App {
 }
 
 impl App {
-    async fn start(node: Node, mut identity: Identity) -> Result<(Self, Tasks), Failure> {
+    async fn start(node: Node, identity: Identity) -> Result<(Self, Tasks), Failure> {
         let advertise = node.reachable();
         let Node { config, dir, sockets } = node;
         let sockets = sockets.ok_or_else(|| Failure::other("there is nothing to serve on"))?;
-        let credentials = Credentials::load(&dir, &identity)?;
+        let Opened { mut identity, credentials, peers, handle } = open(&config, &dir, identity, &advertise).await?;
         let broken = |error: crate::pki::PkiError| Failure::other(format!("{}: {error}", dir.path().display()));
-        let client_tls = Arc::new(credentials.client_config().map_err(broken)?);
         let server_tls = Arc::new(credentials.server_config().map_err(broken)?);
-        check_log(&dir, &identity)?;
-        // A Hello of this start must not be taken for one of an earlier start: the number is kept before it is said.
-        identity.start_counter += 1;
-        dir.write_identity(&identity)?;
-        let book = dir.read_toml::<Book>("peers.toml")?.unwrap_or_default();
-        let peers = Arc::new(Peers::new(identity.node_id, watch::channel(client_tls).1, book));
-        let handle = start_replica(&config, &dir, &identity, peers.clone()).await?;
         if !identity.log_begun {
             identity.log_begun = true;
             dir.write_identity(&identity)?;
@@ -278,28 +271,73 @@ impl App {
     }
 }
 
-/// A log that was begun must be there: a node that forgot what it promised must not vote.
-fn check_log(dir: &DataDir, identity: &Identity) -> Result<(), Failure> {
-    if identity.log_begun && !dir.join("wal").is_dir() {
-        return Err(Failure::other(format!(
-            "{} is missing: this node has lost what it had promised to the cluster; remove it and join anew",
-            dir.join("wal").display()
-        )));
-    }
-    Ok(())
+/// A node whose replica is open.
+struct Opened {
+    identity: Identity,
+    credentials: Credentials,
+    peers: Arc<Peers>,
+    handle: Handle,
 }
 
-async fn start_replica(
+/// Opens the replica. One that has lost what it had promised goes on as a new member, for which it waits as long as it
+/// takes.
+async fn open(config: &Config, dir: &DataDir, identity: Identity, advertise: &str) -> Result<Opened, Failure> {
+    let mut identity = replacement::resume(dir, identity)?;
+    let mut replaced = false;
+    loop {
+        let credentials = Credentials::load(dir, &identity)?;
+        let tls = credentials.client_config();
+        let tls = Arc::new(tls.map_err(|error| Failure::other(format!("{}: {error}", dir.path().display())))?);
+        let why = match open_replica(config, dir, &mut identity, tls.clone()).await {
+            Ok((peers, handle)) => return Ok(Opened { identity, credentials, peers, handle }),
+            // A new replica that is lost at once will not be the last one.
+            Err(NotOpened::Lost(why)) if !replaced && identity.founder.is_none() => why,
+            Err(NotOpened::Lost(why)) => return Err(Failure::other(why)),
+            Err(NotOpened::Failed(failure)) => return Err(failure),
+        };
+        identity = replacement::obtain(dir, &identity, tls, &config.peers, advertise, &why).await?;
+        replaced = true;
+    }
+}
+
+/// Why a replica is not open.
+enum NotOpened {
+    /// It has lost what it had promised: it must not vote again under this id.
+    Lost(String),
+    /// Nothing is known to be lost.
+    Failed(Failure),
+}
+
+impl From<Failure> for NotOpened {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+async fn open_replica(
     config: &Config,
     dir: &DataDir,
-    identity: &Identity,
-    peers: Arc<Peers>,
-) -> Result<Handle, Failure> {
+    identity: &mut Identity,
+    tls: Arc<rustls::ClientConfig>,
+) -> Result<(Arc<Peers>, Handle), NotOpened> {
+    // A node that forgot what it promised must not begin anew.
+    if identity.log_begun && !dir.join("wal").is_dir() {
+        return Err(NotOpened::Lost(format!("HODEI-STORAGE-010: {} is missing", dir.join("wal").display())));
+    }
+    // A Hello of this start must not be taken for one of an earlier start: the number is kept before it is said.
+    identity.start_counter += 1;
+    dir.write_identity(identity)?;
+    let book = dir.read_toml::<Book>("peers.toml")?.unwrap_or_default();
+    let peers = Arc::new(Peers::new(identity.node_id, watch::channel(tls).1, book));
     let mut raft = hodei_raft::Config::new(identity.node_id, identity.cluster_id, dir.path().to_owned());
     raft.timing.heartbeat = Duration::from_millis(config.raft.heartbeat_ms);
     raft.timing.election_min = Duration::from_millis(config.raft.election_min_ms);
     raft.timing.election_max = Duration::from_millis(config.raft.election_max_ms);
-    hodei_raft::start(raft, peers).await.map_err(|error| Failure::other(error.to_string()))
+    match hodei_raft::start(raft, peers.clone()).await {
+        Ok(handle) => Ok((peers, handle)),
+        Err(error) if error.is_loss() => Err(NotOpened::Lost(error.to_string())),
+        Err(error) => Err(NotOpened::Failed(Failure::other(error.to_string()))),
+    }
 }
 
 fn adopt(socket: std::net::TcpListener) -> Result<TcpListener, Failure> {

@@ -8,7 +8,7 @@
 use std::{sync::Arc, time::Duration};
 
 use hodei_raft::{Handle, Leadership, MembershipError, Status, Topic};
-use hodei_state::{State, command::Command, ids::NodeId};
+use hodei_state::{State, command::Command, ids::NodeId, registry::Member};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -32,6 +32,13 @@ enum Step {
     Remove(NodeId),
     /// It has caught up.
     Promote(NodeId),
+    /// It has caught up, and takes the place of one that was replaced.
+    Swap {
+        /// Who votes no more.
+        old: NodeId,
+        /// Who votes instead.
+        new: NodeId,
+    },
     /// It may listen.
     Add(NodeId),
     /// All members can read more than the cluster uses.
@@ -84,6 +91,7 @@ async fn make(handle: &Handle, term: u64, step: Step) -> Result<(), String> {
     match step {
         Step::Add(node) => handle.add_learner(node).await.map_err(text)?,
         Step::Promote(node) => handle.promote(node).await.map_err(text)?,
+        Step::Swap { old, new } => handle.swap(old, new).await.map_err(text)?,
         Step::Remove(node) => handle.remove_member(node).await.map_err(text)?,
         Step::Level(level) => {
             let commands = vec![Command::SetFeatureLevel { level }];
@@ -96,19 +104,27 @@ async fn make(handle: &Handle, term: u64, step: Step) -> Result<(), String> {
     Ok(())
 }
 
-/// Removals first: whoever is removed shall not vote on what follows.
+/// Removals first: whoever is removed shall not vote on what follows. But who was replaced stays until the replacement
+/// can vote, so that no more votes than before are needed; it does not vote itself, since it forgot what it had promised.
 fn next(state: &State, raft: &Status) -> Step {
     if raft.changing {
         return Step::Wait;
     }
     let member = |node: &NodeId| raft.voters.contains(node) || raft.learners.contains(node);
     let (removed, present): (Vec<_>, Vec<_>) = state.members().partition(|member| member.removed_at.is_some());
-    if let Some(gone) = removed.iter().find(|gone| member(&gone.id)) {
+    let awaited = |gone: &Member| {
+        let heir = gone.replaced_by.and_then(|heir| state.member(heir));
+        heir.is_some_and(|heir| heir.removed_at.is_none() && !raft.voters.contains(&heir.id))
+    };
+    if let Some(gone) =
+        removed.iter().find(|gone| member(&gone.id) && !(raft.voters.contains(&gone.id) && awaited(gone)))
+    {
         return Step::Remove(gone.id);
     }
     let learners: Vec<_> = present.iter().filter(|member| raft.learners.contains(&member.id)).collect();
     if let Some(ready) = learners.iter().find(|learner| caught_up(raft, learner.id)) {
-        return Step::Promote(ready.id);
+        let place = ready.replaces.map(|(old, _)| old).filter(|old| raft.voters.contains(old));
+        return place.map_or(Step::Promote(ready.id), |old| Step::Swap { old, new: ready.id });
     }
     if let Some(new) = present.iter().find(|present| !member(&present.id)) {
         return Step::Add(new.id);
@@ -132,7 +148,7 @@ fn caught_up(raft: &Status, learner: NodeId) -> bool {
 mod tests {
     use hodei_raft::{PeerStatus, Position};
     use hodei_state::{
-        command::{Command, CreateToken, Envelope, Init, UseToken},
+        command::{Command, CreateToken, Envelope, Init, ReplaceNode, UseToken},
         ids::{Caller, ClusterId, Millis, Role, TokenId, UserId},
         outcome::Outcome,
     };
@@ -218,6 +234,28 @@ mod tests {
         assert_eq!(next(&state, &raft(&[1, 2], &[3], 950, NOW)), Step::Remove(1));
         assert_eq!(next(&state, &raft(&[2], &[3], 950, NOW)), Step::Promote(3));
         assert_eq!(next(&state, &raft(&[2, 3], &[], 950, NOW)), Step::Rest);
+    }
+
+    #[test]
+    fn who_was_replaced_stays_until_its_replacement_can_vote() {
+        let mut state = cluster(3);
+        let replace = ReplaceNode {
+            node: 2,
+            nonce: [1; 16],
+            key: [42; 32],
+            address: "n2:1".into(),
+            version: "1".into(),
+            feature_level: 1,
+        };
+        apply(&mut state, 50, Caller::Node(2), Command::ReplaceNode(replace));
+        assert_eq!(next(&state, &raft(&[1, 2, 3], &[], 950, NOW)), Step::Add(4));
+        assert_eq!(next(&state, &raft(&[1, 2, 3], &[4], 10, NOW)), Step::Wait);
+        assert_eq!(next(&state, &raft(&[1, 2, 3], &[4], 950, NOW)), Step::Swap { old: 2, new: 4 });
+        assert_eq!(next(&state, &raft(&[1, 3, 4], &[], 950, NOW)), Step::Rest);
+        // Where the replacement is removed before, both go.
+        apply(&mut state, 51, Caller::Admin(ADMIN), Command::RemoveNode { node: 4 });
+        assert_eq!(next(&state, &raft(&[1, 2, 3], &[4], 950, NOW)), Step::Remove(2));
+        assert_eq!(next(&state, &raft(&[1, 3], &[4], 950, NOW)), Step::Remove(4));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use hodei_state::ids::NodeId;
 
-use crate::wal::OpenError;
+use crate::wal::{OpenError, Quarantine};
 
 /// A command was not, or perhaps not, carried out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -107,6 +107,17 @@ pub enum StartError {
 }
 
 impl StartError {
+    /// Whether this replica has lost what it had promised, so that no retry helps, and nothing that it has left is worth
+    /// keeping: it can go on as a new member only. What a newer version has written is not lost.
+    #[must_use]
+    pub fn is_loss(&self) -> bool {
+        match self {
+            Self::Log(OpenError::Quarantined { reason, .. }) => *reason != Quarantine::Newer,
+            Self::Unrebuildable(_) => true,
+            Self::Log(OpenError::Io { .. }) | Self::Io { .. } | Self::Raft(_) => false,
+        }
+    }
+
     pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let what = what.into();
         move |source| Self::Io { what, source }

@@ -8,9 +8,9 @@ use std::{sync::Arc, time::Duration};
 
 use hodei_proto::v1::{
     CreateTokenRequest, CreateTokenResponse, EnrollRequest, EnrollResponse, Identity, ListTokensRequest,
-    ListTokensResponse, MembersRequest, MembersResponse, Position, RemoveRequest, RemoveResponse, RevokeTokenRequest,
-    RevokeTokenResponse, Role, StatusRequest, StatusResponse, TransferLeaderRequest, TransferLeaderResponse,
-    cluster_service_server::ClusterService,
+    ListTokensResponse, MembersRequest, MembersResponse, Position, RemoveRequest, RemoveResponse, ReplaceRequest,
+    RevokeTokenRequest, RevokeTokenResponse, Role, StatusRequest, StatusResponse, TransferLeaderRequest,
+    TransferLeaderResponse, cluster_service_server::ClusterService,
 };
 use hodei_raft::{Handle, View};
 use hodei_state::{
@@ -108,6 +108,11 @@ impl ClusterService for Cluster {
     async fn enroll(&self, request: Request<EnrollRequest>) -> Result<Response<EnrollResponse>, Status> {
         let by = deadline::of(&request);
         self.shared.enroll(request.into_inner(), by).await.map(Response::new)
+    }
+
+    async fn replace(&self, request: Request<ReplaceRequest>) -> Result<Response<EnrollResponse>, Status> {
+        let (caller, by) = (auth::caller(&request)?, deadline::of(&request));
+        self.shared.replace(caller, request.into_inner(), by).await.map(Response::new)
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {

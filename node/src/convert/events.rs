@@ -39,6 +39,7 @@ pub const KINDS: &[&str] = &[
     "worker_set_aside_ended",
     "job_preempted",
     "secret_used",
+    "node_replaced",
 ];
 
 /// The spelling of an event's kind.
@@ -73,6 +74,7 @@ pub fn kind(event: &Event) -> &'static str {
         Event::WorkerSetAsideEnded { .. } => "worker_set_aside_ended",
         Event::JobPreempted { .. } => "job_preempted",
         Event::SecretUsed { .. } => "secret_used",
+        Event::NodeReplaced { .. } => "node_replaced",
     }
 }
 
@@ -137,6 +139,10 @@ fn fill(wire: &mut v1::ExecutionEvent, event: &Event) {
         | Event::NodeStarted { node }
         | Event::NodeRemoved { node, .. }
         | Event::WorkerAttached { node, .. } => wire.node_id = *node,
+        Event::NodeReplaced { node, replacement } => {
+            wire.node_id = *node;
+            wire.issued = Some(identity(&Caller::Node(*replacement)));
+        }
         Event::FeatureLevelRaised { level, .. } => wire.feature_level = *level,
         Event::TokenCreated { token, role, .. } => {
             wire.token_id = token.to_string();

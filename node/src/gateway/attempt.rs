@@ -143,7 +143,9 @@ impl Attempt {
         if !matches!(truth, Truth::Owned { started: false, .. }) {
             self.started = Errand::Settled;
         }
-        let placed = state.segments(self.id.job, self.id.attempt).any(|segment| segment.holders.contains(&me));
+        let placed = state
+            .segments(self.id.job, self.id.attempt)
+            .any(|segment| segment.holders.iter().any(|holder| state.heir(*holder) == me));
         if placed || *truth == Truth::Unknown {
             self.place = Errand::Settled;
         }

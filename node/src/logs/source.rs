@@ -260,7 +260,8 @@ impl Place {
         let figures = attempt.and_then(|attempt| attempt.end.as_ref()).and_then(|end| end.log.as_ref());
         let mut segments: Vec<_> = state.segments(key.job, key.attempt).collect();
         segments.reverse();
-        let newest_first = segments.iter().flat_map(|segment| segment.holders.iter().rev().copied());
+        let newest_first =
+            segments.iter().flat_map(|segment| segment.holders.iter().rev().map(|holder| state.heir(*holder)));
         let mut holders: Vec<NodeId> = Vec::new();
         for node in newest_first {
             if !holders.contains(&node) {

@@ -161,10 +161,13 @@ async fn decide<R: Registry>(registry: &R, path: &str, shown: Option<Certified>)
     let allowed = match access {
         Access::Anyone => true,
         Access::Roles(roles) => roles.contains(&role),
-        Access::Peers => matches!(caller, Caller::Node(_)),
+        Access::Peers | Access::AnyNode => matches!(caller, Caller::Node(_)),
     };
     if !allowed {
         return Err(error::not_allowed(format!("{role} certificates may not call {path}")));
+    }
+    if access == Access::AnyNode {
+        return Ok(Some(Peer { caller }));
     }
     let mut standing = registry.standing(caller);
     if standing == Standing::Unknown && access != Access::Peers {

@@ -12,9 +12,12 @@ pub enum Access {
     /// Nodes by their certificate alone, unless they are known to be removed: a lagging node has to accept a leader
     /// that it has not heard of yet.
     Peers,
+    /// Nodes by their certificate alone, whatever has become of them since: what they may still ask for is for the
+    /// state to say.
+    AnyNode,
 }
 
-use Access::{Anyone, Peers, Roles};
+use Access::{AnyNode, Anyone, Peers, Roles};
 
 const ALL: Access = Roles(&[Role::Node, Role::Agent, Role::User, Role::Admin]);
 const AGENTS: Access = Roles(&[Role::Agent]);
@@ -25,6 +28,7 @@ const ADMINS: Access = Roles(&[Role::Admin]);
 /// Path of each RPC, and who may call it.
 pub const TABLE: &[(&str, Access)] = &[
     ("/hodei.v1.ClusterService/Enroll", Anyone),
+    ("/hodei.v1.ClusterService/Replace", AnyNode),
     ("/hodei.v1.ClusterService/Status", USERS),
     ("/hodei.v1.ClusterService/Members", USERS),
     ("/hodei.v1.ClusterService/Remove", ADMINS),

@@ -70,6 +70,18 @@ impl Handle {
         }
     }
 
+    /// Has a learner vote in place of a voter, in one change. The caller has seen that the learner caught up.
+    pub async fn swap(&self, old: NodeId, new: NodeId) -> Result<(), MembershipError> {
+        let mut voters: BTreeSet<NodeId> = {
+            let metrics = self.inner.raft.server_metrics();
+            let metrics = metrics.borrow_watched();
+            metrics.membership_config.voter_ids().collect()
+        };
+        voters.remove(&old);
+        voters.insert(new);
+        self.change(ChangeMembers::ReplaceAllVoters(voters)).await
+    }
+
     async fn change(&self, change: ChangeMembers<NodeId, ()>) -> Result<(), MembershipError> {
         let changed = tokio::time::timeout(CHANGE_TIMEOUT, self.inner.raft.change_membership(change, false)).await;
         self.changed(changed.map(|result| result.map(drop)))

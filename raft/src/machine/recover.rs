@@ -114,7 +114,7 @@ where
     }
     if purged > applied.max(snapshots.current_id()) {
         return Err(StartError::Unrebuildable(format!(
-            "the log begins after {}, and no intact state or snapshot reaches it; remove the node and join it anew",
+            "the log begins after {}, and no intact state or snapshot reaches it",
             purged.map_or_else(String::new, |id| id.to_string())
         )));
     }

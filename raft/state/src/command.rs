@@ -204,6 +204,9 @@ pub enum Command {
         /// Which.
         worker: WorkerId,
     },
+    /// A member that has lost what it had promised goes on under a new id. Its old one is void from here on; in the Raft
+    /// membership the new one takes its place once it has caught up.
+    ReplaceNode(ReplaceNode),
 }
 
 /// See [`Command::PutSecret`].
@@ -253,6 +256,23 @@ pub struct NodeHello {
     pub address: String,
     /// Grows with each start of the node.
     pub start_counter: u64,
+    /// Its version.
+    pub version: String,
+    /// What its binary speaks.
+    pub feature_level: u32,
+}
+
+/// See [`Command::ReplaceNode`]. The caller is the member itself, by its old certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplaceNode {
+    /// Who it was.
+    pub node: NodeId,
+    /// Made by it: repeating the request with the same key succeeds again with the same id.
+    pub nonce: [u8; 16],
+    /// SHA-256 of its new public key.
+    pub key: [u8; 32],
+    /// host:port.
+    pub address: String,
     /// Its version.
     pub version: String,
     /// What its binary speaks.

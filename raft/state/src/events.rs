@@ -110,6 +110,8 @@ pub enum Event {
     JobPreempted { job: JobId, attempt: u32, worker: WorkerId, for_job: JobId },
     /// An attempt is given a secret, in this version.
     SecretUsed { job: JobId, attempt: u32, worker: WorkerId, name: String, version: u64 },
+    /// A node had lost what it had promised and goes on as another one.
+    NodeReplaced { node: NodeId, replacement: NodeId },
 }
 
 /// Why an attempt ended, in short: the job's own row says it at length.

@@ -194,6 +194,10 @@ fn check_parties(state: &State, found: &mut Findings) {
         found.check(id < cluster.next_node_id, || format!("node {id} was not handed out"));
         let revoked = state.is_revoked(Caller::Node(id));
         found.check(revoked == member.removed_at.is_some(), || format!("node {id}: revoked unlike removed"));
+        let heir = member.replaced_by.and_then(|id| state.member(id));
+        let taken = heir.is_some_and(|heir| heir.replaces.is_some_and(|(node, _)| node == id) && heir.id > id);
+        let fits = member.replaced_by.is_none() || (taken && member.removed_at.is_some());
+        found.check(fits, || format!("node {id} was replaced by {:?}", member.replaced_by));
         let speaks = member.removed_at.is_some() || member.feature_level >= cluster.feature_level;
         found.check(speaks, || format!("node {id} cannot read what the cluster writes"));
     }

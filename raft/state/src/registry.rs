@@ -248,6 +248,10 @@ pub struct Member {
     pub joined_at: Millis,
     /// Removed: never served again.
     pub removed_at: Option<Millis>,
+    /// Whose place it took, and by which request.
+    pub replaces: Option<(NodeId, [u8; 16])>,
+    /// Who took its place, which is why it is removed.
+    pub replaced_by: Option<NodeId>,
 }
 
 /// The cluster itself: one row.

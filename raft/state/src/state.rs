@@ -270,6 +270,17 @@ impl State {
         self.secret_uses.iter().rev().map(|(_, used)| used)
     }
 
+    /// Who holds now what this node held: itself, or whoever has taken its place since.
+    #[must_use]
+    pub fn heir(&self, node: NodeId) -> NodeId {
+        // Ids grow along the way, so it ends.
+        let mut heir = node;
+        while let Some(next) = self.member(heir).and_then(|member| member.replaced_by) {
+            heir = next;
+        }
+        heir
+    }
+
     /// A member, removed ones included.
     #[must_use]
     pub fn member(&self, node: NodeId) -> Option<&Member> {

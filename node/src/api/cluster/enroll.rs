@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use hodei_proto::v1::{EnrollRequest, EnrollResponse};
+use hodei_proto::v1::{EnrollRequest, EnrollResponse, ReplaceRequest};
 use hodei_state::{
-    command::{Command, UseToken},
-    ids::{Caller, Role, WorkerId},
+    command::{Command, ReplaceNode, UseToken},
+    ids::{Caller, WorkerId},
     outcome::{Outcome, Refusal},
 };
 use tokio::time::{Instant, timeout_at};
@@ -25,7 +25,38 @@ impl Shared {
         let _permit = timeout_at(by, self.enrolments.acquire()).await.map_err(|_| busy())?.map_err(|_| busy())?;
         let (token, csr, command) = self.understand(request)?;
         self.check_known(&token, by).await?;
-        let (outcome, position) = self.commit(Caller::Node(self.myself.node), Command::UseToken(command), by).await?;
+        self.admit(Caller::Node(self.myself.node), Command::UseToken(command), &csr, by).await
+    }
+
+    /// A node goes on under a new id, which only itself can ask for.
+    pub(super) async fn replace(
+        &self,
+        caller: Caller,
+        request: ReplaceRequest,
+        by: Instant,
+    ) -> Result<EnrollResponse, Status> {
+        let Caller::Node(node) = caller else { return Err(error::not_allowed("only a node can be replaced")) };
+        let csr = understand_csr(&request.csr_der)?;
+        let command = ReplaceNode {
+            node,
+            nonce: understand_nonce(request.nonce)?,
+            key: csr.key,
+            address: request.address,
+            version: request.version,
+            feature_level: request.feature_level,
+        };
+        self.admit(caller, Command::ReplaceNode(command), &csr, by).await
+    }
+
+    /// Commits what makes a party of whoever holds the key, and gives it what it needs.
+    async fn admit(
+        &self,
+        caller: Caller,
+        command: Command,
+        csr: &Request,
+        by: Instant,
+    ) -> Result<EnrollResponse, Status> {
+        let (outcome, position) = self.commit(caller, command, by).await?;
         let Outcome::Enrolled { issued, cluster } = outcome else {
             return Err(error::internal(format_args!("an enrolment came to {outcome:?}")));
         };
@@ -40,7 +71,7 @@ impl Shared {
             position: Some(position),
             secrets_key: Vec::new(),
         };
-        if token.role == Role::Node {
+        if matches!(issued, Caller::Node(_)) {
             self.authority.key_pem().clone_into(&mut answer.ca_key_pem);
             answer.secrets_key = self.vault.key().to_vec();
         }
@@ -53,8 +84,8 @@ impl Shared {
         if token.authority != self.authority.hash() {
             return Err(error::refusal(&Refusal::TokenUnknown));
         }
-        let csr = Request::verify(&request.csr_der).map_err(|expected| error::invalid("csr_der", expected))?;
-        let nonce = request.nonce.try_into().map_err(|_| error::invalid("nonce", "16 bytes"))?;
+        let csr = understand_csr(&request.csr_der)?;
+        let nonce = understand_nonce(request.nonce)?;
         let id = match request.worker_id.as_str() {
             "" => Uuid::now_v7().as_u128(),
             text => text.parse::<WorkerId>().map_err(|error| error::invalid("worker_id", expected(&error)))?.0,
@@ -89,6 +120,14 @@ impl Shared {
         let members = view.state.members().filter(|member| member.removed_at.is_none());
         members.map(|member| (member.id, member.address.clone())).collect()
     }
+}
+
+fn understand_csr(der: &[u8]) -> Result<Request, Status> {
+    Request::verify(der).map_err(|expected| error::invalid("csr_der", expected))
+}
+
+fn understand_nonce(nonce: Vec<u8>) -> Result<[u8; 16], Status> {
+    nonce.try_into().map_err(|_| error::invalid("nonce", "16 bytes"))
 }
 
 /// What an id's parser expected, without the word itself.

@@ -84,6 +84,7 @@ fn every_path() -> Vec<String> {
 /// Reviewed by people: an RPC that is added, or a permission that changes, shows here.
 const EXPECTED: &str = "\
 /hodei.v1.ClusterService/Enroll: node agent user admin nobody
+/hodei.v1.ClusterService/Replace: node
 /hodei.v1.ClusterService/Status: user admin
 /hodei.v1.ClusterService/Members: user admin
 /hodei.v1.ClusterService/Remove: admin
@@ -169,7 +170,8 @@ fn the_table_names_nothing_that_does_not_exist() {
 
 #[tokio::test]
 async fn identities_that_are_not_ours_or_not_any_more() {
-    for path in every_path().iter().filter(|path| table::access(path) != Some(Access::Anyone)) {
+    let judged = |access| !matches!(access, Some(Access::Anyone | Access::AnyNode));
+    for path in every_path().iter().filter(|path| judged(table::access(path))) {
         let peers = table::access(path) == Some(Access::Peers);
         for caller in CALLERS.into_iter().filter(|caller| match table::access(path) {
             Some(Access::Roles(roles)) => roles.contains(&table::role(*caller)),
@@ -193,6 +195,18 @@ async fn identities_that_are_not_ours_or_not_any_more() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn a_node_that_was_removed_may_still_ask_to_be_replaced() {
+    let node = Caller::Node(2);
+    let path = "/hodei.v1.ClusterService/Replace";
+    let revoked = || Known { standing: Standing::Revoked, quorum: true };
+    assert_eq!(send(revoked(), path, Some(certified(OURS, node))).await.unwrap(), Some(node));
+    let foreign = send(revoked(), path, Some(certified(ClusterId(2), node))).await;
+    assert_eq!(foreign.unwrap_err().code(), Code::Unauthenticated);
+    let expired = Certified { not_after: 1, ..certified(OURS, node) };
+    assert_eq!(send(revoked(), path, Some(expired)).await.unwrap_err().code(), Code::Unauthenticated);
 }
 
 #[tokio::test]

@@ -31,6 +31,7 @@ enum Right {
 fn right(command: &Command) -> Right {
     match command {
         Command::NodeHello(hello) => Right::ThisNode(hello.node),
+        Command::ReplaceNode(replace) => Right::ThisNode(replace.node),
         Command::Init(_)
         | Command::UseToken(_)
         | Command::Assign { .. }
@@ -78,13 +79,19 @@ impl Right {
 }
 
 impl State {
+    /// Whether a member that was replaced asks to be: the answer may have been lost, and only it can ask.
+    fn asks_again(&self, command: &Command) -> bool {
+        let Command::ReplaceNode(replace) = command else { return false };
+        self.member(replace.node).is_some_and(|member| member.replaced_by.is_some())
+    }
+
     /// The cluster exists, the caller is one of its parties still, and may give this command.
     pub(super) fn check_caller(&self, context: Context, command: &Command) -> Result<(), Refusal> {
         if self.cluster().is_none() {
             return Err(Refusal::WrongClusterState);
         }
         let caller = context.caller;
-        if self.is_revoked(caller) {
+        if self.is_revoked(caller) && !self.asks_again(command) {
             return Err(Refusal::CallerRevoked { caller });
         }
         if right(command).covers(caller) { Ok(()) } else { Err(Refusal::NotAllowed { caller }) }

@@ -2,7 +2,7 @@
 
 use super::{Context, Result, sessions::without_stream};
 use crate::{
-    command::{Init, NodeHello},
+    command::{Init, NodeHello, ReplaceNode},
     events::Event,
     flapping::SetAsidePolicy,
     ids::{Caller, Millis, NodeId},
@@ -15,6 +15,15 @@ use crate::{
 
 /// The first member.
 const FIRST_NODE: NodeId = 1;
+
+/// What is known of a node that is to be a member.
+pub(super) struct NewNode<'a> {
+    pub(super) key: [u8; 32],
+    pub(super) address: &'a str,
+    pub(super) version: &'a str,
+    pub(super) feature_level: u32,
+    pub(super) replaces: Option<(NodeId, [u8; 16])>,
+}
 
 impl State {
     /// Once: makes the cluster, its first member and its first administrator. The caller is that member, which no
@@ -47,11 +56,67 @@ impl State {
             feature_level: init.feature_level,
             joined_at: self.stamp(),
             removed_at: None,
+            replaces: None,
+            replaced_by: None,
         });
         let (admin, key) = init.admin;
         self.put_identity(Identity { who: Caller::Admin(admin), key, issued_at: self.stamp(), revoked_at: None });
         self.emit(&Event::ClusterInitialised);
         Ok(Outcome::Done)
+    }
+
+    /// A further member, under an id that nobody has had.
+    pub(super) fn admit(&mut self, new: &NewNode<'_>) -> std::result::Result<NodeId, Refusal> {
+        let cluster = self.cluster().cloned().ok_or(Refusal::WrongClusterState)?;
+        validate::node(new.address, new.version)?;
+        if new.feature_level < cluster.feature_level {
+            return Err(Refusal::FeatureLevel { offered: new.feature_level, required: cluster.feature_level });
+        }
+        let id = cluster.next_node_id;
+        self.put_cluster(Cluster { next_node_id: id.saturating_add(1), ..cluster });
+        self.add_member(Member {
+            id,
+            address: new.address.to_owned(),
+            start_counter: 0,
+            key: new.key,
+            version: new.version.to_owned(),
+            feature_level: new.feature_level,
+            joined_at: self.stamp(),
+            removed_at: None,
+            replaces: new.replaces,
+            replaced_by: None,
+        });
+        Ok(id)
+    }
+
+    /// Once for each member: who has taken its place, does so by the same request only. The old id ends at once; whether
+    /// the new one votes is up to the membership, which swaps them.
+    pub(super) fn replace_node(&mut self, replace: &ReplaceNode) -> Result {
+        let (node, nonce) = (replace.node, replace.nonce);
+        let cluster = self.cluster().ok_or(Refusal::WrongClusterState)?.id;
+        let old = self.member(node).ok_or(Refusal::UnknownNode { node })?.clone();
+        if let Some(new) = old.replaced_by.and_then(|id| self.member(id)) {
+            let same = new.key == replace.key && new.replaces == Some((node, nonce));
+            let issued = Caller::Node(new.id);
+            return if same && !self.is_revoked(issued) {
+                Ok(Outcome::Enrolled { issued, cluster })
+            } else {
+                Err(Refusal::CallerRevoked { caller: Caller::Node(node) })
+            };
+        }
+        // A key that stands for a party already would make two of one.
+        validate::check(!self.is_key_known(replace.key), "key", "a key of its own")?;
+        let id = self.admit(&NewNode {
+            key: replace.key,
+            address: &replace.address,
+            version: &replace.version,
+            feature_level: replace.feature_level,
+            replaces: Some((node, nonce)),
+        })?;
+        self.retire(Member { replaced_by: Some(id), ..old });
+        self.emit(&Event::NodeReplaced { node, replacement: id });
+        self.detach_workers_of(node);
+        Ok(Outcome::Enrolled { issued: Caller::Node(id), cluster })
     }
 
     /// A member with its identity.
@@ -96,18 +161,25 @@ impl State {
         if self.members().filter(|member| member.removed_at.is_none()).count() <= 1 {
             return Err(Refusal::LastMember);
         }
-        let now = self.stamp();
-        let member = Member { removed_at: Some(now), ..member.clone() };
-        self.revoke(Caller::Node(node), now);
-        self.put_member(member);
-        let held: Vec<_> = self.workers().filter(|worker| worker.gateway == Some(node)).cloned().collect();
+        self.retire(member.clone());
         self.emit(&Event::NodeRemoved { node, by: context.caller });
+        self.detach_workers_of(node);
+        Ok(Outcome::Done)
+    }
+
+    fn retire(&mut self, member: Member) {
+        let now = self.stamp();
+        self.revoke(Caller::Node(member.id), now);
+        self.put_member(Member { removed_at: Some(now), ..member });
+    }
+
+    fn detach_workers_of(&mut self, node: NodeId) {
+        let held: Vec<_> = self.workers().filter(|worker| worker.gateway == Some(node)).cloned().collect();
         for worker in held {
             let id = worker.id;
             self.put_worker(without_stream(worker));
             self.emit(&Event::WorkerDetached { worker: id });
         }
-        Ok(Outcome::Done)
     }
 
     /// Not served any more, neither under this id nor with this key under another one.

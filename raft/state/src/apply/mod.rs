@@ -55,6 +55,7 @@ impl State {
             Command::Init(_) => Err(Refusal::WrongClusterState),
             Command::NodeHello(hello) => self.node_hello(hello),
             Command::RemoveNode { node } => self.remove_node(context, *node),
+            Command::ReplaceNode(replace) => self.replace_node(replace),
             Command::SetFeatureLevel { level } => self.set_feature_level(context, *level),
 
             Command::CreateToken(create) => self.create_token(context, create),

@@ -1,14 +1,14 @@
 //! Enrolment tokens.
 
-use super::{Context, Result};
+use super::{Context, Result, members::NewNode};
 use crate::{
     command::{CreateToken, UseToken},
     events::Event,
     ids::{Caller, ClusterId, NodeId, Role, TokenId, UserId, WorkerId},
     outcome::{Outcome, Refusal},
-    registry::{Cluster, Identity, Member, Token, TokenUse},
+    registry::{Identity, Token, TokenUse},
     state::State,
-    validate::{self, check},
+    validate::check,
 };
 
 const MAX_USES: u32 = 10_000;
@@ -61,7 +61,7 @@ impl State {
     /// after the token was used up or has expired, since its first answer may have been lost on the way; until the token
     /// is forgotten ([`Token::KEPT_MS`]).
     pub(super) fn use_token(&mut self, used: &UseToken) -> Result {
-        let cluster = self.cluster().cloned().ok_or(Refusal::WrongClusterState)?;
+        let cluster = self.cluster().ok_or(Refusal::WrongClusterState)?.id;
         let token = self.indexes.secrets.get(&used.secret).and_then(|id| self.token(*id));
         let token = token.ok_or(Refusal::TokenUnknown)?.clone();
         if token.revoked_at.is_some() {
@@ -71,7 +71,7 @@ impl State {
             return Err(Refusal::TokenRole);
         }
         if let Some(before) = self.token_uses.get(&(token.id, used.nonce)) {
-            return self.repeat_use(before, used, cluster.id);
+            return self.repeat_use(before, used, cluster);
         }
         if token.expires_at <= self.stamp() {
             return Err(Refusal::TokenExpired);
@@ -80,7 +80,7 @@ impl State {
             return Err(Refusal::TokenUsed);
         }
         self.check_key(used.key)?;
-        let issued = self.issue(&token, used, cluster.clone())?;
+        let issued = self.issue(&token, used)?;
         self.put_token_use(&token, TokenUse { nonce: used.nonce, key: used.key, issued });
         let used = token.used.saturating_add(1);
         let used_up_at = (used >= token.uses).then(|| self.stamp());
@@ -89,7 +89,7 @@ impl State {
             self.emit(&Event::NodeJoined { node });
         }
         self.put_token(Token { used, used_up_at, ..token });
-        Ok(Outcome::Enrolled { issued, cluster: cluster.id })
+        Ok(Outcome::Enrolled { issued, cluster })
     }
 
     fn repeat_use(&self, before: &TokenUse, used: &UseToken, cluster: ClusterId) -> Result {
@@ -112,9 +112,9 @@ impl State {
         }
     }
 
-    fn issue(&mut self, token: &Token, used: &UseToken, cluster: Cluster) -> std::result::Result<Caller, Refusal> {
+    fn issue(&mut self, token: &Token, used: &UseToken) -> std::result::Result<Caller, Refusal> {
         let who = match token.role {
-            Role::Node => return self.issue_node(used, cluster).map(Caller::Node),
+            Role::Node => return self.issue_node(used).map(Caller::Node),
             Role::Agent => Caller::Agent(WorkerId(used.id)),
             Role::User => Caller::User(UserId(used.id)),
             Role::Admin => Caller::Admin(UserId(used.id)),
@@ -124,23 +124,19 @@ impl State {
         Ok(who)
     }
 
-    fn issue_node(&mut self, used: &UseToken, cluster: Cluster) -> std::result::Result<NodeId, Refusal> {
-        validate::node(&used.address, &used.version)?;
-        if used.feature_level < cluster.feature_level {
-            return Err(Refusal::FeatureLevel { offered: used.feature_level, required: cluster.feature_level });
-        }
-        let id = cluster.next_node_id;
-        self.put_cluster(Cluster { next_node_id: id.saturating_add(1), ..cluster });
-        self.add_member(Member {
-            id,
-            address: used.address.clone(),
-            start_counter: 0,
+    fn issue_node(&mut self, used: &UseToken) -> std::result::Result<NodeId, Refusal> {
+        self.admit(&NewNode {
             key: used.key,
-            version: used.version.clone(),
+            address: &used.address,
+            version: &used.version,
             feature_level: used.feature_level,
-            joined_at: self.stamp(),
-            removed_at: None,
-        });
-        Ok(id)
+            replaces: None,
+        })
+    }
+
+    /// Whether some party has, or had, this key.
+    pub(super) fn is_key_known(&self, key: [u8; 32]) -> bool {
+        let first = (key, Caller::Node(0));
+        self.indexes.party_keys.range(first..).next().is_some_and(|(of, _)| *of == key)
     }
 }

@@ -5,8 +5,8 @@
 use hodei_state::{
     State,
     command::{
-        Command, CreateToken, DrainWorker, Envelope, Init, NodeHello, OpenSession, PlaceSegment, PutSecret, SubmitJob,
-        UseToken,
+        Command, CreateToken, DrainWorker, Envelope, Init, NodeHello, OpenSession, PlaceSegment, PutSecret,
+        ReplaceNode, SubmitJob, UseToken,
     },
     flapping::SetAsideChange,
     ids::{AttemptRef, Caller, ClusterId, JobId, Role, SecretId, SessionId, TokenId, UserId, WorkerId},
@@ -179,6 +179,13 @@ impl Dice {
                 let role = if self.c.is_multiple_of(2) { Role::Node } else { Role::Agent };
                 let id = u128::from(self.c % 9);
                 (node, Command::UseToken(use_token(1 + self.c % 6, role, 90 + self.a % 20, id)))
+            }
+            4 if self.a.is_multiple_of(3) => {
+                let old = u64::from(1 + self.c % 5);
+                let (key, address) = ([90 + self.b % 20; 32], "r:1".to_string());
+                let nonce = [self.a % 4; 16];
+                let replace = ReplaceNode { node: old, nonce, key, address, version: String::new(), feature_level: 2 };
+                (Caller::Node(old), Command::ReplaceNode(replace))
             }
             4 => (ADMIN, Command::RemoveNode { node: u64::from(2 + self.c % 4) }),
             5 => (node, Command::SetFeatureLevel { level: u32::from(self.c % 3) }),

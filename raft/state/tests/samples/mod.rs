@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use hodei_state::{
     command::{
-        Command, CreateToken, DrainWorker, Envelope, Init, NodeHello, OpenSession, PlaceSegment, PutSecret, SubmitJob,
-        UseToken,
+        Command, CreateToken, DrainWorker, Envelope, Init, NodeHello, OpenSession, PlaceSegment, PutSecret,
+        ReplaceNode, SubmitJob, UseToken,
     },
     flapping::SetAsideChange,
     ids::{AttemptRef, Caller, ClusterId, JobId, Role, SecretId, SessionId, TokenId, UserId, WorkerId},
@@ -20,7 +20,7 @@ use hodei_state::{
 };
 
 /// The rolling hash after the whole history.
-pub const HASH: &str = "1e607a1104855cd4fb3718259b8438d2";
+pub const HASH: &str = "2db8286d55f11ee853f6eb013a84c180";
 
 const NODE: Caller = Caller::Node(1);
 const ADMIN: Caller = Caller::Admin(UserId(0xad));
@@ -35,6 +35,7 @@ pub fn history() -> Vec<(u64, Envelope)> {
     history.workers();
     history.jobs();
     history.operations();
+    history.replacement();
     history.entries
 }
 
@@ -104,6 +105,18 @@ impl History {
             self.push(ADMIN, Command::PutSecret(Box::new(put)));
         }
         self.push(ADMIN, Command::RemoveSecret { secret: SecretId(0x5e3) });
+    }
+
+    fn replacement(&mut self) {
+        let replace = ReplaceNode {
+            node: 2,
+            nonce: [12; 16],
+            key: [112; 32],
+            address: "10.0.0.2:50051".to_string(),
+            version: "0.2.0".to_string(),
+            feature_level: 2,
+        };
+        self.push(Caller::Node(2), Command::ReplaceNode(replace));
     }
 
     fn workers(&mut self) {

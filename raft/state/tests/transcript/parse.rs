@@ -6,8 +6,8 @@ use goldenscript::Command as Line;
 use hodei_state::{
     State,
     command::{
-        Command, CreateToken, DrainWorker, Envelope, Init, NodeHello, OpenSession, PlaceSegment, PutSecret, SubmitJob,
-        UseToken,
+        Command, CreateToken, DrainWorker, Envelope, Init, NodeHello, OpenSession, PlaceSegment, PutSecret,
+        ReplaceNode, SubmitJob, UseToken,
     },
     flapping::SetAsideChange,
     ids::{AttemptRef, Caller, ClusterId, Role, UserId},
@@ -76,6 +76,7 @@ impl<'a> Arguments<'a> {
         let (default_caller, command) = match self.line.name.as_str() {
             "init" => ("n1", self.init()?),
             "hello" => (self.word(0)?, self.hello()?),
+            "replace-node" => (self.word(0)?, self.replace_node()?),
             "remove-node" => ("a1", Command::RemoveNode { node: names::node(self.word(0)?)? }),
             "level" => ("n1", Command::SetFeatureLevel { level: self.word(0)?.parse()? }),
             "token" => ("a1", self.token()?),
@@ -153,6 +154,17 @@ impl<'a> Arguments<'a> {
             address: self.text("address").unwrap_or("127.0.0.1:1").to_string(),
             start_counter: self.number("counter", 1)?,
             version: self.text("version").unwrap_or("1").to_string(),
+            feature_level: self.number("level", 1)?,
+        }))
+    }
+
+    fn replace_node(&self) -> Parsed<Command> {
+        Ok(Command::ReplaceNode(ReplaceNode {
+            node: names::node(self.word(0)?)?,
+            nonce: [self.number("nonce", 1)?; 16],
+            key: [self.number("key", 10)?; 32],
+            address: self.text("address").unwrap_or("127.0.0.2:1").to_string(),
+            version: "1".to_string(),
             feature_level: self.number("level", 1)?,
         }))
     }

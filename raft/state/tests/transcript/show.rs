@@ -240,7 +240,11 @@ fn members(state: &State) -> String {
         format!("cluster of level {}, next node n{}\n", cluster.feature_level, cluster.next_node_id)
     });
     let members = state.members().map(|member| {
-        let removed = if member.removed_at.is_some() { " removed" } else { "" };
+        let removed = match (member.removed_at, member.replaced_by) {
+            (_, Some(by)) => format!(" replaced by n{by}"),
+            (Some(_), None) => " removed".to_owned(),
+            (None, None) => String::new(),
+        };
         let (id, address, counter) = (member.id, &member.address, member.start_counter);
         format!("n{id} {address} start {counter} level {}{removed}\n", member.feature_level)
     });
