@@ -280,6 +280,24 @@ impl Reason {
             _ => None,
         }
     }
+
+    /// Whether it tells that there was a process.
+    #[must_use]
+    pub fn had_process(&self) -> bool {
+        match self {
+            Self::Exited { .. }
+            | Self::Signaled { .. }
+            | Self::OutOfMemory
+            | Self::Timeout { deadline: Deadline::Run } => true,
+            Self::Cancelled { exit_code, signal, .. } | Self::TakenBack { exit_code, signal, .. } => {
+                exit_code.is_some() || signal.is_some()
+            }
+            Self::WorkerLost { .. }
+            | Self::NotProvisioned { .. }
+            | Self::CouldNotStart { .. }
+            | Self::Timeout { deadline: Deadline::Backstop } => false,
+        }
+    }
 }
 
 /// Which deadline passed.

@@ -218,20 +218,26 @@ impl State {
         if attempt.started_at.is_some() {
             return Ok(Outcome::Unchanged);
         }
-        let now = self.stamp();
-        let attempt = Attempt { started_at: Some(now), ..attempt.clone() };
-        let started = Event::JobStarted { job: id.job, attempt: id.attempt, worker: attempt.worker };
-        let job = self.job(id.job).cloned();
+        let attempt = attempt.clone();
         let segment = segment.map(|segment| self.placed(id, segment)).transpose()?.flatten();
-        self.put_attempt(attempt);
-        if let Some(mut job) = job {
+        self.begin(attempt);
+        self.put_segments(segment);
+        Ok(Outcome::Done)
+    }
+
+    /// Records that an attempt's process runs, or ran.
+    fn begin(&mut self, attempt: Attempt) -> Attempt {
+        let now = self.stamp();
+        let attempt = Attempt { started_at: Some(now), ..attempt };
+        self.put_attempt(attempt.clone());
+        if let Some(mut job) = self.job(attempt.id.job).cloned() {
             job.state = JobState::Running;
             job.started_at = job.started_at.or(Some(now));
             self.update_job(job);
         }
-        self.emit(&started);
-        self.put_segments(segment);
-        Ok(Outcome::Done)
+        let AttemptRef { job, attempt: number, .. } = attempt.id;
+        self.emit(&Event::JobStarted { job, attempt: number, worker: attempt.worker });
+        attempt
     }
 
     /// Its session never started the attempt and never will: the infrastructure's fault, and another worker's turn.
@@ -250,7 +256,8 @@ impl State {
         Ok(Outcome::Done)
     }
 
-    /// The attempt ended. The first result stands; the same report again is no news.
+    /// The attempt ended. The first result stands; the same report again is no news. A process that ended before its agent
+    /// had said that it runs has run all the same, as far as is known in the moment of its end.
     pub(super) fn job_result(
         &mut self,
         id: AttemptRef,
@@ -262,11 +269,14 @@ impl State {
         let Some(attempt) = self.owned_attempt(id, by, EndedBy::Result)? else {
             return Ok(Outcome::Unchanged);
         };
-        let attempt = attempt.clone();
+        let mut attempt = attempt.clone();
         let cancelled = self.job(id.job).is_some_and(|job| job.cancel.is_some());
         let reason = as_reported(reason, cancelled, self.taken_back(&attempt))?;
         let segment = segment.map(|segment| self.placed(id, segment)).transpose()?.flatten();
         self.put_segments(segment);
+        if attempt.started_at.is_none() && reason.had_process() {
+            attempt = self.begin(attempt);
+        }
         self.end_attempt(attempt, EndedBy::Result, reason, Some(log));
         Ok(Outcome::Done)
     }
