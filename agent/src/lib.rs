@@ -191,7 +191,7 @@ pub async fn serve<D: Dial>(dir: Arc<DataDir>, dialer: D, options: Options, shut
     let session = Session::new(Arc::clone(&shared), dialer, servers, registration);
     let ended = tokio::select! {
         exit = session.run() => Err(exit),
-        ending = shutdown.drain(&shared.roster, options.drain_timeout) => Ok(ending),
+        ending = shutdown.drain(&shared.roster, options.drain_timeout, session.announce_drain(options.drain_timeout)) => Ok(ending),
     };
     // Nothing outlives the agent; what is killed here is told by the next process.
     keeper.leases().kill_all();

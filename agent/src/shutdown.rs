@@ -1,8 +1,11 @@
 //! The end of the process: the first request drains, the second ends it at once.
 
-use std::time::Duration;
+use std::{future::Future, time::Duration};
 
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 
 use crate::{attempt::Stop, roster::Roster};
 
@@ -38,13 +41,19 @@ impl Shutdown {
     }
 
     /// Waits until the process is asked to end, and then until its jobs have ended and their results are acknowledged.
-    /// Jobs that take longer than `patience` are killed and handed back.
-    pub async fn drain(&self, roster: &Roster, patience: Duration) -> Ending {
+    /// Jobs that take longer than `patience` are killed and handed back. `announced` tells the cluster of it first, within a
+    /// time of its own, which counts too: until then jobs may be on their way, and none is declined that need not be.
+    pub async fn drain(&self, roster: &Roster, patience: Duration, announced: impl Future<Output = ()>) -> Ending {
         self.at_least(1).await;
         tracing::info!("draining: no new jobs, running ones may finish");
-        roster.drain();
+        let drained = async {
+            let begun = Instant::now();
+            announced.await;
+            roster.drain();
+            hand_back(roster, patience.saturating_sub(begun.elapsed())).await;
+        };
         tokio::select! {
-            () = hand_back(roster, patience) => Ending::Drained,
+            () = drained => Ending::Drained,
             () = self.at_least(2) => {
                 tracing::warn!("asked again: ending at once");
                 Ending::AtOnce

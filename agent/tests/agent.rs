@@ -8,7 +8,10 @@ use std::time::{Duration, Instant};
 
 use fake::{Agent, Cluster, KIND, Manners, Node, printed_pid, script, shell, text, until_empty, until_gone};
 use hodei_agent::key::AttemptKey;
-use hodei_proto::v1::{CancelAttempt, KeepAlive, OutputPolicy, Release, attempt_status::Phase, node_message::Kind};
+use hodei_proto::v1::{
+    CancelAttempt, KeepAlive, OutputPolicy, Release, attempt_status::Phase, node_message::Kind,
+    update_worker_status_request::Wish,
+};
 
 #[tokio::test]
 async fn output_arrives_byte_for_byte_and_the_attempt_is_forgotten() {
@@ -233,6 +236,22 @@ async fn a_full_agent_declines() {
     assert_eq!(agent.ended().await, Ok(()));
     assert_eq!(cluster.result(running).await.reason.unwrap().kind, "worker_lost");
     assert!(cluster.seen.lock().unregistered);
+}
+
+#[tokio::test]
+async fn an_agent_that_ends_says_so_first_and_ends_although_nobody_answers() {
+    let (cluster, dir) = (Cluster::new(Manners { silent: true, ..KIND }), tempfile::tempdir().unwrap());
+    let node = Node::start(&cluster);
+    let mut agent = Agent::with(dir.path(), vec![node.address.clone()], 4, Duration::from_secs(7));
+    let key = cluster.run(script("sleep 0.2; exit 3")).await;
+    agent.shutdown.send_modify(|count| *count += 1);
+    let announced = cluster.until("the announcement", |seen| seen.announced.first().cloned()).await;
+    let Some(Wish::Drain(drain)) = announced.wish else { panic!("{announced:?}") };
+    assert_eq!((drain.deadline_ms, drain.requeue), (7_000, false));
+    assert_eq!(announced.session_id, cluster.seen.lock().registrations[0].session_id);
+    assert_eq!(agent.ended().await, Ok(()));
+    assert_eq!(cluster.result(key).await.reason.unwrap().exit_code, Some(3));
+    assert_eq!(cluster.seen.lock().announced.len(), 1);
 }
 
 #[tokio::test]

@@ -104,14 +104,18 @@ async fn a_lost_connection_shows_within_a_second_and_the_session_goes_on() {
 #[tokio::test]
 async fn sigterm_drains_an_agent() {
     let mut cluster = Cluster::one().await;
-    let agent = cluster.agent(&[0], &[]).await;
+    let agent = cluster.agent(&[0], &["--drain-timeout", "60s"]).await;
     let gate = cluster.dir().join("gate");
     let script = format!("echo on; while [ ! -e {} ]; do sleep 0.02; done; echo done", gate.display());
     let job = cluster.submit(&[], &["bash", "-c", &script]).await;
     cluster.wait_state(&job, "Running").await;
     let worker = cluster.agents[agent].worker.clone();
     cluster.agents[agent].process().signal(Signal::SIGTERM);
-    // No new job while the running one may finish.
+    // No new job while the running one may finish, and everybody sees why.
+    let row = cluster.wait_worker(&worker, |row| row["state"] == "Draining").await;
+    let shown = cluster.cli().json(&["worker", "get", &worker]).await;
+    let drain = &shown["drain"];
+    assert!(drain["deadline"].is_string() && drain["by"].as_str().unwrap().contains(&worker), "{row} {shown}");
     let late = cluster.submit(&[], &["true"]).await;
     fs::write(&gate, "").unwrap();
     assert!(cluster.agents[agent].process().exit(SOON).await.success());
@@ -121,6 +125,11 @@ async fn sigterm_drains_an_agent() {
     let rows = cluster.cli().json(&["worker", "list"]).await;
     let row = rows.as_array().unwrap().iter().find(|row| row["id"] == worker.as_str());
     assert!(row.is_none_or(|row| row["state"] == "Terminated"), "{row:?}");
+    // The drain was that process' own: the next one takes jobs.
+    cluster.agents[agent].kill();
+    cluster.agents[agent].start();
+    let end = cluster.wait_state(&late, "Succeeded").await;
+    assert_eq!((&end["attempt"], &end["worker_id"]), (&1.into(), &worker.as_str().into()));
 }
 
 #[tokio::test]

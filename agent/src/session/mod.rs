@@ -19,7 +19,8 @@ use std::{
 };
 
 use hodei_proto::v1::{
-    Attach, NodeMessage, RegisterRequest, UnregisterWorkerRequest, WorkerMessage, node_message,
+    Attach, DrainWorker, NodeMessage, RegisterRequest, UnregisterWorkerRequest, UpdateWorkerStatusRequest,
+    WorkerMessage, node_message, update_worker_status_request::Wish,
     worker_agent_service_client::WorkerAgentServiceClient, worker_message::Kind,
 };
 use parking_lot::Mutex;
@@ -41,6 +42,10 @@ use crate::{
 const REGISTER_WITHIN: Duration = Duration::from_secs(5);
 /// From the call to Attached, which needs one too.
 const ATTACH_WITHIN: Duration = Duration::from_secs(5);
+/// For UpdateWorkerStatus. A node that cannot be reached delays the end by no more than this.
+const ANNOUNCE_WITHIN: Duration = Duration::from_secs(2);
+/// The longest deadline that nodes take; whoever waits for a year waits for ever.
+const LONGEST_DRAIN: Duration = Duration::from_secs(366 * 24 * 3_600);
 /// For UnregisterWorker.
 const UNREGISTER_WITHIN: Duration = Duration::from_secs(2);
 /// Messages handed to the connection ahead of what it can send.
@@ -130,6 +135,22 @@ impl<D: Dial> Session<D> {
             }
             let pause = self.servers.lock().failed();
             tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Tells the cluster, where a node can be told, that this session takes no more jobs, and that what it still runs after
+    /// `patience` is handed back. The drain ends with the session: the next one is as ready as ever.
+    pub async fn announce_drain(&self, patience: Duration) {
+        let Some(channel) = self.connected.lock().clone() else { return };
+        let deadline_ms = u64::try_from(patience.min(LONGEST_DRAIN).as_millis()).unwrap_or(u64::MAX).max(1);
+        let drain = DrainWorker { request_id: uuid::Uuid::now_v7().to_string(), deadline_ms, requeue: false };
+        let (session_id, wish) = (self.shared.id.clone(), Some(Wish::Drain(drain)));
+        let request = UpdateWorkerStatusRequest { session_id, wish, ..Default::default() };
+        let mut client = WorkerAgentServiceClient::new(channel);
+        match timeout(ANNOUNCE_WITHIN, client.update_worker_status(request)).await {
+            Ok(Ok(_)) => tracing::info!("the cluster knows of the drain"),
+            Ok(Err(status)) => tracing::warn!(%status, "could not announce the drain"),
+            Err(_) => tracing::warn!("no answer to the announcement of the drain"),
         }
     }
 

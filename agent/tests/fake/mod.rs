@@ -62,9 +62,11 @@ pub struct Manners {
     pub ends: bool,
     /// What has arrived is durable, too.
     pub durable: bool,
+    /// A drain that is announced is heard and not answered.
+    pub silent: bool,
 }
 
-pub const KIND: Manners = Manners { extends: true, refuses: false, ends: true, durable: true };
+pub const KIND: Manners = Manners { extends: true, refuses: false, ends: true, durable: true, silent: false };
 
 /// A log as one node has it.
 #[derive(Clone, Default)]
@@ -88,6 +90,7 @@ pub struct Seen {
     pub results: BTreeMap<AttemptKey, JobResult>,
     pub ended: BTreeSet<AttemptKey>,
     pub heartbeats: Vec<(u64, Vec<AttemptKey>)>,
+    pub announced: Vec<UpdateWorkerStatusRequest>,
     pub unregistered: bool,
     stream: Option<(usize, mpsc::Sender<Result<NodeMessage, Status>>)>,
 }
@@ -249,8 +252,12 @@ impl WorkerAgentService for Service {
 
     async fn update_worker_status(
         &self,
-        _: Request<UpdateWorkerStatusRequest>,
+        request: Request<UpdateWorkerStatusRequest>,
     ) -> Result<Response<UpdateWorkerStatusResponse>, Status> {
+        self.cluster.notice(|seen| seen.announced.push(request.into_inner()));
+        if self.cluster.manners.lock().silent {
+            std::future::pending::<()>().await;
+        }
         Ok(Response::new(UpdateWorkerStatusResponse::default()))
     }
 
