@@ -14,6 +14,12 @@ async fn a_lone_node_answers_with_a_clear_error_inside_the_deadline() {
     cluster.nodes[1].kill();
     cluster.nodes[2].kill();
 
+    // At once: what was heard before they died is no sign of life.
+    let status = cluster.status(0).await.expect("status needs no quorum");
+    for node in status["nodes"].as_array().unwrap() {
+        let own = node["address"] == cluster.nodes[0].address.to_string();
+        assert_eq!((&node["healthy"], node["heard_ms_ago"].is_u64()), (&own.into(), true), "{status}");
+    }
     let cli = cluster.cli_at(0).request_timeout(Duration::from_secs(2));
     // Until it has noticed, a leader may append what it cannot commit: then nobody knows, and it says so.
     let first = cli.run(&["job", "submit", "--name", "first", "--", "true"]).await;

@@ -116,12 +116,13 @@ impl ClusterService for Cluster {
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
-        Ok(Response::new(self.shared.status()))
+        Ok(Response::new(self.shared.status().await))
     }
 
     async fn members(&self, request: Request<MembersRequest>) -> Result<Response<MembersResponse>, Status> {
         let by = deadline::of(&request);
         let view = if request.into_inner().stale { self.shared.handle.view() } else { self.shared.read(by).await? };
+        self.shared.ask_again().await;
         let nodes = self.shared.nodes(&view.state);
         Ok(Response::new(MembersResponse { nodes, position: Some(position(view.position)) }))
     }

@@ -197,6 +197,9 @@ impl Greeter {
             }
             Err(status) => {
                 tracing::debug!(?to, reason = status.message(), "no answer to Hello");
+                if let To::Member(node) = to {
+                    self.peers.missed(*node);
+                }
                 if error::detail(&status).is_some_and(|detail| detail.code == error::code::REMOVED) {
                     self.removed.cancel();
                 }
@@ -221,6 +224,21 @@ impl Greeter {
             Err(error) => tracing::error!(%error, "writing the members' addresses broke down"),
         }
     }
+}
+
+/// Asks every member that was heard within `span` whether it is still there, and waits for their answers no longer than
+/// that. Whoever does not answer was [`missed`](Peers::missed).
+pub async fn ask_again(peers: &Peers, myself: &Myself, applied_index: u64, span: Duration) {
+    let asked = peers.all_heard_within(span).into_iter().filter_map(|node| {
+        let saying = say(peers.channel_to(node)?, myself.request(applied_index));
+        Some(async move {
+            match time::timeout(span, saying).await {
+                Ok(Ok(answer)) => peers.saw(answer.node_id, answer.applied_index, &answer.version),
+                Ok(Err(_)) | Err(_) => peers.missed(node),
+            }
+        })
+    });
+    futures::future::join_all(asked).await;
 }
 
 async fn say(channel: Channel, request: HelloRequest) -> Result<HelloResponse, Status> {

@@ -27,6 +27,8 @@ use crate::net::{connector, tls};
 pub struct Sighting {
     /// When.
     pub at: Instant,
+    /// It has not answered since.
+    pub lost: bool,
     /// The log index that it had applied.
     pub applied_index: u64,
     /// The version of its binary.
@@ -82,8 +84,15 @@ impl Peers {
 
     /// A member was heard.
     pub fn saw(&self, node: NodeId, applied_index: u64, version: &str) {
-        let sighting = Sighting { at: Instant::now(), applied_index, version: version.to_owned() };
+        let sighting = Sighting { at: Instant::now(), lost: false, applied_index, version: version.to_owned() };
         self.sightings.lock().insert(node, sighting);
+    }
+
+    /// A member has not answered: whatever was heard of it before, nothing says that it is there.
+    pub fn missed(&self, node: NodeId) {
+        if let Some(sighting) = self.sightings.lock().get_mut(&node) {
+            sighting.lost = true;
+        }
     }
 
     /// What was last heard of a member.
@@ -92,10 +101,18 @@ impl Peers {
         self.sightings.lock().get(&node).cloned()
     }
 
-    /// Whether a member was heard within `span`.
+    /// Whether a member was heard within `span`, and has not failed to answer since.
     #[must_use]
     pub fn heard_within(&self, node: NodeId, span: Duration) -> bool {
-        self.sightings.lock().get(&node).is_some_and(|sighting| sighting.at.elapsed() <= span)
+        self.sightings.lock().get(&node).is_some_and(|sighting| !sighting.lost && sighting.at.elapsed() <= span)
+    }
+
+    /// Those of whom that can be said.
+    #[must_use]
+    pub fn all_heard_within(&self, span: Duration) -> Vec<NodeId> {
+        let sightings = self.sightings.lock();
+        let heard = sightings.iter().filter(|(_, sighting)| !sighting.lost && sighting.at.elapsed() <= span);
+        heard.map(|(&node, _)| node).collect()
     }
 
     /// How this node dials its peers.

@@ -12,11 +12,12 @@ use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 
 use super::Shared;
-use crate::error;
+use crate::{error, peers::hello};
 
 impl Shared {
     /// Local knowledge: needs no quorum, and says whether there is one.
-    pub(super) fn status(&self) -> StatusResponse {
+    pub(super) async fn status(&self) -> StatusResponse {
+        self.ask_again().await;
         let (view, raft) = (self.handle.view(), self.handle.status());
         let nodes = self.nodes(&view.state);
         let cluster = view.state.cluster();
@@ -43,11 +44,19 @@ impl Shared {
         }
     }
 
+    /// Nobody is called healthy, or leader, for what was heard of them before they died.
+    pub(super) async fn ask_again(&self) {
+        let applied = self.handle.status().applied.index;
+        hello::ask_again(&self.peers, &self.myself, applied, self.healthy).await;
+    }
+
     /// Who leads, as long as a majority stands behind it as far as can be known here: a follower knows by having heard
     /// of the leader lately, a leader by having heard of a majority.
     pub(super) fn leader(&self, raft: &hodei_raft::Status) -> Option<NodeId> {
         let heard = |leader| leader == self.myself.node || self.peers.heard_within(leader, self.healthy);
-        raft.leader.filter(|&leader| raft.quorum && heard(leader))
+        let majority = || raft.voters.iter().filter(|&&voter| heard(voter)).count() * 2 > raft.voters.len();
+        let stands = |leader| heard(leader) && (leader != self.myself.node || majority());
+        raft.leader.filter(|&leader| raft.quorum && stands(leader))
     }
 
     /// The members that are not removed, as seen from here.
@@ -68,6 +77,11 @@ impl Shared {
             healthy: own || self.peers.heard_within(member.id, self.healthy),
             applied_index: if own { applied } else { seen.as_ref().map_or(0, |seen| seen.applied_index) },
             version: if own { env!("CARGO_PKG_VERSION").to_owned() } else { version.clone() },
+            heard_ms_ago: if own {
+                Some(0)
+            } else {
+                seen.map(|seen| u64::try_from(seen.at.elapsed().as_millis()).unwrap_or(u64::MAX))
+            },
         }
     }
 

@@ -45,11 +45,21 @@ fn nodes_table(nodes: &[NodeStatus], leader: Option<u64>) -> String {
             node.address.clone(),
             role.to_owned(),
             healthy.to_owned(),
+            heard(node),
             node.applied_index.to_string(),
             node.version.clone(),
         ]
     });
-    output::table(["ID", "ADDRESS", "ROLE", "HEALTHY", "APPLIED", "VERSION"], rows)
+    output::table(["ID", "ADDRESS", "ROLE", "HEALTHY", "LAST HEARD", "APPLIED", "VERSION"], rows)
+}
+
+fn heard(node: &NodeStatus) -> String {
+    match node.heard_ms_ago {
+        None => "never".to_owned(),
+        Some(_) if node.healthy => "now".to_owned(),
+        Some(ms @ ..60_000) => format!("{}.{} s ago", ms / 1_000, ms % 1_000 / 100),
+        Some(ms) => format!("{} min ago", ms / 60_000),
+    }
 }
 
 fn nodes_json(nodes: &[NodeStatus]) -> Value {
@@ -59,6 +69,7 @@ fn nodes_json(nodes: &[NodeStatus]) -> Value {
             "address": node.address,
             "role": node.role,
             "healthy": node.healthy,
+            "heard_ms_ago": node.heard_ms_ago,
             "applied_index": node.applied_index,
             "version": node.version,
         })
