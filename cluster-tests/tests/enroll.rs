@@ -289,3 +289,18 @@ async fn pass(client: TcpStream, node: TcpStream, limit: usize, counted: Arc<Ato
     // Ends what is still open on either side.
     tokio::time::timeout(Duration::from_secs(1), to_client.shutdown()).await.ok();
 }
+
+#[tokio::test]
+async fn who_made_the_first_node_finds_the_others_when_it_is_down() {
+    let mut cluster = Cluster::start(3).await;
+    // What `init` made this user's default: the first node alone.
+    let founder = Cli::nobody(cluster.dir());
+    let default = fs::read_to_string(cluster.dir().join("home/.config/hodei/client.toml")).unwrap();
+    founder.ok(&["job", "list"]).await;
+    cluster.nodes[0].kill();
+    cluster.leader_other_than(Some(0)).await;
+    founder.ok(&["job", "submit", "--", "true"]).await;
+    assert_eq!(fs::read_to_string(cluster.dir().join("home/.config/hodei/client.toml")).unwrap(), default);
+    // Who names a server is served by that one alone.
+    cluster.cli_at(0).request_timeout(Duration::from_secs(1)).run(&["job", "list"]).await.expect(69);
+}

@@ -37,6 +37,13 @@ impl Registry for Known {
         })
     }
 
+    fn servers(&self) -> String {
+        self.handle.inspect(|state| {
+            let members = state.members().filter(|member| member.removed_at.is_none());
+            members.map(|member| member.address.as_str()).collect::<Vec<_>>().join(",")
+        })
+    }
+
     async fn refresh(&self, deadline: Instant) -> Result<(), Status> {
         self.handle.read(deadline).await.map(drop).map_err(error::read)
     }

@@ -10,13 +10,17 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use rustls::ClientConfig;
-use tokio::time::{Instant, sleep, timeout_at};
-use tonic::{Code, Response, Status, transport::Channel};
+use tokio::{
+    task::spawn_blocking,
+    time::{Instant, sleep, timeout_at},
+};
+use tonic::{Code, Response, Status, metadata::MetadataMap, transport::Channel};
 
-use super::{Global, exit::Failure, identity::Target};
+use super::{Global, exit::Failure, identity::Target, known_servers::KnownServers};
 use crate::{
     error,
     net::{
+        SERVERS_KEY,
         connector::{self, ConnectError},
         tls,
     },
@@ -59,7 +63,9 @@ enum Kind {
 
 /// The cluster, as the command line sees it.
 pub struct Client {
-    servers: Vec<String>,
+    /// Grows while members are heard of.
+    servers: Mutex<Vec<String>>,
+    known: Mutex<Option<KnownServers>>,
     tls: Arc<ClientConfig>,
     request_timeout: Duration,
     /// Which server is asked next, and the channel to it while it works.
@@ -73,13 +79,34 @@ impl Client {
     /// Bad input.
     pub fn new(global: &Global) -> Result<Self, Failure> {
         let target = Target::resolve(global)?;
-        Ok(Self::to(target.servers, target.tls, global.request_timeout))
+        let client = Self::to(target.servers, target.tls, global.request_timeout);
+        Ok(Self { known: Mutex::new(target.known), ..client })
     }
 
     /// A client of these servers (at least one) under this identity.
     #[must_use]
     pub fn to(servers: Vec<String>, tls: Arc<ClientConfig>, request_timeout: Duration) -> Self {
-        Self { servers, tls, request_timeout, current: Mutex::new((0, None)) }
+        let (servers, known, current) = (Mutex::new(servers), Mutex::new(None), Mutex::new((0, None)));
+        Self { servers, known, tls, request_timeout, current }
+    }
+
+    fn count(&self) -> usize {
+        self.servers.lock().len()
+    }
+
+    /// Takes over the members that an answer names. Those that are asked already keep their places.
+    /// Returns what is to be kept.
+    fn learn(&self, metadata: &MetadataMap) -> Option<KnownServers> {
+        let named = metadata.get(SERVERS_KEY)?.to_str().ok()?;
+        let mut known = self.known.lock();
+        let known = known.as_mut()?;
+        if !known.learn(named) {
+            return None;
+        }
+        let mut servers = self.servers.lock();
+        let new: Vec<_> = known.all().into_iter().filter(|server| !servers.contains(server)).collect();
+        servers.extend(new);
+        Some(known.clone())
     }
 
     /// Asks something that changes nothing.
@@ -123,7 +150,7 @@ impl Client {
     /// Leaves the current server, for example when a stream from it broke.
     pub fn next_server(&self) {
         let mut current = self.current.lock();
-        *current = ((current.0 + 1) % self.servers.len(), None);
+        *current = ((current.0 + 1) % self.count(), None);
     }
 
     async fn call<T, F, Fut>(&self, kind: Kind, deadline: Instant, mut call: F) -> Result<T, Failure>
@@ -140,14 +167,14 @@ impl Client {
             if left.is_zero() || (tries > 0 && left < TOO_SHORT) {
                 return Err(open.failure(kind));
             }
-            let share = if self.servers.len() > 1 { (left / 2).max(SHORTEST_TRY).min(left) } else { left };
+            let share = if self.count() > 1 { (left / 2).max(SHORTEST_TRY).min(left) } else { left };
             match self.attempt(share, &mut call).await {
                 Ok(answer) => return Ok(answer),
                 Err(Tried::Definite(failure)) => return Err(failure),
                 Err(Tried::Foreign { server }) => {
                     foreign += 1;
                     let message = format!("{server} belongs to another cluster than this identity");
-                    if foreign >= self.servers.len() && !open.may_have_had_effect {
+                    if foreign >= self.count() && !open.may_have_had_effect {
                         return Err(Failure::not_allowed(message));
                     }
                     open.add(false, message);
@@ -159,7 +186,7 @@ impl Client {
             }
             self.next_server();
             tries += 1;
-            if tries % self.servers.len() == 0 {
+            if tries % self.count() == 0 {
                 sleep(PAUSE.min(deadline.saturating_duration_since(Instant::now()))).await;
             }
         }
@@ -176,7 +203,13 @@ impl Client {
         let timeout = until.saturating_duration_since(Instant::now());
         let conn = Conn { channel, timeout: Some(timeout) };
         match timeout_at(until, call(conn)).await {
-            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Ok(response)) => {
+                if let Some(known) = self.learn(response.metadata()) {
+                    // Where it cannot be written, the next invocation hears it again.
+                    let _ = timeout_at(until, spawn_blocking(move || known.keep())).await;
+                }
+                Ok(response.into_inner())
+            }
             Ok(Err(status)) => Err(classify(&server, &status)),
             Err(_) => Err(Tried::Open { sent: true, why: format!("{server}: no answer in time") }),
         }
@@ -184,7 +217,7 @@ impl Client {
 
     async fn connected(&self) -> Result<(String, Channel), Tried> {
         let (at, channel) = self.current.lock().clone();
-        let server = self.servers[at].clone();
+        let server = self.servers.lock()[at].clone();
         if let Some(channel) = channel {
             return Ok((server, channel));
         }

@@ -9,6 +9,7 @@ use super::{
     Global,
     client_file::{self, ClientFile},
     exit::Failure,
+    known_servers::KnownServers,
 };
 use crate::net::tls;
 
@@ -17,6 +18,8 @@ use crate::net::tls;
 pub struct Target {
     /// host:port, at least one.
     pub servers: Vec<String>,
+    /// Present where they are this user's default.
+    pub known: Option<KnownServers>,
     /// Trusts the cluster's authorities and shows the client's certificate.
     pub tls: Arc<ClientConfig>,
 }
@@ -27,23 +30,28 @@ impl Target {
     /// # Errors
     /// Bad input, where there is no server, no identity, or an unreadable one.
     pub fn resolve(global: &Global) -> Result<Self, Failure> {
-        let file = match client_file::path() {
-            Some(path) if global.server.is_empty() || global.identity.is_none() => client_file::read(&path)?,
+        let path = client_file::path();
+        let file = match &path {
+            Some(path) if global.server.is_empty() || global.identity.is_none() => client_file::read(path)?,
             _ => ClientFile::default(),
         };
+        // Another identity may be of another cluster.
+        let default = global.server.is_empty() && global.identity.is_none();
         let servers = if global.server.is_empty() { file.servers } else { global.server.clone() };
         if servers.is_empty() {
             return Err(Failure::bad_input(
                 "no server: give --server HOST:PORT or set HODEI_SERVER (`hodei-node init`, `enroll` and `dev` write a default)",
             ));
         }
-        let servers = servers.iter().map(|server| with_default_port(server)).collect::<Result<_, _>>()?;
+        let servers = servers.iter().map(|server| with_default_port(server)).collect::<Result<Vec<_>, _>>()?;
+        let known = path.filter(|_| default).map(|path| KnownServers::beside(&path, &servers));
+        let servers = known.as_ref().map_or(servers, KnownServers::all);
         let dir = global.identity.clone().or(file.identity).ok_or_else(|| {
             Failure::bad_input(
                 "no identity: give --identity DIR or set HODEI_IDENTITY (a directory with ca.pem, cert.pem, key.pem)",
             )
         })?;
-        Ok(Self { servers, tls: read_identity(&dir)? })
+        Ok(Self { servers, known, tls: read_identity(&dir)? })
     }
 }
 

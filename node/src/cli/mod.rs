@@ -8,6 +8,7 @@ pub mod client_file;
 pub mod commands;
 pub mod exit;
 pub mod identity;
+pub mod known_servers;
 pub mod output;
 
 use std::{ffi::OsStr, path::PathBuf, time::Duration};

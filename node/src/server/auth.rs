@@ -21,7 +21,7 @@ use super::{
     listener::ConnInfo,
     table::{self, Access},
 };
-use crate::{clock, error, pki::subject::Certified};
+use crate::{clock, error, net::SERVERS_KEY, pki::subject::Certified};
 
 /// How long a caller that this node has not heard of may wait until the node is up to date.
 const CATCH_UP: Duration = Duration::from_secs(5);
@@ -59,6 +59,8 @@ pub trait Registry: Send + Sync + 'static {
     fn cluster(&self) -> ClusterId;
     /// What is known here of a caller.
     fn standing(&self, caller: Caller) -> Standing;
+    /// Where all members are, host:port separated by commas.
+    fn servers(&self) -> String;
     /// Brings what is known here up to date, or says why it cannot.
     fn refresh(&self, deadline: Instant) -> impl Future<Output = Result<(), Status>> + Send;
 }
@@ -132,7 +134,13 @@ where
                     if let Some(peer) = peer {
                         request.extensions_mut().insert(peer);
                     }
-                    inner.call(request).await
+                    let mut response = inner.call(request).await?;
+                    if let Some(Peer { caller: Caller::User(_) | Caller::Admin(_) }) = peer
+                        && let Ok(servers) = registry.servers().parse()
+                    {
+                        response.headers_mut().insert(SERVERS_KEY, servers);
+                    }
+                    Ok(response)
                 }
                 Err(status) => {
                     tracing::debug!(path = request.uri().path(), who = ?certified.map(|c| c.subject.to_string()), reason = status.message(), "request refused");
