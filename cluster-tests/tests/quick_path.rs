@@ -15,6 +15,10 @@ async fn dev_in_one_terminal_and_job_run_in_another() {
 
     // No server, no identity, no environment: the second terminal needs nothing.
     let user = Cli::nobody(dir.path());
+    // Everybody on the machine can read arguments.
+    let arguments = arguments_of_children(&dev);
+    assert_eq!(arguments.len(), 4, "three nodes and an agent: {arguments:?}");
+    assert!(arguments.iter().all(|line| !line.contains("hodei1.")), "{arguments:?}");
     let gate = dir.path().join("gate");
     let script = format!("echo 1; echo 2; while [ ! -e {} ]; do sleep 0.02; done; echo 3; exit 7", gate.display());
     let mut run = user.spawn("run", &["job", "run", "--", "bash", "-c", &script]);
@@ -29,6 +33,13 @@ async fn dev_in_one_terminal_and_job_run_in_another() {
     dev.signal(Signal::SIGINT);
     assert!(dev.exit(SOON).await.success(), "{}", dev.stderr_text());
     user.run(&["job", "list"]).await.expect(2);
+}
+
+fn arguments_of_children(process: &Proc) -> Vec<String> {
+    let pid = process.pid();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("its children are known");
+    let of = |child| fs::read_to_string(format!("/proc/{child}/cmdline")).expect("a child has arguments");
+    children.split_whitespace().map(of).collect()
 }
 
 #[tokio::test]
@@ -52,9 +63,16 @@ async fn dev_takes_over_from_one_that_was_killed_but_not_from_one_that_lives() {
 
     killed.signal(Signal::SIGKILL);
     killed.exit(SOON).await;
+    let left = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
+    let left: Vec<_> = left.filter(|path| path.join("dev.lock").exists()).collect();
+    assert_eq!(left.len(), 1);
+    let lock = fs::File::open(left[0].join("dev.lock")).unwrap();
+    wait::until_true("its processes are gone, too", SOON, || async { lock.try_lock().is_ok() }).await;
+    lock.unlock().unwrap();
     let mut next = start("next");
     next.ready(SOON).await;
     assert_ne!(fs::read_to_string(&default).unwrap(), first);
+    assert!(!left[0].exists(), "what it left is taken away");
     user.run(&["job", "list"]).await.expect(0);
     next.signal(Signal::SIGINT);
     next.exit(SOON).await;

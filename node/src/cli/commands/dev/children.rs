@@ -3,12 +3,14 @@
 use std::{
     fs::{self, File},
     io,
+    os::fd::{AsRawFd as _, BorrowedFd, RawFd},
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     time::Duration,
 };
 
 use nix::{
+    fcntl::{FcntlArg, FdFlag, fcntl},
     sys::{
         prctl,
         signal::{Signal, kill},
@@ -21,6 +23,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+use super::place::Place;
 use crate::cli::exit::Failure;
 
 /// For an agent to end its jobs and itself.
@@ -33,6 +36,8 @@ const TAIL: usize = 15;
 /// Processes by name, in the order in which they were started.
 pub struct Children {
     logs: PathBuf,
+    /// Inherited by all.
+    lock: RawFd,
     running: Vec<Running>,
 }
 
@@ -42,18 +47,13 @@ struct Running {
 }
 
 impl Children {
-    /// None yet; their logs go to `logs`.
-    pub fn new(logs: &Path) -> Self {
-        Self { logs: logs.to_owned(), running: Vec::new() }
-    }
-
-    /// Starts a process.
-    pub fn start(&mut self, name: &str, program: &Path, arguments: &[String]) -> Result<(), Failure> {
-        self.start_with(name, program, arguments, &[])
+    /// None yet; their logs go to the place.
+    pub fn new(place: &Place) -> Self {
+        Self { logs: place.path().to_owned(), lock: place.lock().as_raw_fd(), running: Vec::new() }
     }
 
     /// Starts a process with variables of its own; it inherits none of Hodei's but the log filter.
-    pub fn start_with(
+    pub fn start(
         &mut self,
         name: &str,
         program: &Path,
@@ -79,7 +79,7 @@ impl Children {
             // Ctrl-C is for `dev` alone: it ends the others in order.
             .process_group(0)
             .kill_on_drop(true);
-        die_with_parent(&mut command);
+        before_exec(&mut command, self.lock);
         let child = command.spawn().map_err(fail)?;
         self.running.push(Running { name: name.to_owned(), child });
         Ok(())
@@ -169,16 +169,17 @@ fn signal(child: &Child, signal: Signal) {
     }
 }
 
-/// Has the kernel end a child when its parent is gone, even by SIGKILL. The signal follows the thread that spawned it:
-/// `dev` runs on the main thread, which lives as long as the process.
+/// Has the kernel end a child when its parent is gone, even by SIGKILL, and the child hold the lock of the place. The signal
+/// follows the thread that spawned it: `dev` runs on the main thread, which lives as long as the process.
 #[allow(unsafe_code, reason = "there is no safe way to run something between fork and exec")]
-fn die_with_parent(command: &mut Command) {
+fn before_exec(command: &mut Command, lock: RawFd) {
     let parent = getpid();
-    // SAFETY: prctl and getppid are plain system calls, which is what may be done between fork and exec; the closure
-    // allocates nothing and takes no lock.
+    // SAFETY: prctl, getppid and fcntl are plain system calls, which is what may be done between fork and exec; the closure
+    // allocates nothing and takes no lock. The descriptor is open: the place is dropped after its children.
     unsafe {
         command.pre_exec(move || {
             prctl::set_pdeathsig(Signal::SIGTERM)?;
+            fcntl(BorrowedFd::borrow_raw(lock), FcntlArg::F_SETFD(FdFlag::empty()))?;
             // The parent may have died before the line above.
             if getppid() == parent { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
         });

@@ -35,6 +35,8 @@ const START: Duration = Duration::from_secs(60);
 const REQUEST: Duration = Duration::from_secs(20);
 /// Between looks at the workers.
 const LOOK: Duration = Duration::from_millis(50);
+/// In the environment, other users of the machine cannot read a token, as they can in an argument.
+const TOKEN: &str = "HODEI_TOKEN";
 /// A token is used at once.
 const TOKEN_LIFE: Duration = Duration::from_secs(300);
 
@@ -66,7 +68,7 @@ impl Args {
             .map_err(failed)?;
         let [interrupt, terminate, hangup] = ends.as_mut_slice() else { return Ok(1) };
         let place = Place::make(self.data_dir.as_deref())?;
-        let mut children = Children::new(place.path());
+        let mut children = Children::new(&place);
         let mut default = None;
         let ended = tokio::select! {
             ended = self.serve(&programs, &place, &mut children, &mut default) => ended,
@@ -93,15 +95,17 @@ impl Args {
         for (index, address) in addresses.iter().enumerate() {
             let name = format!("node{}", index + 1);
             let mut arguments = vec!["init".to_owned()];
+            let mut variables = Vec::new();
             if index > 0 {
                 let client = client(place, &addresses[..index])?;
                 let token = token::make(&client, Role::Node, TOKEN_LIFE, 1).await?;
                 let known = addresses[..index].join(",");
-                arguments = vec!["join".into(), known, "--token".into(), token.reveal()];
+                arguments = vec!["join".into(), known];
+                variables.push((TOKEN, token.reveal()));
             }
             arguments.extend(["--data-dir".into(), text(&place.path().join(&name))?]);
             arguments.extend(["--listen".into(), address.clone(), "--http".into(), "off".into()]);
-            children.start(&name, &programs.node, &arguments)?;
+            children.start(&name, &programs.node, &arguments, &variables)?;
             children.ready(&name, START).await?;
         }
         let client = client(place, &addresses)?;
@@ -135,8 +139,7 @@ impl Args {
             let data_dir = text(&place.path().join(&name))?;
             let arguments = ["--server", &servers.join(","), "--data-dir", &data_dir, "--drain-timeout", "1s"];
             let arguments: Vec<_> = arguments.into_iter().map(str::to_owned).collect();
-            // In the environment, where other users of the machine cannot read it.
-            children.start_with(&name, &programs.agent, &arguments, &[("HODEI_TOKEN", token.reveal())])?;
+            children.start(&name, &programs.agent, &arguments, &[(TOKEN, token.reveal())])?;
         }
         let deadline = Instant::now() + START;
         while self.agents > 0 && workers(client).await? < usize::from(self.agents) {
