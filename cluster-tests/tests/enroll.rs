@@ -109,7 +109,7 @@ async fn a_user_has_jobs_and_an_administrator_everything() {
         &["cluster", "transfer-leader"],
     ];
     for forbidden in administration {
-        assert_one_line(&cli.run(forbidden).await.expect(77), "user certificates may not call");
+        assert_one_line(&cli.run(forbidden).await.expect(77), "role user may not");
     }
 
     let bob = Person::new(&cluster, "bob");

@@ -162,9 +162,15 @@ async fn the_same_submission_twice_is_one_job() {
     assert_eq!(first.id, again.id);
     let other = cluster.client(1).jobs().queue_job(with_key(shell("false", &[]))).await.unwrap_err();
     assert_eq!(other.code(), Code::AlreadyExists);
+    let named = other.message().contains("nightly-2026-11-20") && other.message().contains(&first.id);
+    assert!(named, "{}", other.message());
 
     let flags = ["--idempotency-key", "from-the-shell"];
-    assert_eq!(cluster.submit(&flags, &["true"]).await, cluster.submit(&flags, &["true"]).await);
+    let once = cluster.submit(&flags, &["true"]).await;
+    assert_eq!(cluster.submit(&flags, &["true"]).await, once);
+    let mismatch = [&["job", "submit", "--output", "json"], &flags[..], &["--", "false"]].concat();
+    let refused: Value = serde_json::from_str(&cluster.cli().run(&mismatch).await.expect(1).stderr).unwrap();
+    assert_eq!((&refused["code"], &refused["field"]), (&"payload_mismatch".into(), &"idempotency_key".into()));
     assert_eq!(cluster.cli().json(&["job", "list"]).await.as_array().unwrap().len(), 3);
 }
 

@@ -39,6 +39,15 @@ async fn a_lone_node_answers_with_a_clear_error_inside_the_deadline() {
         assert!(output.stdout.is_empty(), "{args:?} showed {:?}", output.text());
     }
 
+    let output = cli.run(&["job", "list", "--output", "json"]).await.expect(69);
+    let failure: serde_json::Value = serde_json::from_str(&output.stderr).expect("one object");
+    assert_eq!((&failure["code"], &failure["field"]), (&"no_quorum".into(), &serde_json::Value::Null), "{failure}");
+
+    // Who waits goes on through an outage, but not beyond their own deadline, and is told why.
+    let output = cluster.cli_at(0).run(&["job", "wait", &kept, "--timeout", "2s"]).await.expect(124);
+    assert!(output.stderr.contains("does not answer") && output.stderr.contains("no quorum"), "{}", output.stderr);
+    assert!(output.took < Duration::from_secs(4), "took {:?}", output.took);
+
     // Status is local knowledge, and says so.
     let output = cluster.cli_at(0).run(&["cluster", "status"]).await.expect(0);
     let said = format!("{}{}", output.text(), output.stderr);

@@ -86,7 +86,11 @@ async fn a_removed_worker_never_comes_back() {
     cluster.wait_state(&job, "Running").await;
 
     let output = cluster.cli().run(&["worker", "remove", &worker]).await.expect(1);
-    assert!(output.stderr.contains("still runs jobs: 1"), "{}", output.stderr);
+    let said = &output.stderr;
+    assert!(
+        said.contains("still runs jobs: 1") && said.contains("drain it first") && said.contains("--force"),
+        "{said}"
+    );
     cluster.cli().run(&["worker", "remove", "01990000-0000-7000-8000-000000000001"]).await.expect(1);
     cluster.cli().run(&["worker", "get", "no-such-host"]).await.expect(1);
     cluster.cli().run(&["worker", "get", ""]).await.expect(2);

@@ -6,7 +6,11 @@
 
 use hodei_proto::v1::ErrorDetail;
 use hodei_raft::{NotDone, ProposeError, ReadError};
-use hodei_state::{events::Compacted, ids::Caller, outcome::Refusal};
+use hodei_state::{
+    events::Compacted,
+    ids::{Caller, JobId},
+    outcome::Refusal,
+};
 use prost::Message as _;
 use tonic::{
     Code, Status,
@@ -190,6 +194,21 @@ pub fn read(error: ReadError) -> Status {
     }
 }
 
+/// An idempotency key that stands for another job.
+#[must_use]
+pub fn key_mismatch(key: &str, job: JobId) -> Status {
+    let message =
+        format!("idempotency_key {key:?}: used before, for job {job}, which was submitted with other content");
+    let detail = ErrorDetail {
+        code: code::PAYLOAD_MISMATCH.into(),
+        not_done: true,
+        field: "idempotency_key".into(),
+        expected: "a new key, or the same content".into(),
+        ..Default::default()
+    };
+    with_detail(Code::AlreadyExists, message, &detail)
+}
+
 /// A command that the state refused, in the words of the core.
 #[must_use]
 pub fn refusal(refusal: &Refusal) -> Status {
@@ -209,6 +228,9 @@ pub fn refusal(refusal: &Refusal) -> Status {
             refused(Code::PermissionDenied, code::TOKEN, message)
         }
         R::QueueFull { .. } => refused(Code::ResourceExhausted, code::REFUSED, message),
+        R::WorkerBusy { .. } => {
+            failed_precondition(format!("{message}; drain it first, or remove it all the same with --force"))
+        }
         _ => failed_precondition(message),
     }
 }

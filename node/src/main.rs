@@ -37,13 +37,14 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 fn main() -> ExitCode {
     let cli = cli::Cli::read();
     install_crypto();
+    let format = cli.global.output;
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return end(&cli::exit::Failure::other(format!("cannot start the runtime: {error}"))),
+        Err(error) => return end(&cli::exit::Failure::other(format!("cannot start the runtime: {error}")), format),
     };
     match runtime.block_on(cli.command.run(cli.global)) {
         Ok(code) => ExitCode::from(code),
-        Err(failure) => end(&failure),
+        Err(failure) => end(&failure, format),
     }
 }
 
@@ -53,7 +54,7 @@ fn install_crypto() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
-fn end(failure: &cli::exit::Failure) -> ExitCode {
-    cli::output::note(format_args!("error: {failure}"));
+fn end(failure: &cli::exit::Failure, format: cli::output::Format) -> ExitCode {
+    failure.tell(format);
     ExitCode::from(failure.exit)
 }

@@ -116,11 +116,9 @@ pub async fn obtain(
             Err(failure) if [code::UNREACHABLE, code::UNKNOWN].contains(&failure.exit) => {
                 tracing::warn!(why = failure.message, "quarantined: no quorum answers yet; waiting");
             }
-            Err(Failure { exit, message }) => {
-                return Err(Failure {
-                    exit,
-                    message: format!("{why}; and the cluster does not take it in again: {message}"),
-                });
+            Err(failure) => {
+                let message = format!("{why}; and the cluster does not take it in again: {failure}");
+                return Err(Failure { message, ..failure });
             }
         }
         tokio::time::sleep(PAUSE).await;

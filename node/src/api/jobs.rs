@@ -15,7 +15,7 @@ use hodei_state::{
     SelectError, State,
     command::{Command, Envelope},
     ids::{Caller, JobId},
-    outcome::Outcome,
+    outcome::{Outcome, Refusal},
 };
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -93,12 +93,16 @@ impl JobExecutionService for Jobs {
     async fn queue_job(&self, request: Request<QueueJobRequest>) -> Result<Response<QueueJobResponse>, Status> {
         let (caller, by) = (auth::caller(&request)?, deadline::of(&request));
         let submission = from_proto::submission(request.into_inner())?;
+        let (id, key) = (submission.job, submission.idempotency_key.clone());
         let command = Command::SubmitJob(Box::new(submission));
         let reply = self.handle.propose(Envelope { caller, command }, by).await.map_err(error::propose)?;
         let position = Some(to_proto::position(reply.position.term, reply.position.index));
         match reply.outcome {
             Outcome::Submitted { job, existing } => {
                 Ok(Response::new(QueueJobResponse { id: job.to_string(), existing, position }))
+            }
+            Outcome::Refused(Refusal::PayloadMismatch { job }) if job != id => {
+                Err(error::key_mismatch(&key.unwrap_or_default(), job))
             }
             Outcome::Refused(refusal) => Err(error::refusal(&refusal)),
             other => Err(error::internal(format!("a submission came to {other:?}"))),

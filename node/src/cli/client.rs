@@ -68,6 +68,8 @@ pub struct Client {
     known: Mutex<Option<KnownServers>>,
     tls: Arc<ClientConfig>,
     request_timeout: Duration,
+    /// Why the newest try brought no answer.
+    trouble: Mutex<Option<String>>,
     /// Which server is asked next, and the channel to it while it works.
     current: Mutex<(usize, Option<Channel>)>,
 }
@@ -86,8 +88,26 @@ impl Client {
     /// A client of these servers (at least one) under this identity.
     #[must_use]
     pub fn to(servers: Vec<String>, tls: Arc<ClientConfig>, request_timeout: Duration) -> Self {
-        let (servers, known, current) = (Mutex::new(servers), Mutex::new(None), Mutex::new((0, None)));
-        Self { servers, known, tls, request_timeout, current }
+        Self {
+            servers: Mutex::new(servers),
+            known: Mutex::new(None),
+            tls,
+            request_timeout,
+            trouble: Mutex::new(None),
+            current: Mutex::new((0, None)),
+        }
+    }
+
+    /// The same with a request timeout of at most this.
+    #[must_use]
+    pub fn at_most(self, request_timeout: Duration) -> Self {
+        Self { request_timeout: self.request_timeout.min(request_timeout), ..self }
+    }
+
+    /// Why the cluster does not answer at present, if it does not.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.lock().clone()
     }
 
     fn count(&self) -> usize {
@@ -169,7 +189,10 @@ impl Client {
             }
             let share = if self.count() > 1 { (left / 2).max(SHORTEST_TRY).min(left) } else { left };
             match self.attempt(share, &mut call).await {
-                Ok(answer) => return Ok(answer),
+                Ok(answer) => {
+                    *self.trouble.lock() = None;
+                    return Ok(answer);
+                }
                 Err(Tried::Definite(failure)) => return Err(failure),
                 Err(Tried::Foreign { server }) => {
                     foreign += 1;
@@ -177,11 +200,12 @@ impl Client {
                     if foreign >= self.count() && !open.may_have_had_effect {
                         return Err(Failure::not_allowed(message));
                     }
-                    open.add(false, message);
+                    open.add(false, None, message);
                 }
-                Err(Tried::Open { sent, why }) => {
+                Err(Tried::Open { sent, code, why }) => {
                     foreign = 0;
-                    open.add(sent, why);
+                    *self.trouble.lock() = Some(why.clone());
+                    open.add(sent, code, why);
                 }
             }
             self.next_server();
@@ -211,7 +235,7 @@ impl Client {
                 Ok(response.into_inner())
             }
             Ok(Err(status)) => Err(classify(&server, &status)),
-            Err(_) => Err(Tried::Open { sent: true, why: format!("{server}: no answer in time") }),
+            Err(_) => Err(Tried::Open { sent: true, code: None, why: format!("{server}: no answer in time") }),
         }
     }
 
@@ -230,7 +254,7 @@ impl Client {
                 Err(Tried::Definite(Failure::not_allowed(format!("{server}: {error}"))))
             }
             Err(ConnectError::Foreign) => Err(Tried::Foreign { server }),
-            Err(error) => Err(Tried::Open { sent: false, why: format!("{server}: {error}") }),
+            Err(error) => Err(Tried::Open { sent: false, code: None, why: format!("{server}: {error}") }),
         }
     }
 }
@@ -242,7 +266,7 @@ enum Tried {
     /// The server is not of this cluster; another one may be.
     Foreign { server: String },
     /// Another try may help. `sent`: this one may have had an effect.
-    Open { sent: bool, why: String },
+    Open { sent: bool, code: Option<String>, why: String },
 }
 
 fn classify(server: &str, status: &Status) -> Tried {
@@ -250,13 +274,17 @@ fn classify(server: &str, status: &Status) -> Tried {
     let message = status.message().strip_prefix("outcome unknown: ").unwrap_or(status.message());
     let why = || format!("{server}: {message}");
     match error::detail(status) {
-        Some(detail) if status.code() == Code::Unavailable => Tried::Open { sent: !detail.not_done, why: why() },
-        Some(detail) if detail.code == error::code::OUTCOME_UNKNOWN => Tried::Open { sent: true, why: why() },
+        Some(detail) if status.code() == Code::Unavailable => {
+            Tried::Open { sent: !detail.not_done, code: Some(detail.code), why: why() }
+        }
+        Some(detail) if detail.code == error::code::OUTCOME_UNKNOWN => {
+            Tried::Open { sent: true, code: Some(detail.code), why: why() }
+        }
         Some(_) => Tried::Definite(Failure::from_status(status)),
         // Worded by the transport on this side or the other: connection lost, deadline, stream reset.
         None => match status.code() {
             Code::Unavailable | Code::Unknown | Code::Cancelled | Code::DeadlineExceeded | Code::Internal => {
-                Tried::Open { sent: true, why: format!("{server}: {}", connector::root_cause(status)) }
+                Tried::Open { sent: true, code: None, why: format!("{server}: {}", connector::root_cause(status)) }
             }
             _ => Tried::Definite(Failure::from_status(status)),
         },
@@ -268,13 +296,15 @@ fn classify(server: &str, status: &Status) -> Tried {
 struct Open {
     may_have_had_effect: bool,
     last: String,
+    code: Option<String>,
 }
 
 impl Open {
-    fn add(&mut self, sent: bool, why: String) {
+    fn add(&mut self, sent: bool, code: Option<String>, why: String) {
         // The try that may have had an effect is the one to tell of.
         if sent || !self.may_have_had_effect {
             self.last = why;
+            self.code = code;
         }
         self.may_have_had_effect |= sent;
     }
@@ -284,7 +314,11 @@ impl Open {
         if kind == Kind::Write && self.may_have_had_effect {
             Failure::unknown(format!("outcome unknown: {why}"))
         } else {
-            Failure::unreachable(format!("no answer within the request timeout: {why}"))
+            let failure = Failure::unreachable(format!("no answer within the request timeout: {why}"));
+            match self.code {
+                Some(code) => failure.coded(code),
+                None => failure,
+            }
         }
     }
 }
@@ -315,7 +349,7 @@ mod tests {
     fn a_read_is_never_unknown() {
         let open = |sent| {
             let mut open = Open::default();
-            open.add(sent, "n1: gone".into());
+            open.add(sent, None, "n1: gone".into());
             open
         };
         assert_eq!(open(true).failure(Kind::Read).exit, 69);

@@ -2,8 +2,10 @@
 
 use std::fmt;
 
+use serde_json::json;
 use tonic::{Code, Status};
 
+use super::output::{self, Format};
 use crate::error;
 
 /// Exit codes of all commands. What a job's own process or a following command returns is passed as a plain number.
@@ -32,32 +34,62 @@ pub struct Failure {
     pub exit: u8,
     /// Printed after `error: `.
     pub message: String,
+    /// What kind of failure, for programs: one of [`error::code`], or `usage`, `unreachable`, `failed`.
+    pub code: String,
+    /// The field or flag that is wrong, where it is one.
+    pub field: Option<String>,
 }
 
 impl Failure {
+    /// A failure of any kind.
+    pub fn new(exit: u8, code: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { exit, message: message.into(), code: code.into(), field: None }
+    }
+
+    /// The same with this code.
+    #[must_use]
+    pub fn coded(self, code: impl Into<String>) -> Self {
+        Self { code: code.into(), ..self }
+    }
+
+    /// The same of this field.
+    #[must_use]
+    pub fn of(self, field: impl Into<String>) -> Self {
+        Self { field: Some(field.into()).filter(|field| !field.is_empty()), ..self }
+    }
+
+    /// Says it on standard error: for people as lines, for programs as one JSON object.
+    pub fn tell(&self, format: Format) {
+        if format == Format::Json {
+            let object = json!({ "code": self.code, "message": self.message, "field": self.field });
+            return output::note(object);
+        }
+        output::note(format_args!("error: {self}"));
+    }
+
     /// A failure without a code of its own.
     pub fn other(message: impl Into<String>) -> Self {
-        Self { exit: code::FAILURE, message: message.into() }
+        Self::new(code::FAILURE, "failed", message)
     }
 
     /// Bad usage or bad input; nothing was written.
     pub fn bad_input(message: impl Into<String>) -> Self {
-        Self { exit: code::BAD_INPUT, message: message.into() }
+        Self::new(code::BAD_INPUT, error::code::INVALID_ARGUMENT, message)
     }
 
     /// No quorum or nobody reachable within the deadline; not done.
     pub fn unreachable(message: impl Into<String>) -> Self {
-        Self { exit: code::UNREACHABLE, message: message.into() }
+        Self::new(code::UNREACHABLE, "unreachable", message)
     }
 
     /// May or may not have been done.
     pub fn unknown(message: impl Into<String>) -> Self {
-        Self { exit: code::UNKNOWN, message: message.into() }
+        Self::new(code::UNKNOWN, error::code::OUTCOME_UNKNOWN, message)
     }
 
     /// Not allowed.
     pub fn not_allowed(message: impl Into<String>) -> Self {
-        Self { exit: code::NOT_ALLOWED, message: message.into() }
+        Self::new(code::NOT_ALLOWED, error::code::NOT_ALLOWED, message)
     }
 
     /// An answer that is definite: the cluster, or the node that was asked, said no.
@@ -76,10 +108,22 @@ impl Failure {
         if message.is_empty() {
             message = format!("the node answered {}", status.code());
         }
-        if let Some(detail) = detail.filter(|detail| !detail.candidates.is_empty()) {
+        let Some(detail) = detail else { return Self::new(exit, kind(exit), message) };
+        if !detail.candidates.is_empty() {
             message = format!("{message}: {}", detail.candidates.join(", "));
         }
-        Self { exit, message }
+        Self::new(exit, detail.code, message).of(detail.field)
+    }
+}
+
+/// Of a failure that only its exit code is known of.
+fn kind(exit: u8) -> &'static str {
+    match exit {
+        code::BAD_INPUT => error::code::INVALID_ARGUMENT,
+        code::UNREACHABLE => "unreachable",
+        code::UNKNOWN => error::code::OUTCOME_UNKNOWN,
+        code::NOT_ALLOWED => error::code::NOT_ALLOWED,
+        _ => "failed",
     }
 }
 

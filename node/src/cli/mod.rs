@@ -10,8 +10,13 @@ pub mod exit;
 pub mod identity;
 pub mod known_servers;
 pub mod output;
+pub mod usage;
 
-use std::{ffi::OsStr, path::PathBuf, time::Duration};
+use std::{
+    ffi::{OsStr, OsString},
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser};
 
@@ -75,8 +80,53 @@ impl Cli {
     #[must_use]
     pub fn read() -> Self {
         let command = without_empty_variables(Self::command(), is_empty);
-        Self::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
+        let read = command
+            .try_get_matches_from(with_negative_values(std::env::args_os()))
+            .and_then(|matches| Self::from_arg_matches(&matches));
+        read.unwrap_or_else(|error| match usage::failure(&error) {
+            Some(failure) => {
+                failure.tell(wanted_format(std::env::args_os().map(|arg| arg.to_string_lossy().into_owned())));
+                std::process::exit(failure.exit.into())
+            }
+            None => error.exit(),
+        })
     }
+}
+
+/// The words as they are meant: clap takes the value in `--cpu -1` for a flag that it does not know.
+fn with_negative_values(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let negative = |arg: &OsStr| matches!(arg.as_encoded_bytes(), [b'-', b'0'..=b'9' | b'.', ..]);
+    let flag = |arg: &OsString| arg.as_encoded_bytes().starts_with(b"--") && !arg.as_encoded_bytes().contains(&b'=');
+    let mut words: Vec<OsString> = Vec::new();
+    let mut is_command = false;
+    for arg in args {
+        is_command |= arg == "--";
+        match words.last_mut().filter(|last| !is_command && negative(&arg) && flag(last)) {
+            Some(flag) => {
+                flag.push("=");
+                flag.push(arg);
+            }
+            None => words.push(arg),
+        }
+    }
+    words
+}
+
+/// How results were asked for in a command line that cannot be read otherwise: the last such flag before `--`.
+fn wanted_format(args: impl Iterator<Item = String>) -> Format {
+    let args: Vec<_> = args.take_while(|arg| arg != "--").collect();
+    let after = |flag: &str| {
+        args.iter().rposition(|arg| arg == flag).and_then(|at| args.get(at + 1).map(|value| (at, value.clone())))
+    };
+    let joined = |flag: &str| {
+        let value = |arg: &'_ String| arg.strip_prefix(flag).filter(|value| !value.is_empty()).map(str::to_owned);
+        args.iter().enumerate().rev().find_map(|(at, arg)| Some((at, value(arg)?)))
+    };
+    let last = [after("--output"), after("-o"), joined("--output="), joined("-o")]
+        .into_iter()
+        .flatten()
+        .max_by_key(|(at, _)| *at);
+    if last.is_some_and(|(_, format)| format == "json") { Format::Json } else { Format::Table }
 }
 
 /// A command line for which an empty variable is one that is not set.
@@ -124,6 +174,26 @@ mod tests {
         assert_eq!(variables(&command), 1);
         assert!(Cli::command().get_subcommands().any(|sub| variables(sub) > 0));
         assert!(command.get_subcommands().all(|sub| variables(sub) == 0));
+    }
+
+    #[test]
+    fn a_negative_value_is_a_value() {
+        let words = |line: &str| with_negative_values(line.split(' ').map(OsString::from));
+        assert_eq!(words("x --cpu -1 --b -.5s -- c --cpu -1"), ["x", "--cpu=-1", "--b=-.5s", "--", "c", "--cpu", "-1"]);
+        for unchanged in ["x --a=b -1", "x y -1", "x --a -b -1", "x --a - b"] {
+            assert_eq!(words(unchanged), unchanged.split(' ').collect::<Vec<_>>(), "{unchanged}");
+        }
+    }
+
+    #[test]
+    fn the_format_of_errors_is_found_in_what_cannot_be_read() {
+        let wanted = |line: &str| wanted_format(line.split(' ').map(str::to_owned));
+        for json in ["x --output json --frob", "x -o json", "x --output=json", "x -ojson", "x -o quiet --output json"] {
+            assert_eq!(wanted(json), Format::Json, "{json}");
+        }
+        for text in ["x", "x --output", "x --output json -o table", "x -- --output json"] {
+            assert_eq!(wanted(text), Format::Table, "{text}");
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use hodei_state::ids::{Caller, ClusterId};
+use hodei_state::ids::{Caller, ClusterId, Role};
 use tokio::time::Instant;
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
@@ -172,7 +172,7 @@ async fn decide<R: Registry>(registry: &R, path: &str, shown: Option<Certified>)
         Access::Peers | Access::AnyNode => matches!(caller, Caller::Node(_)),
     };
     if !allowed {
-        return Err(error::not_allowed(format!("{role} certificates may not call {path}")));
+        return Err(error::not_allowed(refusal(role, access, path)));
     }
     if access == Access::AnyNode {
         return Ok(Some(Peer { caller }));
@@ -187,6 +187,18 @@ async fn decide<R: Registry>(registry: &R, path: &str, shown: Option<Certified>)
         Standing::Unknown if access != Access::Peers => Err(error::revoked(caller)),
         Standing::Good | Standing::Unknown => Ok(Some(Peer { caller })),
     }
+}
+
+/// What a role may not do, and which one may, in the words of those who use the cluster.
+fn refusal(role: Role, access: Access, path: &str) -> String {
+    // What has no words of its own is no command of the command line: its name is known to who calls it.
+    let action = table::action(path).map_or_else(|| format!("call {path}"), str::to_owned);
+    let allowed: Vec<_> = match access {
+        Access::Anyone => Vec::new(),
+        Access::Roles(roles) => roles.iter().map(|role| role.as_str()).collect(),
+        Access::Peers | Access::AnyNode => vec![Role::Node.as_str()],
+    };
+    format!("role {role} may not {action}: that takes role {}", allowed.join(" or "))
 }
 
 #[cfg(test)]

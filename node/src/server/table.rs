@@ -83,6 +83,29 @@ pub fn access(path: &str) -> Option<Access> {
     TABLE.iter().find(|(known, _)| *known == path).map(|(_, access)| *access)
 }
 
+/// What the RPCs do that some people may not call, as one says what somebody may not do.
+const ACTIONS: &[(&str, &str)] = &[
+    ("ClusterService/Remove", "remove nodes"),
+    ("ClusterService/TransferLeader", "say who leads"),
+    ("ClusterService/CreateToken", "create tokens"),
+    ("ClusterService/ListTokens", "list tokens"),
+    ("ClusterService/RevokeToken", "revoke tokens"),
+    ("SecretService/PutSecret", "give secrets their values"),
+    ("SecretService/ListSecrets", "list secrets"),
+    ("SecretService/RemoveSecret", "remove secrets"),
+    ("SecretService/ListSecretUses", "see what secrets were used for"),
+    ("SchedulerService/ConfigureScheduler", "change how workers are chosen"),
+    ("WorkerAgentService/UpdateWorkerStatus", "drain workers or take that back"),
+    ("WorkerAgentService/UnregisterWorker", "remove workers"),
+];
+
+/// What the RPC with this path does, as in "may not …".
+#[must_use]
+pub fn action(path: &str) -> Option<&'static str> {
+    let call = path.strip_prefix("/hodei.v1.")?;
+    ACTIONS.iter().find(|(known, _)| *known == call).map(|(_, action)| *action)
+}
+
 /// The role that a caller's certificate gives it.
 #[must_use]
 pub fn role(caller: Caller) -> Role {

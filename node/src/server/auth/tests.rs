@@ -220,3 +220,20 @@ async fn what_is_not_in_the_table_does_not_exist() {
         assert_eq!(send(good(), path, Some(shown)).await.unwrap_err().code(), Code::Unimplemented);
     }
 }
+
+#[tokio::test]
+async fn a_refusal_says_what_one_may_not_do_and_which_role_may() {
+    let user = certified(OURS, Caller::User(UserId(4)));
+    let for_admins = |access: &Access| matches!(access, Access::Roles(roles) if roles.contains(&Role::Admin) && !roles.contains(&Role::User));
+    let mut paths = table::TABLE.iter().filter(|(_, access)| for_admins(access)).map(|(path, _)| path).peekable();
+    assert!(paths.peek().is_some());
+    for path in paths {
+        let refused = send(good(), path, Some(user)).await.unwrap_err();
+        let said = refused.message();
+        assert!(
+            said.starts_with("role user may not ") && said.contains("takes role") && said.contains("admin"),
+            "{said}"
+        );
+        assert!(!said.contains("hodei.v1"), "{said}: add it to the table's ACTIONS");
+    }
+}

@@ -8,7 +8,9 @@ use uuid::Uuid;
 use crate::{
     cli::exit::Failure,
     convert::from_proto,
-    jobfile::{self, Command, Constraint, Cores, Duration, JobFile, Preference, Secret, Shell, Size, units},
+    jobfile::{
+        self, BadJobFile, Command, Constraint, Cores, Duration, JobFile, Preference, Secret, Shell, Size, units,
+    },
 };
 
 /// A larger job file cannot hold a job.
@@ -72,7 +74,7 @@ pub struct Options {
     #[arg(long, value_name = "TIME", value_parser = duration)]
     timeout: Option<Duration>,
     /// Higher goes first
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long)]
     priority: Option<i32>,
     /// For selection; may be repeated
     #[arg(long, value_name = "K=V")]
@@ -90,7 +92,7 @@ pub struct Options {
     #[arg(long, visible_alias = "retries", value_name = "N")]
     retry_failure: Option<u32>,
     /// Only after these exit codes (128+n for a signal); default: all but 0
-    #[arg(long, value_name = "CODE[,CODE]", value_delimiter = ',', allow_negative_numbers = true)]
+    #[arg(long, value_name = "CODE[,CODE]", value_delimiter = ',')]
     retry_exit_codes: Vec<i32>,
     /// Try again so many times when it runs out of time (default 0)
     #[arg(long, value_name = "N")]
@@ -151,11 +153,11 @@ impl Options {
             }
             file.command = Some(Command::Shell(Shell { cmd, args: words.collect() }));
         }
-        file.check().map_err(|bad| Failure::bad_input(bad.to_string()))?;
+        file.check().map_err(|bad| bad_file(&bad, bad.to_string()))?;
         let idempotency_key = file.idempotency_key.take().unwrap_or_default();
         let id = Uuid::now_v7().to_string();
         let request = QueueJobRequest { id, spec: Some(file.into_spec()), idempotency_key };
-        from_proto::submission(request.clone()).map_err(|bad| Failure::bad_input(bad.to_string()))?;
+        from_proto::submission(request.clone()).map_err(|bad| Failure::bad_input(bad.to_string()).of(bad.field))?;
         Ok(request)
     }
 
@@ -213,7 +215,15 @@ pub fn read_file(path: &PathBuf) -> Result<JobFile, Failure> {
     if read.map_err(cannot)? as u64 > MAX_FILE {
         return Err(Failure::bad_input(format!("{name}: expected a job file of at most 8 MiB")));
     }
-    jobfile::parse(&text).map_err(|bad| Failure::bad_input(format!("{name}: {bad}")))
+    jobfile::parse(&text).map_err(|bad| bad_file(&bad, format!("{name}: {bad}")))
+}
+
+fn bad_file(bad: &BadJobFile, message: String) -> Failure {
+    let failure = Failure::bad_input(message);
+    match bad {
+        BadJobFile::Field { field, .. } => failure.of(field),
+        BadJobFile::Syntax(_) => failure,
+    }
 }
 
 #[cfg(test)]

@@ -22,6 +22,10 @@ use crate::{
     jobfile::JobFile,
 };
 
+/// What clap would say of `-- CMD` alone is but half of it.
+const NO_COMMAND: &str = "command: expected one after --, or a job file with -f
+usage: hodei-node job submit [OPTIONS] -- <CMD>... | hodei-node job submit [OPTIONS] -f <FILE> (more with --help)";
+
 /// Submit a job.
 #[derive(Debug, clap::Args)]
 #[command(
@@ -37,7 +41,7 @@ pub struct Args {
     #[command(flatten)]
     options: Options,
     /// The command and its arguments, executed as given
-    #[arg(last = true, value_name = "CMD", required_unless_present = "file")]
+    #[arg(last = true, value_name = "CMD")]
     command: Vec<String>,
 }
 
@@ -60,6 +64,9 @@ impl Output for Submitted {
 
 impl Args {
     pub async fn run(self, global: &Global) -> CommandResult {
+        if self.file.is_none() && self.command.is_empty() {
+            return Err(Failure::bad_input(NO_COMMAND).coded("usage").of("command"));
+        }
         let file = self.file.as_ref().map_or_else(|| Ok(JobFile::default()), read_file)?;
         let request = self.options.submission(file, self.command)?;
         let client = Client::new(global)?;

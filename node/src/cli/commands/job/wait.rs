@@ -20,13 +20,15 @@ use crate::cli::{
 
 /// Between attempts to go on.
 const RETRY: Duration = Duration::from_millis(100);
+/// Of the requests of a wait that ends.
+const SHORTEST_REQUEST: Duration = Duration::from_millis(200);
 /// Of one watch; more are waited for one after the other.
 const AT_ONCE: usize = 1_000;
 
 /// Wait until jobs have ended; exit with the first exit code that is not zero, in the order given.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "With --timeout, it ends after so long with 124, whatever has ended by then; nothing is printed.\n\nExample:\n  hodei-node job wait nightly 3f2a91c4 --timeout 1h"
+    after_help = "With --timeout, it ends after so long with 124, whatever has ended by then; nothing is printed.\nAn outage of the cluster is waited for as well.\n\nExample:\n  hodei-node job wait nightly 3f2a91c4 --timeout 1h"
 )]
 pub struct Args {
     #[arg(value_name = "ID", required = true, help = job_help!())]
@@ -38,21 +40,27 @@ pub struct Args {
 
 impl Args {
     pub async fn run(self, global: &Global) -> CommandResult {
-        let Some(within) = self.timeout else { return self.wait(global).await };
-        match timeout(within, self.wait(global)).await {
+        let client = Client::new(global)?;
+        let Some(within) = self.timeout else { return self.wait(global, &client).await };
+        // Short enough to hear why there is no answer.
+        let client = client.at_most((within / 2).max(SHORTEST_REQUEST));
+        match timeout(within, self.wait(global, &client)).await {
             Ok(result) => result,
-            Err(_) => Err(Failure {
-                exit: TIMED_OUT,
-                message: format!("not all jobs have ended after {within:?}; they go on"),
-            }),
+            Err(_) => {
+                let known = format!("not all jobs are known to have ended after {within:?}");
+                let message = match client.trouble() {
+                    Some(why) => format!("{known}, and the cluster does not answer: {why}"),
+                    None => format!("{known}; they go on"),
+                };
+                Err(Failure::new(TIMED_OUT, "timeout", message))
+            }
         }
     }
 
-    async fn wait(&self, global: &Global) -> CommandResult {
-        let client = Client::new(global)?;
+    async fn wait(&self, global: &Global, client: &Client) -> CommandResult {
         let mut jobs = Vec::with_capacity(self.jobs.len());
         for text in &self.jobs {
-            jobs.push(get_patiently(&client, text).await?);
+            jobs.push(get_patiently(client, text).await?);
         }
         let ids: Vec<String> = jobs.iter().map(|job| job.id.clone()).collect();
         let mut ended: BTreeMap<String, Job> = BTreeMap::new();
@@ -63,7 +71,7 @@ impl Args {
             if open.is_empty() {
                 break;
             }
-            match watch(&client, &open, &mut ended).await {
+            match watch(client, &open, &mut ended).await {
                 Ok(()) => told = false,
                 Err(failure) if failure.exit == code::UNREACHABLE => {
                     if !std::mem::replace(&mut told, true) {

@@ -1,0 +1,97 @@
+//! Bad usage, told in one or two lines.
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+
+use super::exit::Failure;
+
+/// What clap has to say, without what it repeats and guesses; `None` where it is no error (`--help`, `--version`).
+#[must_use]
+pub fn failure(error: &clap::Error) -> Option<Failure> {
+    let asked_for_help = matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    );
+    if asked_for_help {
+        return None;
+    }
+    let text = error.render().to_string();
+    let mut blocks = text.split("\n\n");
+    let what = one_line(blocks.next().unwrap_or_default());
+    let what = what.strip_prefix("error: ").unwrap_or(&what).to_owned();
+    let mut lines = vec![what];
+    for block in blocks {
+        let line = one_line(block);
+        if let Some(usage) = line.strip_prefix("Usage: ") {
+            lines.push(format!("usage: {usage} (more with --help)"));
+        } else if line.starts_with("tip: ") && !line.contains("as a value, use") {
+            lines.push(line);
+        }
+    }
+    let failure = Failure::bad_input(lines.join("\n")).coded("usage");
+    Some(match flag(error) {
+        Some(flag) => failure.of(flag),
+        None => failure,
+    })
+}
+
+/// The flag that has a bad value.
+fn flag(error: &clap::Error) -> Option<&str> {
+    let Some(ContextValue::String(argument)) = error.get(ContextKind::InvalidArg) else { return None };
+    let flag = argument.split_whitespace().next().filter(|flag| flag.starts_with("--"));
+    flag.filter(|_| matches!(error.kind(), ErrorKind::ValueValidation | ErrorKind::InvalidValue))
+}
+
+fn one_line(block: &str) -> String {
+    block.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::{Cli, exit::code, with_negative_values};
+
+    fn failed(line: &str) -> Failure {
+        let words = with_negative_values(line.split(' ').map(OsString::from));
+        let error = Cli::try_parse_from(words).expect_err(line);
+        let failure = failure(&error).expect("it is an error");
+        assert_eq!(failure.exit, code::BAD_INPUT);
+        failure
+    }
+
+    #[test]
+    fn usage_errors_are_short_and_name_what_is_wrong() {
+        for (line, first) in [
+            (
+                "hodei-node job run --cpu -1 -- true",
+                "invalid value '-1' for '--cpu <CORES>': expected a number of cores",
+            ),
+            (
+                "hodei-node job run --timeout -1s -- true",
+                "invalid value '-1s' for '--timeout <TIME>': expected a duration",
+            ),
+            ("hodei-node job run --memory -5M -- true", "invalid value '-5M' for '--memory <SIZE>': expected a size"),
+            (
+                "hodei-node --request-timeout -4s job list",
+                "invalid value '-4s' for '--request-timeout <TIME>': expected a duration",
+            ),
+            ("hodei-node job run --timeout --gpu 1 -- true", "a value is required for '--timeout <TIME>'"),
+            ("hodei-node job run --gpu -2 -- true", "invalid value '-2' for '--gpu <N>'"),
+            ("hodei-node job run", "the following required arguments were not provided: <CMD>..."),
+            ("hodei-node job frob", "unrecognized subcommand 'frob'"),
+            ("hodei-node job get --stael x", "unexpected argument '--stael' found"),
+        ] {
+            let said = failed(line).message;
+            assert!(said.starts_with(first), "{line}: {said}");
+            assert!(said.lines().count() <= 3 && !said.contains("use '--"), "{line}: {said}");
+        }
+        assert!(failed("hodei-node job get --stael x").message.contains("'--stale'"));
+        assert_eq!(failed("hodei-node job run --cpu -1 -- true").field.as_deref(), Some("--cpu"));
+        assert_eq!(failed("hodei-node job list --output xml").field.as_deref(), Some("--output"));
+        assert_eq!(failed("hodei-node job run").field, None);
+        assert!(failure(&Cli::try_parse_from(["hodei-node", "--help"]).expect_err("help")).is_none());
+    }
+}
