@@ -92,6 +92,28 @@ async fn tail_shows_the_last_entries_and_an_empty_log_nothing() {
 }
 
 #[tokio::test]
+async fn the_log_of_every_attempt_can_be_had() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.agent(&[0], &[]).await;
+    let retry = ["--retry-failure", "2", "--retry-backoff", "1ms"];
+    let job = cluster.submit(&retry, &["bash", "-c", "echo attempt; echo $HODEI_ATTEMPT; exit 3"]).await;
+    cluster.wait_state(&job, "Failed").await;
+    let cli = cluster.cli_at(1);
+    let logs = async |args: &[&str]| cli.run(&[&["job", "logs", &job][..], args].concat()).await;
+    assert_eq!(logs(&[]).await.expect(0).text(), "attempt\n3");
+    for number in ["1", "2", "3"] {
+        assert_eq!(logs(&["--attempt", number]).await.expect(0).text(), format!("attempt\n{number}"));
+        assert_eq!(logs(&["--attempt", number, "--tail", "1"]).await.expect(0).text(), number);
+    }
+    assert_eq!(logs(&["-f", "--attempt", "2"]).await.expect(3).text(), "attempt\n2\nattempt\n3");
+    for more in [&["--attempt", "4"][..], &["--attempt", "4", "-f"]] {
+        let refused = logs(more).await.expect(1);
+        assert!(refused.stderr.contains("has no attempt 4: its newest is 3"), "{}", refused.stderr);
+    }
+    logs(&["--attempt", "0"]).await.expect(2);
+}
+
+#[tokio::test]
 async fn following_ends_with_the_jobs_own_exit_code() {
     let mut cluster = Cluster::one().await;
     cluster.agent(&[0], &[]).await;

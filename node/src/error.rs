@@ -38,6 +38,8 @@ pub mod code {
     pub const REMOVED: &str = "removed";
     /// No such job.
     pub const UNKNOWN_JOB: &str = "unknown_job";
+    /// The job has no such attempt.
+    pub const UNKNOWN_ATTEMPT: &str = "unknown_attempt";
     /// No such worker.
     pub const UNKNOWN_WORKER: &str = "unknown_worker";
     /// No such secret.

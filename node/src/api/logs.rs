@@ -2,6 +2,7 @@
 
 use hodei_proto::v1::{LogEvent, SubscribeLogsRequest, log_stream_service_server::LogStreamService};
 use hodei_raft::Handle;
+use hodei_state::{State, ids::JobId};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
@@ -39,6 +40,22 @@ impl LogStreamService for Logs {
         let request = request.into_inner();
         let view = self.handle.read(by).await.map_err(error::read)?;
         let job = select(&view.state, request.job.as_ref(), caller)?;
+        exists(&view.state, job, &request)?;
         Ok(Response::new(ReceiverStream::new(subscribe::serve(&self.hub, job, &request))))
     }
+}
+
+/// Whether there is the attempt that is asked for. Who follows may ask for the next one, also of a job that has ended: so
+/// they go on after the newest one's end.
+fn exists(state: &State, job: JobId, request: &SubscribeLogsRequest) -> Result<(), Status> {
+    let Some(row) = state.job(job) else { return Ok(()) };
+    if request.attempt <= row.attempt + u32::from(request.follow) {
+        return Ok(());
+    }
+    let newest = match row.attempt {
+        0 => "it has not been started".to_owned(),
+        newest => format!("its newest is {newest}"),
+    };
+    let message = format!("job {job} has no attempt {}: {newest}", request.attempt);
+    Err(error::not_found(error::code::UNKNOWN_ATTEMPT, message))
 }

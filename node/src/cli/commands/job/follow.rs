@@ -45,6 +45,8 @@ pub enum Followed {
 pub struct Wanted {
     /// The job's selector.
     pub job: String,
+    /// Which attempt's, with `follow` from it on; 0: the newest, with `follow` all.
+    pub attempt: u32,
     /// Go on until the job ends.
     pub follow: bool,
     /// The last n entries of what there is.
@@ -112,7 +114,7 @@ impl<'a> Follower<'a> {
         let begun = self.attempt > 0;
         let message = SubscribeLogsRequest {
             job: selector(&self.wanted.job),
-            attempt: self.attempt,
+            attempt: if begun { self.attempt } else { self.wanted.attempt },
             follow: self.wanted.follow,
             from_sequence: self.next,
             tail: if begun { 0 } else { self.wanted.tail },
@@ -156,7 +158,11 @@ impl<'a> Follower<'a> {
                         return Ok(Step::Missing);
                     }
                     self.lacking |= missing && !self.wanted.follow;
-                    (self.attempt, self.next) = (number + 1, 1);
+                    if self.wanted.follow {
+                        (self.attempt, self.next) = (number + 1, 1);
+                    } else if self.attempt != number {
+                        (self.attempt, self.next) = (number, 1);
+                    }
                 }
                 Kind::Notice(notice) => {
                     output::note(format_args!("hodei: {}", notice.text));

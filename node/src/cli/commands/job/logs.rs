@@ -1,7 +1,9 @@
 //! `job logs`.
 
+use hodei_proto::v1::Job;
+
 use super::{
-    ending::exit_code,
+    ending::{exit_code, is_over},
     follow::{Followed, Follower, Wanted},
     get::{get, get_patiently},
     job_help,
@@ -10,21 +12,24 @@ use crate::{
     cli::{
         Global,
         client::Client,
-        exit::{CommandResult, code},
+        exit::{CommandResult, Failure, code},
     },
-    clock,
+    clock, error,
     jobfile::units,
 };
 
-/// Show a job's output: the newest attempt's, or with -f all attempts' until the job ends.
+/// Show a job's output: one attempt's, by default the newest's, or with -f all attempts' until the job ends.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  hodei-node job logs last -f --tail 100")]
+#[command(after_help = "Example:\n  hodei-node job logs last -f --tail 100\n  hodei-node job logs last --attempt 1")]
 pub struct Args {
     #[arg(value_name = "ID", help = job_help!())]
     job: String,
     /// Go on until the job ends, and exit with its exit code
     #[arg(short, long)]
     follow: bool,
+    /// Of this attempt (1, 2, 3 …); with -f from it on
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    attempt: Option<u32>,
     /// Begin with the last N lines
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     tail: Option<u64>,
@@ -51,9 +56,13 @@ impl Args {
         // `last` and names mean the job that they name now, also after a reconnect.
         let job =
             if self.follow { get_patiently(&client, &self.job).await } else { get(&client, &self.job, false).await };
-        let job = job?.id;
+        let job = job?;
+        if self.follow && is_over(&job) && self.attempt > Some(job.attempt) {
+            return Err(never_comes(&job, self.attempt.unwrap_or_default()));
+        }
         let wanted = Wanted {
-            job,
+            job: job.id,
+            attempt: self.attempt.unwrap_or_default(),
             follow: self.follow,
             tail: self.tail.unwrap_or_default(),
             since_ms: self.since.unwrap_or_default(),
@@ -64,4 +73,10 @@ impl Args {
             Followed::Lacking => Ok(code::UNREACHABLE),
         }
     }
+}
+
+/// Of a job that has ended there are no further attempts to wait for.
+fn never_comes(job: &Job, attempt: u32) -> Failure {
+    let message = format!("job {} has no attempt {attempt}: its newest is {}", job.id, job.attempt);
+    Failure::other(message).coded(error::code::UNKNOWN_ATTEMPT)
 }
