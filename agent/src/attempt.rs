@@ -64,6 +64,8 @@ pub struct Attempt {
     pub wire: AttemptRef,
     /// Its output.
     pub log: Arc<Log>,
+    /// The GPUs that are its own while it lives.
+    pub gpus: Vec<String>,
     state: Mutex<State>,
     stop: watch::Sender<Stop>,
 }
@@ -81,14 +83,14 @@ pub enum Next {
 impl Attempt {
     /// One that is about to start.
     #[must_use]
-    pub fn starting(key: AttemptKey) -> Self {
-        Self::new(key, Log::new(), Phase::Starting, None)
+    pub fn starting(key: AttemptKey, gpus: Vec<String>) -> Self {
+        Self { gpus, ..Self::new(key, Log::new(), Phase::Starting, None) }
     }
 
     /// One that goes on under this process.
     #[must_use]
-    pub fn adopted(key: AttemptKey, log: Log, pid: u32) -> Self {
-        let this = Self::new(key, log, Phase::Running, None);
+    pub fn adopted(key: AttemptKey, log: Log, pid: u32, gpus: Vec<String>) -> Self {
+        let this = Self { gpus, ..Self::new(key, log, Phase::Running, None) };
         this.state.lock().pid = pid;
         this
     }
@@ -106,6 +108,7 @@ impl Attempt {
             key,
             wire: key.to_wire(),
             log: Arc::new(log),
+            gpus: Vec::new(),
             state: Mutex::new(state),
             stop: watch::Sender::new(Stop::No),
         }

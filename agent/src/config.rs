@@ -1,8 +1,16 @@
 //! Flags and environment.
 
-use std::{collections::BTreeMap, ffi::OsStr, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    ffi::OsStr,
+    net::{Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser};
+
+use crate::gpu;
 
 /// The port of a server that is named without one.
 const PORT: u16 = 50051;
@@ -17,7 +25,7 @@ const PORT: u16 = 50051;
 #[command(version, verbatim_doc_comment)]
 pub struct Config {
     /// Nodes, comma-separated: host or host:port
-    #[arg(long, env = "HODEI_SERVER", value_delimiter = ',', default_value = "127.0.0.1:50051")]
+    #[arg(long, env = "HODEI_SERVER", value_delimiter = ',', value_parser = server, default_value = "127.0.0.1:50051")]
     pub server: Vec<String>,
     /// Enrolment token, needed once
     #[arg(long, env = "HODEI_TOKEN", hide_env_values = true)]
@@ -31,6 +39,9 @@ pub struct Config {
     /// Jobs at once; default: the number of cores
     #[arg(long, env = "HODEI_CAPACITY", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub capacity: Option<u32>,
+    /// GPUs for jobs: auto (NVIDIA's), how many, or which: 0,1 or GPU-…; a single one: 1,
+    #[arg(long, env = "HODEI_GPUS", value_parser = gpu::parse, default_value = "auto", value_name = "GPUS")]
+    pub gpus: gpu::Choice,
     /// A label, key=value; may be repeated
     #[arg(long = "label", value_parser = label, value_name = "K=V")]
     pub labels: Vec<(String, String)>,
@@ -53,10 +64,10 @@ impl Config {
         Self::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
     }
 
-    /// The servers, each with a port.
+    /// The servers, each with a port; those that were left empty are none.
     #[must_use]
     pub fn servers(&self) -> Vec<String> {
-        self.server.iter().map(|server| with_port(server.trim())).filter(|server| !server.is_empty()).collect()
+        self.server.iter().filter(|server| !server.is_empty()).cloned().collect()
     }
 
     /// The labels; a later one wins.
@@ -98,17 +109,26 @@ fn default_data_dir() -> PathBuf {
     }
 }
 
-fn with_port(server: &str) -> String {
-    let has_port = match server.rsplit_once(':') {
-        Some((host, port)) => port.parse::<u16>().is_ok() && (!host.contains(':') || host.ends_with(']')),
-        None => false,
-    };
-    match server {
-        "" => String::new(),
-        _ if has_port => server.to_owned(),
-        _ if server.contains(':') && !server.starts_with('[') => format!("[{server}]:{PORT}"),
-        _ => format!("{server}:{PORT}"),
+/// A server with its port; nothing where nothing is named.
+fn server(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    if text.is_empty() || text.parse::<SocketAddr>().is_ok_and(|address| address.port() > 0) {
+        return Ok(text.to_owned());
     }
+    let inside = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    if inside.parse::<Ipv6Addr>().is_ok() {
+        return Ok(format!("[{inside}]:{PORT}"));
+    }
+    let (host, port) = text.split_once(':').unwrap_or((text, ""));
+    let named = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    let host_is_one = (1..=253).contains(&host.len()) && host.bytes().all(named);
+    match port.parse::<u16>() {
+        _ if !host_is_one => {}
+        Ok(port) if port > 0 => return Ok(format!("{host}:{port}")),
+        Err(_) if text == host => return Ok(format!("{host}:{PORT}")),
+        _ => {}
+    }
+    Err("expected host, host:port or [IPv6]:port, with a port from 1 to 65535 and without a scheme".to_owned())
 }
 
 fn label(text: &str) -> Result<(String, String), String> {
@@ -138,9 +158,28 @@ mod tests {
             ("::1", "[::1]:50051"),
             ("[::1]", "[::1]:50051"),
             ("[::1]:7", "[::1]:7"),
+            ("10.0.0.1", "10.0.0.1:50051"),
+            (" node_1.example-a.org:80 ", "node_1.example-a.org:80"),
             ("", ""),
         ] {
-            assert_eq!(with_port(given), expected);
+            assert_eq!(server(given).unwrap(), expected);
+        }
+        let wrong = [
+            "bad::addr",
+            "a:",
+            "a:0",
+            "a:65536",
+            "a:b",
+            ":1",
+            "http://a:1",
+            "a b",
+            "[::1",
+            "[::1]:x",
+            "a:1:2",
+            "\u{fc}",
+        ];
+        for given in wrong {
+            assert!(server(given).is_err(), "{given}");
         }
     }
 

@@ -26,6 +26,7 @@ pub mod data_dir;
 pub mod disk;
 pub mod error;
 pub mod executor;
+pub mod gpu;
 pub mod keeper;
 pub mod key;
 pub mod lease;
@@ -107,12 +108,17 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), Exit> {
         }
     })?;
     let worker_id = identity.worker_id.clone();
+    let gpus = config.gpus.clone();
+    let gpus = spawn_blocking(move || gpus.resolve())
+        .await
+        .map_err(|error| Exit::other(format!("cannot look for GPUs: {error}")))?;
     // Whoever renews the certificate will hold the sender.
     let (_renewed, tls) = watch::channel(tls::client_config(identity)?);
     let options = Options {
         worker_id,
         servers,
         capacity: config.capacity(),
+        gpus,
         labels: config.labels(),
         drain_timeout: config.drain_timeout,
         job_user: config.job_user.clone(),
@@ -154,6 +160,8 @@ pub struct Options {
     pub servers: Vec<String>,
     /// Jobs at once.
     pub capacity: u32,
+    /// GPUs for jobs, by the names that these know them by; at most 1,024.
+    pub gpus: Vec<String>,
     /// For selection.
     pub labels: BTreeMap<String, String>,
     /// How long running jobs may go on when the agent is asked to end.
@@ -231,7 +239,7 @@ fn share(
     keeper: &Keeper,
     (cgroups, limiter): (Option<CgroupRoot>, Limiter),
 ) -> Arc<Shared> {
-    let roster = Arc::new(Roster::new(options.capacity as usize));
+    let roster = Arc::new(Roster::new(options.capacity as usize, options.gpus.clone()));
     let executor = Executor {
         dir: Arc::clone(dir),
         session: id.clone(),
@@ -241,6 +249,7 @@ fn share(
         leases: keeper.leases(),
         roster: Arc::clone(&roster),
         job_user: options.job_user.clone(),
+        has_gpus: !options.gpus.is_empty(),
         watchdog: options.watchdog.clone(),
     };
     Arc::new(Shared {
@@ -269,7 +278,7 @@ fn registration(id: &str, options: &Options, own: [(&str, &str); 2], found: &Fou
             cpu_millis: u64::from(config::cores()) * 1_000,
             memory_mb,
             storage_mb,
-            gpu: 0,
+            gpu: u32::try_from(options.gpus.len()).expect("a bounded number"),
         }),
         labels,
         version: VERSION.to_owned(),

@@ -161,7 +161,7 @@ impl Found {
         // What a damaged spool has lost of it, the gateway records as a gap.
         let log = Log::recovered(index, progress.last_sequence, 0);
         self.adopted.push(key.to_wire());
-        let attempt = Attempt::adopted(key, log, guarded.pid);
+        let attempt = Attempt::adopted(key, log, guarded.pid, intent.gpus.clone());
         self.alive.push(Alive { attempt, guarded, deadline, terms: intent.terms });
         Ok(())
     }

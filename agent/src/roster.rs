@@ -3,7 +3,7 @@
 //! simply starts over.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
 
@@ -45,6 +45,8 @@ struct Inner {
     declines: VecDeque<AttemptKey>,
     heartbeat: Heartbeat,
     capacity: usize,
+    /// All that this machine has for jobs.
+    gpus: Vec<String>,
     draining: bool,
 }
 
@@ -71,9 +73,9 @@ pub enum Outgoing {
 }
 
 impl Roster {
-    /// Takes up to `capacity` attempts at once.
+    /// Takes up to `capacity` attempts at once, which get these `gpus`.
     #[must_use]
-    pub fn new(capacity: usize) -> Self {
+    pub fn new(capacity: usize, gpus: Vec<String>) -> Self {
         let inner = Inner {
             attempts: BTreeMap::new(),
             settled: BTreeMap::new(),
@@ -82,13 +84,14 @@ impl Roster {
             declines: VecDeque::new(),
             heartbeat: Heartbeat::Regular,
             capacity,
+            gpus,
             draining: false,
         };
         Self { inner: Mutex::new(inner), wake: Notify::new(), changed: Notify::new() }
     }
 
-    /// Asked to run `key`.
-    pub fn admit(&self, key: AttemptKey) -> Admission {
+    /// Asked to run `key`, which gets so many GPUs.
+    pub fn admit(&self, key: AttemptKey, gpus: u32) -> Admission {
         let mut inner = self.inner.lock();
         if let Some(attempt) = inner.attempts.get(&key) {
             attempt.asked_again();
@@ -106,15 +109,24 @@ impl Roster {
             self.wake.notify_one();
             return Admission::Declined;
         }
-        let refusal = inner.refusal(key);
-        drop(inner);
-        if let Some(reason) = refusal {
-            self.decline(key, reason);
-            return Admission::Declined;
+        let gpus = match inner.refusal(key) {
+            Some(reason) => Err(reason),
+            None => inner.free_gpus(gpus).ok_or("the agent has not so many GPUs free"),
+        };
+        match gpus {
+            Ok(gpus) => {
+                let attempt = Arc::new(Attempt::starting(key, gpus));
+                inner.attempts.insert(key, Arc::clone(&attempt));
+                drop(inner);
+                self.heartbeat(Heartbeat::Changed);
+                Admission::New(attempt)
+            }
+            Err(reason) => {
+                drop(inner);
+                self.decline(key, reason);
+                Admission::Declined
+            }
         }
-        let attempt = Arc::new(Attempt::starting(key));
-        self.insert(Arc::clone(&attempt));
-        Admission::New(attempt)
     }
 
     /// Takes in an attempt.
@@ -287,6 +299,15 @@ impl Inner {
         }
     }
 
+    /// So many that no live attempt has. What has ended, or was given up, has none: the leader reckons likewise, or later.
+    fn free_gpus(&self, count: u32) -> Option<Vec<String>> {
+        let live = self.attempts.values().filter(|attempt| attempt.phase() != Phase::Ended);
+        let taken: BTreeSet<&String> = live.flat_map(|attempt| &attempt.gpus).collect();
+        let count = usize::try_from(count).ok()?;
+        let free: Vec<_> = self.gpus.iter().filter(|id| !taken.contains(id)).take(count).cloned().collect();
+        (free.len() == count).then_some(free)
+    }
+
     fn redecline(&mut self, key: AttemptKey) {
         if self.declines.len() < REMEMBERED && !self.declines.contains(&key) {
             self.declines.push_back(key);
@@ -308,6 +329,7 @@ impl Inner {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log::Log;
 
     fn key(attempt: u32) -> AttemptKey {
         AttemptKey { job: uuid::Uuid::nil(), attempt, fence: 1 }
@@ -315,22 +337,42 @@ mod tests {
 
     #[test]
     fn no_attempt_is_taken_in_twice() {
-        let roster = Roster::new(1);
-        assert!(matches!(roster.admit(key(1)), Admission::New(_)));
-        assert!(matches!(roster.admit(key(1)), Admission::Known));
-        assert!(matches!(roster.admit(key(2)), Admission::Declined), "full");
+        let roster = Roster::new(1, Vec::new());
+        assert!(matches!(roster.admit(key(1), 0), Admission::New(_)));
+        assert!(matches!(roster.admit(key(1), 0), Admission::Known));
+        assert!(matches!(roster.admit(key(2), 0), Admission::Declined), "full");
         assert!(roster.forget(key(1)));
-        assert!(matches!(roster.admit(key(1)), Admission::Known), "it was here");
-        assert!(matches!(roster.admit(key(2)), Admission::Declined), "what was declined stays declined");
-        assert!(matches!(roster.admit(key(3)), Admission::New(_)));
-        assert!(matches!(roster.admit(AttemptKey { fence: 2, ..key(3) }), Admission::Declined));
+        assert!(matches!(roster.admit(key(1), 0), Admission::Known), "it was here");
+        assert!(matches!(roster.admit(key(2), 0), Admission::Declined), "what was declined stays declined");
+        assert!(matches!(roster.admit(key(3), 0), Admission::New(_)));
+        assert!(matches!(roster.admit(AttemptKey { fence: 2, ..key(3) }, 0), Admission::Declined));
+    }
+
+    #[test]
+    fn no_gpu_is_given_to_two_live_attempts() {
+        let roster = Roster::new(8, ["3", "5", "8"].map(str::to_owned).into());
+        // Under another process it got one that this one hands out, and one that it does not.
+        let gpus = ["5", "7"].map(str::to_owned).into();
+        roster.insert(Arc::new(Attempt::adopted(key(1), Log::new(), 1, gpus)));
+        let given = |key, count| match roster.admit(key, count) {
+            Admission::New(attempt) => Some(attempt.gpus.clone()),
+            Admission::Known | Admission::Declined => None,
+        };
+        assert_eq!(given(key(2), 0), Some(Vec::new()));
+        assert_eq!(given(key(3), 3), None);
+        assert_eq!(given(key(4), 2), Some(vec!["3".to_owned(), "8".to_owned()]));
+        assert_eq!(given(key(5), 1), None);
+        roster.get(key(1)).unwrap().given_up();
+        assert_eq!(given(key(6), 1), Some(vec!["5".to_owned()]));
+        assert!(roster.forget(key(4)));
+        assert_eq!(given(key(7), 1), Some(vec!["3".to_owned()]));
     }
 
     #[test]
     fn a_draining_agent_takes_nothing() {
-        let roster = Roster::new(8);
+        let roster = Roster::new(8, Vec::new());
         roster.drain();
-        assert!(matches!(roster.admit(key(1)), Admission::Declined));
+        assert!(matches!(roster.admit(key(1), 0), Admission::Declined));
         let Outgoing::Message(message) = roster.next() else { panic!("a decline is due") };
         let Some(Kind::JobDeclined(declined)) = message.kind else { panic!("a decline is due") };
         assert_eq!(declined.reason, "the agent is draining");

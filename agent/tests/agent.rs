@@ -120,19 +120,24 @@ async fn what_cannot_be_started_says_why() {
     let _agent = Agent::start(dir.path(), vec![node.address.clone()]);
     let mut nowhere = shell("true", &[]);
     nowhere.working_directory = "/does/not/exist".into();
+    let mut no_directory = shell("no-such-program", &[]);
+    no_directory.working_directory = "/etc/passwd/below".into();
     let mut stranger = shell("true", &[]);
     stranger.user = "nobody-of-that-name".into();
     let cases = [
         (shell("no-such-program", &[]), "not_found"),
         (shell("/etc/passwd", &[]), "not_permitted"),
         (script("#!/no/such/interpreter\n"), "not_found"),
-        (nowhere, "other"),
+        (nowhere, "no_directory"),
+        (no_directory, "no_directory"),
         (stranger, "not_permitted"),
     ];
     for (spec, cause) in cases {
         let key = cluster.run(spec).await;
         let reason = cluster.result(key).await.reason.unwrap();
         assert_eq!((reason.kind.as_str(), reason.cause.as_str()), ("could_not_start", cause), "{}", reason.message);
+        let named = cause != "no_directory" || reason.message.contains("working directory /");
+        assert!(named, "{}", reason.message);
         assert!(!cluster.seen.lock().started.contains_key(&key));
     }
 }

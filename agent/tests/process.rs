@@ -54,6 +54,9 @@ fn a_directory_in_use_or_unusable_is_refused() {
 
 #[test]
 fn usage_errors_are_exit_code_2() {
-    let output = agent(Path::new("/nowhere"), &["--capacity", "0"]);
-    assert_eq!(output.status.code(), Some(2));
+    for (flag, wrong) in [("--capacity", "0"), ("--server", "bad::addr"), ("--server", "a,b:c"), ("--gpus", "-1")] {
+        let output = agent(Path::new("/nowhere"), &[&format!("{flag}={wrong}")]);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(2) && said.contains(flag), "{said}");
+    }
 }

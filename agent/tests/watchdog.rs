@@ -14,7 +14,7 @@ use fake::{
     until_gone,
 };
 use hodei_agent::executor::cgroup::CgroupRoot;
-use hodei_proto::v1::{CancelAttempt, KeepAlive, Release, node_message::Kind};
+use hodei_proto::v1::{CancelAttempt, KeepAlive, Release, SecretValue, node_message::Kind};
 use nix::sys::signal::Signal;
 
 async fn appears(path: &std::path::Path) {
@@ -52,6 +52,32 @@ async fn a_job_goes_on_under_the_next_agent_and_not_a_line_is_lost_or_doubled() 
     assert!(adopted[1..].iter().all(|adopted| *adopted == [key.to_wire()]), "{adopted:?}");
     until_empty(&dir.path().join("attempts")).await;
     until_empty(&dir.path().join("work")).await;
+}
+
+/// Nobody tells the next agent what the secret is.
+#[tokio::test]
+async fn a_secret_is_masked_by_the_next_agent_too_and_where_the_last_one_died_in_the_middle_of_it() {
+    let (cluster, dir) = (Cluster::new(KIND), tempfile::tempdir().unwrap());
+    let node = Node::start(&cluster);
+    let gate = dir.path().join("gate");
+    let job = format!(
+        "echo \"first $S.\"; echo \"on stderr $S\" >&2; printf 'cut here: %s' \"${{S%zanzibar}}\"; echo half >&2; \
+         while [ ! -e {} ]; do sleep 0.01; done; echo \"${{S#xylophone-}}, then $S\"; printf 'end %s' \"$S\"",
+        gate.display()
+    );
+    let agent = Agent::start(dir.path(), vec![node.address.clone()]);
+    let secret = SecretValue { name: "s".into(), env: "S".into(), value: "xylophone-zanzibar".into() };
+    let key = cluster.run_with(script(&job), vec![secret]).await;
+    let half = |seen: &fake::Seen| text(&seen.logs.get(&(0, key))?.err).contains("half").then_some(());
+    cluster.until("half of it", half).await;
+    drop(agent);
+    let _agent = Agent::start(dir.path(), vec![node.address.clone()]);
+    cluster.until("adopted", |seen| (seen.registrations.get(1)?.adopted == [key.to_wire()]).then_some(())).await;
+    fs::write(gate, "").unwrap();
+    let log = cluster.complete_log(0, key).await;
+    let stars = "*".repeat("xylophone-zanzibar".len());
+    assert_eq!(text(&log.out), format!("first {stars}.\ncut here: {stars}, then {stars}\nend {stars}"));
+    assert_eq!(text(&log.err), format!("on stderr {stars}\nhalf\n"));
 }
 
 #[tokio::test]

@@ -152,3 +152,53 @@ async fn jobs_wait_for_a_slot_and_higher_priorities_go_first() {
     }
     assert_eq!(fs::read_to_string(&order).unwrap(), "high\nmiddle\nlow\n");
 }
+
+#[tokio::test]
+async fn no_gpu_is_given_to_two_jobs_and_a_restarted_agent_knows_whose_they_are() {
+    let mut cluster = Cluster::one().await;
+    let agent = cluster.agent(&[0], &["--capacity", "8", "--gpus", "0,1"]).await;
+    let worker = cluster.agents[agent].worker.clone();
+    assert_eq!(cluster.cli().json(&["worker", "get", &worker]).await["capacity"]["gpu"], 2);
+    let dir = cluster.dir().to_owned();
+    let gate = |name: &str| dir.join(format!("{name}.gate"));
+    let script = |name: &str| {
+        let shown = "echo \"cuda=$CUDA_VISIBLE_DEVICES nvidia=$NVIDIA_VISIBLE_DEVICES order=$CUDA_DEVICE_ORDER\"";
+        format!("{shown}; while [ ! -e {} ]; do sleep 0.02; done", gate(name).display())
+    };
+    let (first, second, third) = (script("first"), script("second"), script("third"));
+    // What a job says of these variables itself is of no account.
+    let one = ["--gpu", "1", "--env", "CUDA_VISIBLE_DEVICES=0,1"];
+    let submit = async |cluster: &Cluster, script: &str| cluster.submit(&one, &["bash", "-c", script]).await;
+    let lines = async |cluster: &Cluster, job: &str| {
+        let shows = async || cluster.cli().run(&["job", "logs", job]).await.stdout.ends_with(b"\n");
+        wait::until_true("it shows what it has", SOON, shows).await;
+        cluster.cli().ok(&["job", "logs", job]).await
+    };
+    let first = submit(&cluster, &first).await;
+    cluster.wait_state(&first, "Running").await;
+    let second = submit(&cluster, &second).await;
+    cluster.wait_state(&second, "Running").await;
+    assert_eq!(lines(&cluster, &first).await, "cuda=0 nvidia=0 order=PCI_BUS_ID");
+    assert_eq!(lines(&cluster, &second).await, "cuda=1 nvidia=1 order=PCI_BUS_ID");
+    let third = submit(&cluster, &third).await;
+    // A job that wants none does not wait, and sees none.
+    let none = cluster
+        .submit(&[], &["bash", "-c", "echo \"cuda=$CUDA_VISIBLE_DEVICES nvidia=$NVIDIA_VISIBLE_DEVICES\""])
+        .await;
+    cluster.wait_state(&none, "Succeeded").await;
+    assert_eq!(lines(&cluster, &none).await, "cuda= nvidia=void");
+    assert_eq!(cluster.job(&third).await["state"], "Pending");
+
+    cluster.agents[agent].kill();
+    cluster.agents[agent].start();
+    cluster.wait_worker(&worker, |row| row["state"] == "Busy" && !row["gateway"].is_null()).await;
+    fs::write(gate("second"), "").unwrap();
+    cluster.wait_state(&second, "Succeeded").await;
+    cluster.wait_state(&third, "Running").await;
+    assert_eq!(lines(&cluster, &third).await, "cuda=1 nvidia=1 order=PCI_BUS_ID", "the first job has the other");
+    for (name, job) in [("first", &first), ("third", &third)] {
+        fs::write(gate(name), "").unwrap();
+        let end = cluster.wait_state(job, "Succeeded").await;
+        assert_eq!(end["attempt"], 1);
+    }
+}

@@ -33,6 +33,9 @@ pub struct Intent {
     limits: Vec<PathBuf>,
     /// What a successor has to know of the job.
     pub terms: Terms,
+    /// The GPUs that it has.
+    #[serde(default)]
+    pub gpus: Vec<String>,
 }
 
 /// What of a job its agent needs while it runs.
@@ -57,7 +60,14 @@ impl Intent {
             cgroup: cgroup.map(|cgroup| cgroup.dir().to_owned()),
             limits: limits.iter().map(|group| group.dir().to_owned()).collect(),
             terms,
+            gpus: Vec::new(),
         }
+    }
+
+    /// With these GPUs.
+    #[must_use]
+    pub fn having(self, gpus: &[String]) -> Self {
+        Self { gpus: gpus.to_owned(), ..self }
     }
 
     /// Which attempt.

@@ -74,6 +74,8 @@ pub struct Executor {
     pub roster: Arc<Roster>,
     /// Whom jobs run as that name nobody; absent: as this process.
     pub job_user: Option<String>,
+    /// Whether this machine has GPUs for jobs.
+    pub has_gpus: bool,
     /// What is started as a job's watchdog.
     pub watchdog: Program,
 }
@@ -143,6 +145,7 @@ impl Executor {
             limiter: self.limiter.clone(),
             lost_after,
             job_user: self.job_user.clone(),
+            gpus: self.has_gpus.then(|| attempt.gpus.clone()),
             watchdog: self.watchdog.clone(),
         };
         let leases = self.leases.clone();

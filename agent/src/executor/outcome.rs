@@ -54,6 +54,7 @@ pub fn could_not_start(why: NotStarted) -> Reason {
         Obstacle::NotPermitted => "not_permitted",
         Obstacle::Other => "other",
         Obstacle::NoSecret => "no_secret",
+        Obstacle::NoDirectory => "no_directory",
         Obstacle::TooLate | Obstacle::Unclear => return lost(why.message),
     };
     let (kind, cause) = ("could_not_start".to_owned(), cause.to_owned());

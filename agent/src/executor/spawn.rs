@@ -24,6 +24,7 @@ use super::{
 use crate::{
     clock::Boot,
     data_dir::AttemptDirs,
+    gpu,
     key::AttemptKey,
     log::capture::WhenFull,
     watchdog::{
@@ -60,6 +61,8 @@ pub struct Plan {
     pub lost_after: Duration,
     /// Whom jobs run as that name nobody.
     pub job_user: Option<String>,
+    /// Its own; absent where no job gets any.
+    pub gpus: Option<Vec<String>>,
     /// What is started as its watchdog.
     pub watchdog: Program,
 }
@@ -99,7 +102,8 @@ impl Plan {
             Started::start(&self.watchdog.0, &self.dirs.record, &self.dirs.name())?
         };
         // While it becomes ready.
-        let intent = Intent::new(self.key, &self.session, self.terms(), cgroup.as_ref(), &limits);
+        let intent = Intent::new(self.key, &self.session, self.terms(), cgroup.as_ref(), &limits)
+            .having(self.gpus.as_deref().unwrap_or_default());
         match intent.write(&self.dirs.record) {
             Ok(()) => Ok(Prepared { intent, watchdog, cgroup, limits }),
             Err(error) => {
@@ -217,10 +221,14 @@ impl Plan {
             return Ok(self.dirs.private.clone());
         }
         let dir = Path::new(named);
+        let not_there = |why: &str| NotStarted::no_directory(format!("working directory {named}: {why}"));
         match fs::metadata(dir) {
             Ok(meta) if meta.is_dir() && dir.is_absolute() => Ok(dir.to_owned()),
-            Ok(_) => Err(NotStarted::other(format!("working directory {named}: not an absolute path of a directory"))),
-            Err(error) => Err(NotStarted::other(format!("working directory {named}: {error}"))),
+            Ok(_) if dir.is_absolute() => Err(not_there("not a directory")),
+            Ok(_) => Err(not_there("not an absolute path")),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(not_there("not there")),
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => Err(not_there("not a directory")),
+            Err(error) => Err(NotStarted::io(&format!("working directory {named}"), &error)),
         }
     }
 
@@ -242,6 +250,7 @@ impl Plan {
         }
         env.extend(self.spec.env.iter().map(|(name, value)| (name.clone(), value.clone())));
         env.extend(self.secrets.environment());
+        env.extend(self.gpus.iter().flat_map(|has| gpu::environment(has)));
         env.extend([
             ("HODEI_JOB_ID".to_owned(), self.key.job.to_string()),
             ("HODEI_ATTEMPT".to_owned(), self.key.attempt.to_string()),

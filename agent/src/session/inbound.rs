@@ -40,7 +40,8 @@ fn run_job(shared: &Arc<Shared>, run: RunJob) {
     if run.session_id != shared.id {
         return;
     }
-    let Admission::New(attempt) = shared.roster.admit(key) else { return };
+    let gpus = run.spec.as_ref().and_then(|spec| spec.resources.as_ref()).map_or(0, |wanted| wanted.gpu);
+    let Admission::New(attempt) = shared.roster.admit(key, gpus) else { return };
     let Some(spec) = run.spec else {
         return shared.roster.decline(key, "the request names no job");
     };

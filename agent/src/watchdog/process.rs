@@ -151,7 +151,7 @@ impl Image {
             }
             (Step::Exec, _) => NotStarted::io(&program, error),
             (Step::Directory, Some(libc::ENOENT | libc::ENOTDIR)) => {
-                NotStarted::other(format!("working directory {directory}: not there"))
+                NotStarted::no_directory(format!("working directory {directory}: not there"))
             }
             (Step::Directory, _) => NotStarted::io(&format!("working directory {directory}"), error),
             (Step::User, _) => NotStarted::not_permitted(format!("cannot run as another user: {error}")),
@@ -451,7 +451,7 @@ mod tests {
         let why = elsewhere.spawn(&Surroundings::default()).unwrap_err();
         assert_eq!(
             (why.obstacle, why.message.as_str()),
-            (Obstacle::Other, "working directory /no/such/directory: not there")
+            (Obstacle::NoDirectory, "working directory /no/such/directory: not there")
         );
     }
 

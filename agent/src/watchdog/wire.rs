@@ -117,6 +117,8 @@ pub enum Obstacle {
     TooLate,
     /// A secret that it names is not there any more.
     NoSecret,
+    /// The working directory is not there, or no directory.
+    NoDirectory,
     /// Nobody knows whether there is one, which is for the agent alone.
     Unclear,
 }
@@ -132,6 +134,12 @@ impl NotStarted {
     #[must_use]
     pub fn not_permitted(message: impl Into<String>) -> Self {
         Self { obstacle: Obstacle::NotPermitted, message: message.into() }
+    }
+
+    /// The process has nowhere to work.
+    #[must_use]
+    pub fn no_directory(message: impl Into<String>) -> Self {
+        Self { obstacle: Obstacle::NoDirectory, message: message.into() }
     }
 
     /// Anything else.

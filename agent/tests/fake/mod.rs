@@ -29,8 +29,8 @@ use hodei_agent::{
 };
 use hodei_proto::v1::{
     Ack, Attach, Attached, AttemptRef, JobResult, JobSpec, LeaseExtended, LogEnd, LogWanted, NodeMessage,
-    RegisterRequest, RegisterResponse, RunJob, UnregisterWorkerRequest, UnregisterWorkerResponse,
-    UpdateWorkerStatusRequest, UpdateWorkerStatusResponse, WorkerMessage,
+    RegisterRequest, RegisterResponse, RunJob, SecretRef, SecretValue, UnregisterWorkerRequest,
+    UnregisterWorkerResponse, UpdateWorkerStatusRequest, UpdateWorkerStatusResponse, WorkerMessage,
     node_message::Kind,
     worker_agent_service_server::{WorkerAgentService, WorkerAgentServiceServer},
     worker_message::Kind as Said,
@@ -149,6 +149,16 @@ impl Cluster {
         let key = AttemptKey { job: uuid::Uuid::now_v7(), attempt: 1, fence: 42 };
         let run = self.request(key, spec, lost_after).await;
         self.say(Kind::RunJob(run)).await;
+        key
+    }
+
+    /// What the job names as its secrets, with their values.
+    pub async fn run_with(&self, spec: JobSpec, secrets: Vec<SecretValue>) -> AttemptKey {
+        let key = AttemptKey { job: uuid::Uuid::now_v7(), attempt: 1, fence: 42 };
+        let refs = secrets.iter().map(|secret| SecretRef { name: secret.name.clone(), env: secret.env.clone() });
+        let spec = JobSpec { secrets: refs.collect(), ..spec };
+        let run = self.request(key, spec, Duration::from_secs(60)).await;
+        self.say(Kind::RunJob(RunJob { secrets, ..run })).await;
         key
     }
 
@@ -426,6 +436,7 @@ impl Agent {
             worker_id: "w-1".to_owned(),
             servers,
             capacity,
+            gpus: Vec::new(),
             labels: BTreeMap::new(),
             drain_timeout,
             job_user: None,

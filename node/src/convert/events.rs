@@ -212,6 +212,7 @@ fn reason(end: &End) -> v1::Reason {
                 StartFailure::NotFound => "not_found",
                 StartFailure::NotPermitted => "not_permitted",
                 StartFailure::NoSecret => "no_secret",
+                StartFailure::NoDirectory => "no_directory",
                 StartFailure::Other => "other",
             };
             v1::Reason { cause: cause.into(), ..kind("could_not_start") }

@@ -210,6 +210,7 @@ pub fn reason(reason: v1::Reason, by: Caller) -> Result<Reason, Bad> {
                 "not_found" => StartFailure::NotFound,
                 "not_permitted" => StartFailure::NotPermitted,
                 "no_secret" => StartFailure::NoSecret,
+                "no_directory" => StartFailure::NoDirectory,
                 _ => StartFailure::Other,
             };
             Reason::CouldNotStart { cause, message: reason.message }

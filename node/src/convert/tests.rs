@@ -68,6 +68,7 @@ fn reasons_survive() {
         Reason::Cancelled { by, reason: "asked".into(), exit_code: Some(143), signal: None },
         Reason::Timeout { deadline: Deadline::Run },
         Reason::CouldNotStart { cause: StartFailure::NotFound, message: "no such file".into() },
+        Reason::CouldNotStart { cause: StartFailure::NoDirectory, message: "no such directory".into() },
     ] {
         assert_eq!(from_proto::reason(to_proto::reason(&reason), by).unwrap(), reason);
     }

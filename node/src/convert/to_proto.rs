@@ -198,6 +198,7 @@ pub fn reason(reason: &Reason) -> v1::Reason {
                 StartFailure::NotFound => "not_found",
                 StartFailure::NotPermitted => "not_permitted",
                 StartFailure::NoSecret => "no_secret",
+                StartFailure::NoDirectory => "no_directory",
                 StartFailure::Other => "other",
             };
             v1::Reason { cause: cause.into(), message: message.clone(), ..kind("could_not_start") }

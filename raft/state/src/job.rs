@@ -320,6 +320,8 @@ pub enum StartFailure {
     Other,
     /// A secret that it names was removed before it started: exit code 126.
     NoSecret,
+    /// Its working directory is not there, or no directory: exit code 126.
+    NoDirectory,
 }
 
 /// The figures that an attempt's log is checked against.

@@ -371,6 +371,7 @@ impl<'a> Arguments<'a> {
                 "lost" => Reason::WorkerLost { message },
                 "not-provisioned" => Reason::NotProvisioned { message },
                 "not-found" => Reason::CouldNotStart { cause: StartFailure::NotFound, message },
+                "no-directory" => Reason::CouldNotStart { cause: StartFailure::NoDirectory, message },
                 "no-secret" => Reason::CouldNotStart { cause: StartFailure::NoSecret, message },
                 "not-permitted" => Reason::CouldNotStart { cause: StartFailure::NotPermitted, message },
                 "cancelled" => Reason::Cancelled {
