@@ -14,7 +14,7 @@ use std::{
     io,
     ops::Deref,
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use hodei_state::ids::{ClusterId, NodeId, UserId};
@@ -47,8 +47,8 @@ const UNPREPARED: [&str; 7] =
 #[derive(Debug)]
 pub struct DataDir {
     files: Files,
-    /// Whether this process made the directory.
-    created: bool,
+    /// It and those above it that this process made, innermost first.
+    made: Vec<PathBuf>,
     /// Released when dropped.
     _lock: File,
 }
@@ -119,7 +119,7 @@ impl DataDir {
     pub fn open(path: &Path) -> Result<Self, Failure> {
         let fail = |error: io::Error| Files::new(WHAT, path).not_writable(&error);
         check_ours(path)?;
-        let created = durable::make_directory(path).map_err(fail)?;
+        let made = durable::make_directory(path).map_err(fail)?;
         loop {
             let lock = OpenOptions::new()
                 .read(true)
@@ -143,7 +143,7 @@ impl DataDir {
             let held = lock.metadata().map_err(fail)?.ino();
             if fs::metadata(path.join("lock")).is_ok_and(|named| named.ino() == held) {
                 make_private(path)?;
-                return Ok(Self { files: Files::new(WHAT, path), created, _lock: lock });
+                return Ok(Self { files: Files::new(WHAT, path), made, _lock: lock });
             }
         }
     }
@@ -175,9 +175,7 @@ impl DataDir {
         let _ = fs::remove_dir(self.join("pki"));
         let _ = fs::remove_dir(self.join("admin"));
         let _ = durable::remove(&self.join("lock"));
-        if self.created {
-            let _ = fs::remove_dir(self.path());
-        }
+        durable::unmake_directories(&self.made);
     }
 }
 
@@ -288,10 +286,10 @@ mod tests {
     #[test]
     fn what_is_discarded_leaves_nothing() {
         let base = tempfile::tempdir().unwrap();
-        let path = base.path().join("n1");
+        let path = base.path().join("a/b/n1");
         let dir = DataDir::open(&path).unwrap();
         dir.write("pki/node.key", b"secret", durable::SECRET).unwrap();
         dir.discard();
-        assert!(!path.exists());
+        assert_eq!(fs::read_dir(base.path()).unwrap().count(), 0);
     }
 }

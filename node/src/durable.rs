@@ -4,7 +4,7 @@ use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 /// For keys and tokens.
@@ -48,21 +48,32 @@ pub fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes a directory that only its owner may enter, and its parents, durably. Returns whether it was not there before.
+/// Makes a directory that only its owner may enter, and its parents, durably. Returns those that were not there before,
+/// innermost first.
 ///
 /// # Errors
 /// Whatever the file system says.
-pub fn make_directory(path: &Path) -> io::Result<bool> {
+pub fn make_directory(path: &Path) -> io::Result<Vec<PathBuf>> {
     if path.is_dir() {
-        return Ok(false);
+        return Ok(Vec::new());
     }
-    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        make_directory(parent)?;
-    }
+    let above = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let mut made = above.map_or_else(|| Ok(Vec::new()), make_directory)?;
     match DirBuilder::new().mode(0o700).create(path) {
-        Ok(()) => sync_directory(parent(path)?).map(|()| true),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(false),
-        Err(error) => Err(error),
+        Ok(()) => sync_directory(parent(path)?)?,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => return Ok(made),
+        Err(error) => return Err(error),
+    }
+    made.insert(0, path.to_owned());
+    Ok(made)
+}
+
+/// Takes away directories that [`make_directory`] has made, as far as they are empty.
+pub fn unmake_directories(made: &[PathBuf]) {
+    for directory in made {
+        if fs::remove_dir(directory).is_err() {
+            return;
+        }
     }
 }
 
@@ -89,13 +100,19 @@ mod tests {
     fn a_file_is_replaced_whole_and_with_its_mode() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/b/key");
-        assert!(make_directory(path.parent().unwrap()).unwrap());
-        assert!(!make_directory(path.parent().unwrap()).unwrap());
+        let made = make_directory(path.parent().unwrap()).unwrap();
+        assert_eq!(made, [dir.path().join("a/b"), dir.path().join("a")]);
+        assert!(make_directory(path.parent().unwrap()).unwrap().is_empty());
         write(&path, b"one", PUBLIC).unwrap();
         fs::write(path.parent().unwrap().join(".key.new"), "left by a crash").unwrap();
         write(&path, b"two", SECRET).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, SECRET);
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+        unmake_directories(&made);
+        assert!(path.exists());
+        fs::remove_file(&path).unwrap();
+        unmake_directories(&made);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

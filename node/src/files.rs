@@ -48,7 +48,7 @@ impl Files {
     /// Bad input: not writable.
     pub fn write(&self, name: &str, bytes: &[u8], mode: u32) -> Result<(), Failure> {
         let path = self.join(name);
-        let made = path.parent().map_or(Ok(false), durable::make_directory);
+        let made = path.parent().map_or(Ok(Vec::new()), durable::make_directory);
         made.and_then(|_| durable::write(&path, bytes, mode)).map_err(|error| self.not_writable(&error))
     }
 

@@ -85,7 +85,7 @@ pub async fn make_default(head: &str, servers: &[String], identity: &Path) -> Ma
     let file = ClientFile { servers: servers.to_vec(), identity: Some(identity.to_owned()) };
     let written = toml::to_string(&file).map_err(io::Error::other).and_then(|body| {
         let text = format!("{head}{body}");
-        path.parent().map_or(Ok(false), durable::make_directory)?;
+        path.parent().map_or(Ok(Vec::new()), durable::make_directory)?;
         durable::write(&path, text.as_bytes(), durable::PUBLIC)?;
         Ok(text)
     });

@@ -136,8 +136,8 @@ fn servers(named: Vec<String>, admitted: &Admitted) -> Vec<String> {
 /// The identity's directory, locked while this process is at work.
 struct Directory {
     files: Files,
-    /// The outermost directory that had to be made.
-    made: Option<PathBuf>,
+    /// Those that had to be made, innermost first.
+    made: Vec<PathBuf>,
     /// Released when dropped.
     _lock: File,
 }
@@ -147,8 +147,7 @@ impl Directory {
     fn take(path: &Path) -> Result<Self, Failure> {
         let files = Files::new("identity directory", path);
         let fail = |error: io::Error| files.not_writable(&error);
-        let made = outermost_missing(path);
-        durable::make_directory(path).map_err(fail)?;
+        let made = durable::make_directory(path).map_err(fail)?;
         let lock = File::open(path).map_err(fail)?;
         match lock.try_lock() {
             Ok(()) => {}
@@ -175,11 +174,7 @@ impl Directory {
             for name in [PLACE.memo, PLACE.key] {
                 let _ = durable::remove(&self.files.join(name));
             }
-            // These succeed only for empty directories.
-            let mut next = self.made.as_deref().map(|_| self.files.path());
-            while let Some(path) = next.filter(|path| fs::remove_dir(path).is_ok()) {
-                next = if Some(path) == self.made.as_deref() { None } else { path.parent() };
-            }
+            durable::unmake_directories(&self.made);
         }
         Err(refused.failure)
     }
@@ -191,11 +186,6 @@ impl Directory {
         let _ = durable::remove(&self.files.join(PLACE.memo));
         Ok(())
     }
-}
-
-fn outermost_missing(path: &Path) -> Option<PathBuf> {
-    let missing = |path: &&Path| !path.as_os_str().is_empty() && !path.exists();
-    path.ancestors().take_while(missing).last().map(Path::to_owned)
 }
 
 #[cfg(test)]

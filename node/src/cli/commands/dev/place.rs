@@ -33,8 +33,8 @@ const LOCK: &str = "dev.lock";
 /// A directory that is removed when dropped.
 pub struct Place {
     path: PathBuf,
-    /// Whether the directory itself was made here, or only what is in it.
-    made: bool,
+    /// It and those above it that were made here, innermost first.
+    made: Vec<PathBuf>,
     lock: File,
 }
 
@@ -72,7 +72,8 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let removed = if self.made { fs::remove_dir_all(&self.path) } else { empty(&self.path) };
+        let removed = empty(&self.path);
+        durable::unmake_directories(&self.made);
         if let Err(error) = removed {
             output::note(format_args!("warning: {} is left behind: {error}", self.path.display()));
         }
@@ -177,8 +178,9 @@ mod tests {
         fs::write(place.path().join("file"), "").unwrap();
         assert_eq!(Place::make(Some(&path)).err().unwrap().exit, 2);
         drop(place);
-        assert!(!path.exists());
+        assert_eq!(fs::read_dir(base.path()).unwrap().count(), 0);
 
+        fs::write(base.path().join("file"), "").unwrap();
         let place = Place::make(Some(base.path())).err().unwrap();
         assert!(place.message.contains("is not empty"), "{place}");
     }
