@@ -1,12 +1,16 @@
 //! What happened is told by every node, once and in order, and on another one when one is gone.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, process::Stdio, time::Duration};
 
 use cluster_tests::{Cluster, client::Client, wait};
 use hodei_proto::v1::{
     EventPosition, ExecutionEvent, ExecutionEventStreamRequest, job_execution_service_client::JobExecutionServiceClient,
 };
 use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    time::timeout,
+};
 use tonic::transport::Channel;
 
 const SOON: Duration = Duration::from_secs(40);
@@ -30,7 +34,7 @@ async fn follow(
     .await
     .into_inner();
     while !enough(&seen) {
-        match tokio::time::timeout(SOON, stream.message()).await.expect("events come") {
+        match timeout(SOON, stream.message()).await.expect("events come") {
             Ok(Some(answer)) => seen.extend(answer.events),
             _ => break,
         }
@@ -58,7 +62,7 @@ async fn events_are_resumed_on_another_node_without_a_gap_or_a_repetition() {
     let first = tokio::spawn(follow(jobs(&cluster.client(followed)), None, |_| false));
     let mut submitted = submit_many(&cluster, 8).await;
     cluster.nodes[followed].kill();
-    let before = tokio::time::timeout(SOON, first).await.expect("the stream breaks").unwrap();
+    let before = timeout(SOON, first).await.expect("the stream breaks").unwrap();
     assert!(!before.is_empty());
     submitted.extend(submit_many(&cluster, 8).await);
     for job in &submitted {
@@ -132,4 +136,18 @@ async fn the_command_shows_what_was_asked_for() {
     cli.run(&["events", "--kind", "nonsense"]).await.expect(2);
     cli.run(&["events", "--since", "soon"]).await.expect(2);
     cli.run(&["events", "--job", "no-such-job"]).await.expect(1);
+}
+
+#[tokio::test]
+async fn following_ends_with_its_reader() {
+    let cluster = Cluster::one().await;
+    let mut command = tokio::process::Command::from(cluster.cli().command(&["events", "-f"]));
+    let mut following = command.stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    // As `head -1` does, and nothing happens afterwards that could be written in vain.
+    let mut output = BufReader::new(following.stdout.take().unwrap()).lines();
+    let first = timeout(SOON, output.next_line()).await.expect("a line comes").unwrap();
+    assert!(first.is_some_and(|line| line.contains("cluster_initialised")));
+    drop(output);
+    let status = timeout(SOON, following.wait()).await.expect("it ends").unwrap();
+    assert!(status.success(), "{status}");
 }

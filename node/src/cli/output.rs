@@ -1,13 +1,22 @@
 //! What commands print: every result can be shown as a table, as JSON and as bare ids.
 
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    os::fd::AsFd as _,
+    time::Duration,
+};
 
 use clap::ValueEnum;
 use comfy_table::{Table, presets};
 use hodei_proto::v1::{Identity, Role};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Value;
+use tokio::time::sleep;
 
 use super::exit::Failure;
+
+/// Between looks whether somebody reads the output.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// How results are printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -49,12 +58,33 @@ pub fn print(format: Format, output: &impl Output) -> Result<(), Failure> {
 /// # Errors
 /// As for [`print()`].
 pub fn line(text: &str) -> Result<(), Failure> {
+    line_to_reader(text).map(drop)
+}
+
+/// The same, for who has more lines to come: returns whether there is still somebody who reads them.
+///
+/// # Errors
+/// As for [`print()`].
+pub fn line_to_reader(text: &str) -> Result<bool, Failure> {
     let mut out = io::stdout().lock();
     match writeln!(out, "{text}").and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::other(format!("cannot write to standard output: {error}")))
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Failure::other(format!("cannot write to standard output: {error}"))),
+    }
+}
+
+/// Waits until nobody reads standard output any more: a pipe whose other end is closed. Files have always a reader.
+pub async fn reader_gone() {
+    loop {
+        let out = io::stdout();
+        let mut asked = [PollFd::new(out.as_fd(), PollFlags::empty())];
+        let gone = poll(&mut asked, PollTimeout::ZERO).is_ok()
+            && asked[0].revents().is_some_and(|events| events.contains(PollFlags::POLLERR));
+        if gone {
+            return;
         }
-        _ => Ok(()),
+        sleep(LOOK).await;
     }
 }
 
@@ -122,7 +152,7 @@ pub fn time_text(ms: i64) -> Option<String> {
 /// Milliseconds as people write a time: `1h 30m`.
 #[must_use]
 pub fn span_text(ms: u64) -> String {
-    humantime::format_duration(std::time::Duration::from_millis(ms)).to_string()
+    humantime::format_duration(Duration::from_millis(ms)).to_string()
 }
 
 #[cfg(test)]

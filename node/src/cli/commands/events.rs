@@ -72,6 +72,13 @@ impl FromStr for Since {
 
 impl Args {
     pub async fn run(self, global: &Global) -> CommandResult {
+        tokio::select! {
+            result = self.show(global) => result,
+            () = output::reader_gone() => Ok(0),
+        }
+    }
+
+    async fn show(self, global: &Global) -> CommandResult {
         let client = Client::new(global)?;
         let mut request = self.request();
         let mut told = false;
@@ -81,8 +88,9 @@ impl Args {
                 Err(failure) => Err(failure),
             };
             match read {
-                Ok(()) if !self.follow => return Ok(0),
-                Ok(()) => {}
+                Ok(End::Unread) => return Ok(0),
+                Ok(End::OfStream) if !self.follow => return Ok(0),
+                Ok(End::OfStream) => {}
                 Err(failure) if !self.follow || failure.exit != code::UNREACHABLE => return Err(failure),
                 Err(failure) => {
                     if !std::mem::replace(&mut told, true) {
@@ -125,26 +133,35 @@ async fn open(
         .await
 }
 
+/// Why nothing more is printed.
+enum End {
+    OfStream,
+    /// Whoever read the output has gone.
+    Unread,
+}
+
 /// Prints events until the stream ends, and notes where to go on.
 async fn read(
     stream: &mut Streaming<ExecutionEventStreamResponse>,
     request: &mut ExecutionEventStreamRequest,
     format: Format,
     told: &mut bool,
-) -> Result<(), Failure> {
+) -> Result<End, Failure> {
     loop {
         match stream.message().await {
             Ok(Some(answer)) => {
                 *told = false;
                 for event in &answer.events {
-                    output::line(&line(event, format))?;
+                    if !output::line_to_reader(&line(event, format))? {
+                        return Ok(End::Unread);
+                    }
                     (request.after, request.now) = (event.position, false);
                 }
                 if answer.through.is_some() {
                     (request.after, request.now) = (answer.through, false);
                 }
             }
-            Ok(None) => return Ok(()),
+            Ok(None) => return Ok(End::OfStream),
             Err(status) => {
                 let definite = error::detail(&status).is_some_and(|detail| {
                     [error::code::COMPACTED, error::code::REVOKED].contains(&detail.code.as_str())
