@@ -186,6 +186,9 @@ async fn a_person_names_jobs_in_short_ways() {
     assert_eq!(get("last").await.expect(0).text(), second);
     assert_eq!(get(&first[first.len() - 8..]).await.expect(0).text(), first);
     get("no-such-job").await.expect(1);
+    // Errors travel in headers, which have bounds.
+    let refused = get(&"x".repeat(100_000)).await.expect(1);
+    assert!(refused.stderr.starts_with("error: no job") && refused.stderr.len() < 2_000, "{}", refused.stderr);
     get(&Uuid::now_v7().to_string()).await.expect(1);
 
     let listed = async |args: &[&str]| {

@@ -20,6 +20,9 @@ use tonic::{
 /// The metadata entry of a status that holds its encoded [`ErrorDetail`].
 pub const DETAIL_KEY: &str = "hodei-error-bin";
 
+/// Bytes of a text in a status.
+const LONGEST_TEXT: usize = 1_024;
+
 /// Stable codes of [`ErrorDetail::code`] that clients decide by.
 pub mod code {
     /// Bad input; `field` and `expected` say where and what.
@@ -68,8 +71,17 @@ pub mod code {
 #[must_use]
 pub fn with_detail(code: Code, message: impl Into<String>, detail: &ErrorDetail) -> Status {
     let mut metadata = MetadataMap::new();
+    let detail = ErrorDetail { field: short(&detail.field), expected: short(&detail.expected), ..detail.clone() };
     metadata.insert_bin(BinaryMetadataKey::from_static(DETAIL_KEY), MetadataValue::from_bytes(&detail.encode_to_vec()));
-    Status::with_metadata(code, message, metadata)
+    Status::with_metadata(code, short(&message.into()), metadata)
+}
+
+/// A status travels in headers, whose length is bounded, and repeats what the caller sent, whose length is not.
+fn short(text: &str) -> String {
+    if text.len() <= LONGEST_TEXT {
+        return text.to_owned();
+    }
+    format!("{}…", &text[..text.floor_char_boundary(LONGEST_TEXT)])
 }
 
 /// The details of a status, where it carries any.

@@ -24,6 +24,9 @@ pub mod code {
     pub const INFRASTRUCTURE: u8 = 125;
 }
 
+/// Bytes of a word in a message. Paths and what jobs are called are shorter, as a rule.
+const LONGEST_WORD: usize = 1_024;
+
 /// What a command's `run` returns: the exit code, or why there is nothing better than a line on standard error.
 pub type CommandResult = Result<u8, Failure>;
 
@@ -43,7 +46,7 @@ pub struct Failure {
 impl Failure {
     /// A failure of any kind.
     pub fn new(exit: u8, code: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { exit, message: message.into(), code: code.into(), field: None }
+        Self { exit, message: readable(message.into()), code: code.into(), field: None }
     }
 
     /// The same with this code.
@@ -116,6 +119,22 @@ impl Failure {
     }
 }
 
+/// Nobody reads a hundred kilobytes that were an argument: words that are too long lose their ends.
+fn readable(message: String) -> String {
+    if message.len() <= LONGEST_WORD {
+        return message;
+    }
+    let words = message.split_inclusive(char::is_whitespace).map(|word| match word.len() {
+        0..=LONGEST_WORD => word.to_owned(),
+        _ => {
+            let space = word.chars().next_back().filter(|last| last.is_whitespace());
+            let kept = &word[..word.floor_char_boundary(LONGEST_WORD)];
+            format!("{kept}…{}", space.map(String::from).unwrap_or_default())
+        }
+    });
+    words.collect()
+}
+
 /// Of a failure that only its exit code is known of.
 fn kind(exit: u8) -> &'static str {
     match exit {
@@ -138,6 +157,18 @@ impl std::error::Error for Failure {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_word_loses_its_end() {
+        let long = "ö".repeat(60_000);
+        let said = Failure::other(format!("no job {long}\nusage: {long}")).message;
+        assert!(said.len() < 2_200 && said.starts_with("no job öö") && said.contains("…\nusage: öö"), "{said}");
+        assert_eq!(Failure::other("no job öö\n x").message, "no job öö\n x");
+        let status = error::invalid(&*long, &*long);
+        assert!(
+            status.message().len() < 1_100 && error::detail(&status).is_some_and(|detail| detail.field.len() < 1_100)
+        );
+    }
 
     #[test]
     fn definite_answers_have_the_codes_of_the_manual() {
