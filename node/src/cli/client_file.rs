@@ -64,13 +64,19 @@ pub fn path() -> Option<PathBuf> {
 /// Reads the user's file; one that does not exist is empty.
 ///
 /// # Errors
-/// Bad input, where it cannot be understood.
+/// Bad input, where it cannot be read or understood.
 pub fn read(path: &Path) -> Result<ClientFile, Failure> {
     match fs::read_to_string(path) {
         Ok(text) => toml::from_str(&text)
             .map_err(|error| Failure::bad_input(format!("{}: {}", path.display(), error.message()))),
-        // An unreadable home is as good as none: flags and environment still work.
-        Err(_) => Ok(ClientFile::default()),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(ClientFile::default())
+        }
+        // Flags and environment still work.
+        Err(error) => Err(Failure::bad_input(format!(
+            "cannot read {}: {error}; give both --server and --identity to do without it",
+            path.display()
+        ))),
     }
 }
 
@@ -123,6 +129,21 @@ async fn answers(file: &ClientFile) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_named() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("client.toml");
+        assert_eq!(read(&path).unwrap(), ClientFile::default());
+        assert_eq!(read(&path.join("below/a/file")).unwrap(), ClientFile::default());
+        fs::write(&path, b"identity = '\xff'").unwrap();
+        for _ in 0..2 {
+            let failure = read(&path).unwrap_err();
+            assert!(failure.exit == 2 && failure.message.contains("client.toml: "), "{failure}");
+            fs::remove_file(&path).ok();
+            fs::create_dir(&path).ok();
+        }
+    }
 
     #[tokio::test]
     async fn only_the_default_of_a_dead_dev_is_replaced() {

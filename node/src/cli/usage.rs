@@ -1,5 +1,7 @@
 //! Bad usage, told in one or two lines.
 
+use std::ffi::OsString;
+
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use super::exit::Failure;
@@ -18,7 +20,10 @@ pub fn failure(error: &clap::Error) -> Option<Failure> {
     let mut blocks = text.split("\n\n");
     let what = one_line(blocks.next().unwrap_or_default());
     let what = what.strip_prefix("error: ").unwrap_or(&what).to_owned();
-    let mut lines = vec![what];
+    let what = what.replace("invalid digit found in string", "expected a whole number");
+    let not_utf8 = || not_utf8(std::env::args_os().skip(1), std::env::vars_os());
+    let unreadable = (error.kind() == ErrorKind::InvalidUtf8).then(not_utf8).flatten();
+    let mut lines = vec![unreadable.unwrap_or(what)];
     for block in blocks {
         let line = one_line(block);
         if let Some(usage) = line.strip_prefix("Usage: ") {
@@ -41,13 +46,27 @@ fn flag(error: &clap::Error) -> Option<&str> {
     flag.filter(|_| matches!(error.kind(), ErrorKind::ValueValidation | ErrorKind::InvalidValue))
 }
 
+/// Which argument or variable is not UTF-8; clap does not say.
+fn not_utf8(
+    mut args: impl Iterator<Item = OsString>,
+    mut variables: impl Iterator<Item = (OsString, OsString)>,
+) -> Option<String> {
+    let bad = |text: &OsString| text.to_str().is_none();
+    let of_args = args.find(bad).map(|arg| format!("argument {arg:?}: expected UTF-8"));
+    of_args.or_else(|| {
+        let (name, value) =
+            variables.find(|(name, value)| name.to_string_lossy().starts_with("HODEI_") && bad(value))?;
+        Some(format!("variable {}={value:?}: expected UTF-8", name.to_string_lossy()))
+    })
+}
+
 fn one_line(block: &str) -> String {
     block.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
 mod tests {
-    use std::ffi::OsString;
+    use std::os::unix::ffi::OsStringExt as _;
 
     use clap::Parser as _;
 
@@ -60,6 +79,16 @@ mod tests {
         let failure = failure(&error).expect("it is an error");
         assert_eq!(failure.exit, code::BAD_INPUT);
         failure
+    }
+
+    #[test]
+    fn what_is_not_utf8_is_named() {
+        let bad = || OsString::from_vec(b"A=\xff".to_vec());
+        let variables = || [("PATH".into(), bad()), ("HODEI_SERVER".into(), bad())].into_iter();
+        let said = not_utf8(["job".into(), bad()].into_iter(), variables()).unwrap();
+        assert_eq!(said, r#"argument "A=\xFF": expected UTF-8"#);
+        let said = not_utf8(["job".into()].into_iter(), variables()).unwrap();
+        assert_eq!(said, r#"variable HODEI_SERVER="A=\xFF": expected UTF-8"#);
     }
 
     #[test]
@@ -81,6 +110,7 @@ mod tests {
             ("hodei-node job run --timeout --gpu 1 -- true", "a value is required for '--timeout <TIME>'"),
             ("hodei-node job run --gpu -2 -- true", "invalid value '-2' for '--gpu <N>'"),
             ("hodei-node job run", "the following required arguments were not provided: <CMD>..."),
+            ("hodei-node cluster remove x", "invalid value 'x' for '<ID>': expected a whole number"),
             ("hodei-node job frob", "unrecognized subcommand 'frob'"),
             ("hodei-node job get --stael x", "unexpected argument '--stael' found"),
         ] {

@@ -6,12 +6,12 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, UNIX_EPOCH},
 };
 
 use hyper_util::rt::TokioIo;
 use rustls::{AlertDescription, CertificateError, ClientConfig};
-use rustls_pki_types::ServerName;
+use rustls_pki_types::{ServerName, UnixTime};
 use tokio::{net::TcpStream, sync::watch, time};
 use tonic::transport::{Channel, Endpoint};
 use tower_service::Service;
@@ -99,7 +99,7 @@ pub fn lazy_channel(address: &str, name: &str, config: watch::Receiver<Arc<Clien
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConnectError {
     /// The other side does not accept the certificate that was shown, or wants one.
-    #[error("this identity is not accepted: {0:?}")]
+    #[error("{}", not_accepted(*.0))]
     Identity(AlertDescription),
     /// The other side's certificate is of an authority that is not trusted.
     #[error("its certificate is of another cluster")]
@@ -122,8 +122,35 @@ pub async fn connect(address: &str, name: &str, config: Arc<ClientConfig>) -> Re
         Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)) => {
             ConnectError::Foreign
         }
+        Some(rustls::Error::InvalidCertificate(certificate)) => {
+            ConnectError::Other(out_of_time(certificate).unwrap_or_else(|| root_cause(&error)))
+        }
         _ => ConnectError::Other(root_cause(&error)),
     })
+}
+
+/// What became of the certificate that was shown.
+fn not_accepted(alert: AlertDescription) -> String {
+    match alert {
+        AlertDescription::CertificateExpired => {
+            "this identity has expired, or this machine's clock and the node's are far apart".to_owned()
+        }
+        other => format!("this identity is not accepted: {other:?}"),
+    }
+}
+
+/// That a certificate is not valid at what this machine takes for now, which may be the machine's fault.
+fn out_of_time(error: &CertificateError) -> Option<String> {
+    let date = |at: &UnixTime| {
+        let at = UNIX_EPOCH.checked_add(Duration::from_secs(at.as_secs()))?;
+        Some(humantime::format_rfc3339_seconds(at))
+    };
+    let (time, what, since) = match error {
+        CertificateError::ExpiredContext { time, not_after } => (time, "expired at", not_after),
+        CertificateError::NotValidYetContext { time, not_before } => (time, "is not valid before", not_before),
+        _ => return None,
+    };
+    Some(format!("its certificate {what} {}, and this machine's clock says {}", date(since)?, date(time)?))
 }
 
 /// The innermost error: `Connection refused`, `invalid peer certificate: …` rather than `transport error`.
@@ -164,4 +191,22 @@ fn is_about_identity(alert: &AlertDescription) -> bool {
             | A::DecryptError
             | A::CertificateRequired
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_clock_is_told_with_both_dates() {
+        let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+        let expired = CertificateError::ExpiredContext { time: at(1_000_000_000), not_after: at(0) };
+        let early = CertificateError::NotValidYetContext { time: at(0), not_before: at(u64::MAX) };
+        assert_eq!(
+            out_of_time(&expired).as_deref(),
+            Some("its certificate expired at 1970-01-01T00:00:00Z, and this machine's clock says 2001-09-09T01:46:40Z")
+        );
+        assert_eq!(out_of_time(&early), None, "no date; the transport's words are kept");
+        assert!(ConnectError::Identity(AlertDescription::CertificateExpired).to_string().contains("clock"));
+    }
 }

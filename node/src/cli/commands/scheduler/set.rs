@@ -5,14 +5,19 @@ use std::time::Duration;
 use hodei_proto::v1::{ConfigureSchedulerRequest, scheduler_service_client::SchedulerServiceClient};
 
 use super::Config;
-use crate::cli::{Global, client::Client, duration, exit::CommandResult, output};
+use crate::cli::{
+    Global,
+    client::Client,
+    duration,
+    exit::{CommandResult, Failure},
+    output,
+};
 
 /// Change what counts when a worker is chosen, and when workers are set aside; what is not given stays.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  hodei-node scheduler set --bin-packing 0 --spread 100\n  hodei-node scheduler set --set-aside-flaps 5 --set-aside-first 30s"
 )]
-#[group(required = true, multiple = true)]
 pub struct Args {
     /// For workers that will be full, so that others stay free (0 to 1,000)
     #[arg(long, value_name = "WEIGHT", value_parser = weight())]
@@ -61,6 +66,10 @@ impl Args {
             set_aside_first_ms: self.set_aside_first.map(ms),
             set_aside_longest_ms: self.set_aside_longest.map(ms),
         };
+        if message == ConfigureSchedulerRequest::default() {
+            let expected = "nothing to set: expected at least one flag, for example --spread 100 (all with --help)";
+            return Err(Failure::bad_input(expected).coded("usage"));
+        }
         let answer = Client::new(global)?
             .write(|conn| {
                 let request = conn.request(message);
