@@ -99,6 +99,14 @@ async fn job_run_ends_as_the_job_does() {
         assert_eq!(output.code, code, "{command:?}: {}", output.stderr);
         assert!(output.stdout.is_empty(), "{command:?} printed {:?}", output.text());
     }
+
+    // What cannot show the output leaves the job alone, and says so.
+    let mut run = cli.command(&["job", "run", "--name", "shown", "--", "sh", "-c", "echo; sleep 1000"]);
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = tokio::task::spawn_blocking(move || run.stdout(full).output().unwrap()).await.unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && said.contains("goes on") && said.contains("cannot write"), "{said}");
+    cluster.wait_state("shown", "Running").await;
 }
 
 #[tokio::test]

@@ -2,9 +2,12 @@
 
 use std::ffi::OsString;
 
-use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{
+    CommandFactory as _,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
 
-use super::exit::Failure;
+use super::{Cli, exit::Failure};
 
 /// What clap has to say, without what it repeats and guesses; `None` where it is no error (`--help`, `--version`).
 #[must_use]
@@ -24,6 +27,7 @@ pub fn failure(error: &clap::Error) -> Option<Failure> {
     let not_utf8 = || not_utf8(std::env::args_os().skip(1), std::env::vars_os());
     let unreadable = (error.kind() == ErrorKind::InvalidUtf8).then(not_utf8).flatten();
     let mut lines = vec![unreadable.unwrap_or(what)];
+    lines.extend(hint(error, &text));
     for block in blocks {
         let line = one_line(block);
         if let Some(usage) = line.strip_prefix("Usage: ") {
@@ -37,6 +41,27 @@ pub fn failure(error: &clap::Error) -> Option<Failure> {
         Some(flag) => failure.of(flag),
         None => failure,
     })
+}
+
+/// What somebody may have meant who does not know yet how things are called here.
+fn hint(error: &clap::Error, text: &str) -> Option<String> {
+    let context = |kind| match error.get(kind) {
+        Some(ContextValue::String(word)) => Some(word.as_str()),
+        _ => None,
+    };
+    match error.kind() {
+        ErrorKind::UnknownArgument if text.contains("-- <CMD>") => context(ContextKind::InvalidArg)
+            .filter(|word| !word.starts_with('-'))
+            .map(|word| format!("tip: the job's command goes after --, as in `-- {word}`")),
+        ErrorKind::InvalidSubcommand => {
+            let verb = context(ContextKind::InvalidSubcommand)?;
+            let root = Cli::command();
+            let nouns = root.get_subcommands().filter(|noun| noun.find_subcommand(verb).is_some());
+            let found: Vec<_> = nouns.map(|noun| format!("`hodei-node {} {verb}`", noun.get_name())).collect();
+            (!found.is_empty()).then(|| format!("tip: there is {}", found.join(", ")))
+        }
+        _ => None,
+    }
 }
 
 /// The flag that has a bad value.
@@ -71,7 +96,7 @@ mod tests {
     use clap::Parser as _;
 
     use super::*;
-    use crate::cli::{Cli, exit::code, with_negative_values};
+    use crate::cli::{exit::code, with_negative_values};
 
     fn failed(line: &str) -> Failure {
         let words = with_negative_values(line.split(' ').map(OsString::from));
@@ -79,6 +104,23 @@ mod tests {
         let failure = failure(&error).expect("it is an error");
         assert_eq!(failure.exit, code::BAD_INPUT);
         failure
+    }
+
+    #[test]
+    fn who_knows_another_order_of_words_is_told_ours() {
+        for (line, tip) in [
+            ("hodei-node job run echo hi", "tip: the job's command goes after --, as in `-- echo`"),
+            ("hodei-node job submit --name x make", "tip: the job's command goes after --, as in `-- make`"),
+            ("hodei-node status", "tip: there is `hodei-node cluster status`"),
+            ("hodei-node remove", "tip: there is `hodei-node worker remove`, `hodei-node secret remove`"),
+            ("hodei-node worker cancel", "tip: there is `hodei-node job cancel`"),
+        ] {
+            let said = failed(line).message;
+            assert!(said.lines().any(|line| line.starts_with(tip)), "{line}: {said}");
+        }
+        for line in ["hodei-node job run --frob -- true", "hodei-node job get a b", "hodei-node frobnicate"] {
+            assert!(!failed(line).message.contains("tip"), "{line}");
+        }
     }
 
     #[test]

@@ -60,6 +60,7 @@ impl Args {
                 }
             }
         };
+        let followed = followed.inspect_err(|_| output::note(format_args!("hodei: job {} goes on", answer.id)));
         match followed? {
             Followed::Ended(job) => {
                 let exit = exit_code(&job);
