@@ -1,12 +1,15 @@
-//! A network of hosts on this machine, whose links can be cut: a network namespace per host, all at one switch.
+//! A network of hosts on this machine whose links can fail: a network namespace per host, all at one switch, which is a
+//! thread of this process.
 //!
-//! [`Net::new`] moves the calling thread into a namespace of its own, in which the switch is; what the thread does from
-//! then on, its connections and the processes that it starts, happens there, at the switch, within reach of every host. A
-//! process is put onto a host by [`Host::enter`]. Namespaces have no names and live by the descriptors and processes that
-//! hold them, so that nothing is left of them when the test is gone, however it went.
+//! [`Net::new`] moves the calling thread into a namespace of its own, a host like the others; what the thread does from then
+//! on, its connections and the processes that it starts, happens there, within reach of every host. A process is put onto
+//! another host by [`Host::enter`]. Namespaces have no names and live by the descriptors and processes that hold them, so
+//! that nothing is left of them when the test is gone, however it went.
 //!
-//! A cut takes away whole packets without a word, as a pulled cable does: whoever sends has a neighbour entry for the other
-//! host with an address that nobody has. Each direction can be cut by itself.
+//! What a link does to frames is a [`Link`], for each direction by itself. A cut takes away whole frames without a word, as
+//! a pulled cable does: hosts know the hardware addresses of all others and never ask for them.
+
+mod switch;
 
 use std::{
     fs::File,
@@ -24,23 +27,27 @@ use std::{
 
 use nix::sched::{CloneFlags, setns, unshare};
 
+pub use self::switch::{Link, Way};
+use self::switch::{Switch, tap};
 pub use crate::disk::permitted;
 
 /// Where nodes listen: every host has all ports to itself.
 pub const PORT: u16 = 7651;
-/// The device of every host, and that of the switch.
+/// The device of every host.
 const DEVICE: &str = "eth0";
-const SWITCH: &str = "switch";
-/// Nobody's.
-const NOBODY: &str = "02:00:00:00:00:00";
+/// Larger than Ethernet's, so that fewer frames are to be moved.
+const MTU: usize = 9000;
+/// The number of the host on which the test itself is.
+const HERE: u8 = 254;
 
-/// The switch, the thread that stands at it, and the hosts. Dropped, the thread is back where it was; the hosts live on
-/// until their processes end.
+/// The switch, the thread that stands on a host at it, and the other hosts. Dropped, the thread is back where it was; the
+/// hosts' processes live on without a network.
 #[derive(Debug)]
 pub struct Net {
     before: File,
-    switch: Arc<OwnedFd>,
-    hosts: u8,
+    here: Host,
+    hosts: Vec<Host>,
+    switch: Switch,
     /// It belongs to its thread.
     _here: PhantomData<*const ()>,
 }
@@ -49,24 +56,23 @@ pub struct Net {
 #[derive(Clone, Debug)]
 pub struct Host {
     namespace: Arc<OwnedFd>,
-    address: Ipv4Addr,
+    number: u8,
 }
 
 impl Net {
-    /// A switch without hosts. Call it on a thread that starts every process and makes every connection of the test, as a
-    /// test's own does on a current-thread runtime.
+    /// A switch without hosts, except for the one on which the calling thread is from then on. Call it on a thread that
+    /// starts every process and makes every connection of the test, as a test's own does on a current-thread runtime.
     ///
     /// # Panics
-    /// Without root, or where the kernel has no namespaces or no bridges.
+    /// Without root, or where the kernel has no namespaces or no TAP devices.
     #[must_use]
     pub fn new() -> Self {
         let before = own_namespace();
         unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace can be made");
-        ip(&["link", "set", "lo", "up"]);
-        ip(&["link", "add", SWITCH, "type", "bridge"]);
-        ip(&["address", "add", &format!("{}/24", address(254)), "dev", SWITCH]);
-        ip(&["link", "set", SWITCH, "up"]);
-        Self { before, switch: Arc::new(own_namespace().into()), hosts: 0, _here: PhantomData }
+        let here = Host { namespace: Arc::new(own_namespace().into()), number: HERE };
+        let mut net = Self { before, here: here.clone(), hosts: Vec::new(), switch: Switch::new(), _here: PhantomData };
+        net.plug(&here);
+        net
     }
 
     /// Another host, within reach of all others.
@@ -74,64 +80,58 @@ impl Net {
     /// # Panics
     /// If it cannot be made; there is room for 253.
     pub fn host(&mut self) -> Host {
-        self.hosts += 1;
-        assert!(self.hosts < 254, "no address left");
-        let number = self.hosts;
+        let number =
+            u8::try_from(self.hosts.len() + 1).ok().filter(|&number| number < HERE).expect("an address is left");
         let namespace = thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace can be made");
             own_namespace()
         });
         let namespace: OwnedFd = namespace.join().expect("making a namespace does not panic").into();
-        let path = format!("/proc/{}/fd/{}", process::id(), namespace.as_raw_fd());
-        let host = Host { namespace: Arc::new(namespace), address: address(number) };
-        let port = format!("port{number}");
-        ip(&["link", "add", &port, "type", "veth", "peer", "name", DEVICE, "netns", &path]);
-        ip(&["link", "set", &port, "master", SWITCH, "up"]);
-        host.ip(&["link", "set", "lo", "up"]);
-        host.ip(&["link", "set", DEVICE, "address", &format!("02:00:00:00:00:{number:02x}"), "up"]);
-        host.ip(&["address", "add", &format!("{}/24", host.address), "dev", DEVICE]);
+        let host = Host { namespace: Arc::new(namespace), number };
+        self.plug(&host);
+        self.hosts.push(host.clone());
         host
     }
 
+    /// Gives a host a device at the switch, and makes it known to all others and all others to it.
+    fn plug(&mut self, host: &Host) {
+        let port = format!("port{}", host.number);
+        let device = tap(&port).unwrap_or_else(|e| panic!("a TAP device can be made: {e}"));
+        let path = format!("/proc/{}/fd/{}", process::id(), host.namespace.as_raw_fd());
+        if host.number == HERE {
+            ip(&["link", "set", &port, "name", DEVICE]);
+        } else {
+            ip(&["link", "set", &port, "netns", &path, "name", DEVICE]);
+        }
+        host.ip(&["link", "set", "lo", "up"]);
+        host.ip(&["link", "set", DEVICE, "address", &hardware(host.number), "mtu", &MTU.to_string(), "up"]);
+        host.ip(&["address", "add", &format!("{}/24", host.address()), "dev", DEVICE]);
+        for other in self.hosts.iter().chain([&self.here]).filter(|other| other.number != host.number) {
+            host.knows(other);
+            other.knows(host);
+        }
+        self.switch.plug(host.number, device);
+    }
+
     /// Nothing passes between the two any more, in either direction.
-    ///
-    /// # Panics
-    /// As of all changes here, if `ip` fails.
     pub fn cut(&self, one: &Host, other: &Host) {
         self.cut_way(one, other);
         self.cut_way(other, one);
     }
 
     /// Nothing passes from one to the other any more; the other way is as it was.
-    ///
-    /// # Panics
-    /// If `ip` fails.
     pub fn cut_way(&self, from: &Host, to: &Host) {
-        from.ip(&[
-            "neighbour",
-            "replace",
-            &to.address.to_string(),
-            "lladdr",
-            NOBODY,
-            "nud",
-            "permanent",
-            "dev",
-            DEVICE,
-        ]);
+        self.switch.set((from.number, to.number), Link::CUT);
     }
 
     /// Everything passes between the two again. Harmless where nothing was cut.
     pub fn heal(&self, one: &Host, other: &Host) {
-        for (from, to) in [(one, other), (other, one)] {
-            // Refused where there is no such entry.
-            let _ = from.command(&["neighbour", "del", &to.address.to_string(), "dev", DEVICE]).output();
+        for way in [(one.number, other.number), (other.number, one.number)] {
+            self.switch.set(way, Link::GOOD);
         }
     }
 
     /// Cuts every link between these and those.
-    ///
-    /// # Panics
-    /// If `ip` fails.
     pub fn part(&self, these: &[&Host], those: &[&Host]) {
         these.iter().for_each(|one| those.iter().for_each(|other| self.cut(one, other)));
     }
@@ -141,10 +141,20 @@ impl Net {
         these.iter().for_each(|one| those.iter().for_each(|other| self.heal(one, other)));
     }
 
-    /// The switch itself: what is put onto it reaches every host, whatever is cut between them.
+    /// Lays faults on top of what links do already, until [`Net::lift`]. Of faults that overlap the worst counts.
+    pub fn lay(&self, ways: Vec<(Way, Link)>) -> u64 {
+        self.switch.lay(ways)
+    }
+
+    /// Takes the faults of one [`Net::lay`] away.
+    pub fn lift(&self, laid: u64) {
+        self.switch.lift(laid);
+    }
+
+    /// The host on which the calling thread is.
     #[must_use]
-    pub fn at_switch(&self) -> Host {
-        Host { namespace: Arc::clone(&self.switch), address: address(254) }
+    pub fn here(&self) -> Host {
+        self.here.clone()
     }
 }
 
@@ -157,7 +167,7 @@ impl Default for Net {
 impl Drop for Net {
     fn drop(&mut self) {
         if let Err(error) = setns(&self.before, CloneFlags::CLONE_NEWNET) {
-            eprintln!("the thread stays at its switch: {error}");
+            eprintln!("the thread stays on its host: {error}");
         }
     }
 }
@@ -166,7 +176,13 @@ impl Host {
     /// Its address, on a network that only its [`Net`] knows.
     #[must_use]
     pub fn address(&self) -> Ipv4Addr {
-        self.address
+        Ipv4Addr::new(10, 94, 0, self.number)
+    }
+
+    /// From this host to another one.
+    #[must_use]
+    pub fn to(&self, other: &Self) -> Way {
+        (self.number, other.number)
     }
 
     /// Has the process that `command` starts run on this host.
@@ -180,20 +196,41 @@ impl Host {
         }
     }
 
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new("ip");
-        command.args(args);
+    /// Unplugs its device, or plugs it in again: unlike a cut, the host notices.
+    ///
+    /// # Panics
+    /// If `ip` fails.
+    pub fn carrier(&self, up: bool) {
+        self.ip(&["link", "set", DEVICE, if up { "up" } else { "down" }]);
+    }
+
+    /// Ends all connections of this host with another one, as a firewall that lost its table does.
+    ///
+    /// # Panics
+    /// If `ss` fails.
+    pub fn reset_connections(&self, other: &Self) {
+        let mut command = Command::new("ss");
+        command.args(["--kill", "--tcp", "--no-header", "dst", &other.address().to_string()]);
         self.enter(&mut command);
-        command
+        run(&mut command);
+    }
+
+    fn knows(&self, other: &Self) {
+        let (address, hardware) = (other.address().to_string(), hardware(other.number));
+        self.ip(&["neighbour", "replace", &address, "lladdr", &hardware, "nud", "permanent", "dev", DEVICE]);
     }
 
     fn ip(&self, args: &[&str]) {
-        run(&mut self.command(args));
+        let mut command = Command::new("ip");
+        command.args(args);
+        self.enter(&mut command);
+        run(&mut command);
     }
 }
 
-fn address(number: u8) -> Ipv4Addr {
-    Ipv4Addr::new(10, 94, 0, number)
+/// The hardware address of a host: its last byte is its number.
+fn hardware(number: u8) -> String {
+    format!("02:00:00:00:00:{number:02x}")
 }
 
 fn own_namespace() -> File {
@@ -212,8 +249,9 @@ fn run(command: &mut Command) {
 #[cfg(test)]
 mod tests {
     use std::{
-        net::{SocketAddr, TcpListener, TcpStream},
-        time::Duration,
+        io::{Read as _, Write as _},
+        net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
+        time::{Duration, Instant},
     };
 
     use super::*;
@@ -245,6 +283,91 @@ mod tests {
         !connects(from, to, SILENCE)
     }
 
+    /// How long it takes to send this much and be told that it has arrived.
+    fn send(from: &Host, to: &Host, bytes: usize) -> Duration {
+        let listener = on(to, {
+            let at = SocketAddr::from((to.address(), PORT + 1));
+            move || TcpListener::bind(at).unwrap()
+        });
+        let receiver = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut received = Vec::new();
+            stream.read_to_end(&mut received).unwrap();
+            assert!(
+                received.iter().enumerate().all(|(at, &byte)| byte == (at % 251) as u8),
+                "it arrives as it was sent"
+            );
+            stream.write_all(&received.len().to_be_bytes()).unwrap();
+        });
+        let to = SocketAddr::from((to.address(), PORT + 1));
+        on(from, move || {
+            let sent: Vec<u8> = (0..bytes).map(|at| (at % 251) as u8).collect();
+            let begun = Instant::now();
+            let mut stream = TcpStream::connect_timeout(&to, PATIENCE).unwrap();
+            stream.write_all(&sent).unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+            let mut arrived = [0; 8];
+            stream.read_exact(&mut arrived).unwrap();
+            receiver.join().unwrap();
+            assert_eq!(usize::from_be_bytes(arrived), bytes);
+            begun.elapsed()
+        })
+    }
+
+    #[test]
+    fn links_lose_delay_double_reorder_and_slow_down_and_what_tcp_carries_is_whole() {
+        if !permitted() {
+            return;
+        }
+        let mut net = Net::new();
+        let [a, b] = [net.host(), net.host()];
+        let with = |link: Link, bytes: usize| {
+            let laid = net.lay(vec![(a.to(&b), link), (b.to(&a), link)]);
+            let took = send(&a, &b, bytes);
+            net.lift(laid);
+            took
+        };
+        let bad = Link { loss: 50, duplicated: 100, overtaken: 100, jitter: Duration::from_millis(2), ..Link::GOOD };
+        with(bad, 1 << 20);
+        let slow = with(Link { bytes_per_s: 1 << 20, ..Link::GOOD }, 1 << 20);
+        assert!(slow > Duration::from_millis(900), "a MiB at a MiB per second takes {slow:?}");
+        let far = with(Link { delay: Duration::from_millis(100), ..Link::GOOD }, 1);
+        assert!(far > Duration::from_millis(300), "two round trips, of which the last ends half-way, take {far:?}");
+        send(&a, &b, 1 << 20);
+    }
+
+    #[test]
+    fn what_is_jammed_arrives_when_it_is_released_and_overlapping_faults_end_one_by_one() {
+        if !permitted() {
+            return;
+        }
+        let mut net = Net::new();
+        let [a, b] = [net.host(), net.host()];
+        let at = SocketAddr::from((b.address(), PORT));
+        let socket = on(&b, move || UdpSocket::bind(at).unwrap());
+        let say = |what: &'static str| {
+            on(&a, move || UdpSocket::bind("0.0.0.0:0").unwrap().send_to(what.as_bytes(), at)).unwrap()
+        };
+        let hear = |within: Duration| {
+            socket.set_read_timeout(Some(within)).unwrap();
+            let mut heard = [0; 16];
+            socket.recv(&mut heard).ok().map(|len| String::from_utf8_lossy(&heard[..len]).into_owned())
+        };
+        let jam = net.lay(vec![(a.to(&b), Link { jammed: true, ..Link::GOOD })]);
+        say("one");
+        say("two");
+        assert_eq!(hear(SILENCE), None);
+        net.lift(jam);
+        assert_eq!([hear(PATIENCE), hear(PATIENCE)].map(Option::unwrap), ["one", "two"]);
+        let [first, second] = [0, 0].map(|_| net.lay(vec![(a.to(&b), Link::CUT)]));
+        net.lift(first);
+        say("three");
+        assert_eq!(hear(SILENCE), None);
+        net.lift(second);
+        say("four");
+        assert_eq!(hear(PATIENCE).as_deref(), Some("four"));
+    }
+
     #[test]
     fn a_cut_takes_packets_away_and_healing_brings_them_back() {
         if !permitted() {
@@ -259,10 +382,10 @@ mod tests {
                 on(host, move || TcpListener::bind(at).unwrap())
             };
             let _listening = [listen(&a), listen(&b), listen(&c)];
-            assert!(reaches(&a, &b) && reaches(&b, &c) && reaches(&net.at_switch(), &a));
+            assert!(reaches(&a, &b) && reaches(&b, &c) && reaches(&net.here(), &a));
             net.cut(&a, &b);
             assert!(is_cut(&a, &b) && is_cut(&b, &a));
-            assert!(reaches(&a, &c) && reaches(&net.at_switch(), &a), "the others are not touched");
+            assert!(reaches(&a, &c) && reaches(&net.here(), &a), "the others are not touched");
             net.heal(&a, &b);
             assert!(reaches(&a, &b) && reaches(&b, &a));
             // What is sent arrives, and the answer does not.
