@@ -23,6 +23,19 @@ need() {
   command -v "$command" > /dev/null || die "$command is missing: install the package $package"
 }
 
+# need_library PACKAGE: the same for a package without a command.
+need_library() {
+  local package=$1
+  dpkg-query -W -f '${Status}' "$package" 2> /dev/null | grep -q 'ok installed' && return
+  if [[ $(id -u) == 0 ]] && command -v apt-get > /dev/null; then
+    say "installing $package"
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$package"; } \
+      > /dev/null 2>&1 || die "\`apt-get install $package\` failed"
+    return
+  fi
+  die "the package $package is missing"
+}
+
 # Rust cannot be had from Debian in the version that is needed.
 need_rust() {
   [[ -f $HOME/.cargo/env ]] && ! command -v cargo > /dev/null && . "$HOME/.cargo/env"

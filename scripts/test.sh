@@ -76,6 +76,7 @@ need_rust
 need mkfs.ext4 e2fsprogs
 need mount mount
 need ip iproute2
+need_library libfaketime
 
 step format cargo fmt --all --check
 step scripts run_scripts

@@ -45,7 +45,7 @@ pub mod raft;
 pub mod residue;
 pub mod set;
 mod sights;
-mod timeline;
+pub(crate) mod timeline;
 pub mod token;
 pub mod watch;
 pub mod wgl;

@@ -18,14 +18,7 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 pub use self::member::{Agent, Node};
-use crate::{
-    cli::Cli,
-    client::Client,
-    net,
-    netns::{self, Host},
-    proc::Proc,
-    processes, wait,
-};
+use crate::{cli::Cli, client::Client, net, netns::Host, proc::Proc, processes, wait};
 
 /// How long a node or an agent may take to become ready. Generous: several clusters may share two cores.
 pub const START: Duration = Duration::from_secs(30);
@@ -62,13 +55,13 @@ impl Cluster {
     /// Like [`Cluster::start`], with one node on each of these hosts.
     pub async fn start_at(hosts: &[Host]) -> Self {
         Self::start_with(hosts.iter(), |node, host| {
-            node.address = SocketAddr::from((host.address(), netns::PORT));
-            node.host = Some(host.clone());
+            node.at(host);
         })
         .await
     }
 
-    async fn start_with<T>(places: impl IntoIterator<Item = T>, put: impl Fn(&mut Node, T)) -> Self {
+    /// Like [`Cluster::start`], with each node made as `put` says for one of these places.
+    pub async fn start_with<T>(places: impl IntoIterator<Item = T>, put: impl Fn(&mut Node, T)) -> Self {
         let mut cluster = Self::empty();
         let mut nodes = 0;
         for place in places {
@@ -114,7 +107,16 @@ impl Cluster {
         let name = format!("node{}", self.nodes.len() + 1);
         let data = self.dir.path().join(&name);
         let dir = self.dir.path().to_owned();
-        self.nodes.push(Node { address: net::fresh(), data, dir, name, host: None, starts: 0, process: None });
+        self.nodes.push(Node {
+            address: net::fresh(),
+            data,
+            dir,
+            name,
+            host: None,
+            env: Vec::new(),
+            starts: 0,
+            process: None,
+        });
         self.nodes.len() - 1
     }
 
@@ -212,6 +214,15 @@ impl Cluster {
     #[must_use]
     pub fn client(&self, node: usize) -> Client {
         Client::new(self.nodes[node].address, &self.admin()).expect("the administrator's identity is usable")
+    }
+
+    /// A persistent client of whoever listens at an address.
+    ///
+    /// # Panics
+    /// If the administrator's identity is not usable.
+    #[must_use]
+    pub fn client_at(&self, address: SocketAddr) -> Client {
+        Client::new(address, &self.admin()).expect("the administrator's identity is usable")
     }
 
     /// `cluster status` as one node sees it; `None` if it does not answer.

@@ -6,9 +6,12 @@
 use std::{
     env,
     fs::{self, File},
+    io::{self, Seek as _, SeekFrom, Write as _},
     path::{Path, PathBuf},
     process::Command,
 };
+
+use nix::fcntl::{FallocateFlags, fallocate};
 
 nix::ioctl_read! {
     /// `EXT4_IOC_SHUTDOWN`, 0x8004587d.
@@ -42,6 +45,8 @@ pub fn permitted() -> bool {
 pub struct Disk {
     image: PathBuf,
     at: PathBuf,
+    /// The file system that the image lies on, where that is its own.
+    memory: Option<PathBuf>,
 }
 
 impl Disk {
@@ -51,13 +56,46 @@ impl Disk {
     /// If it cannot be made or mounted.
     #[must_use]
     pub fn new(dir: &Path, name: &str, mib: u64) -> Self {
-        let disk = Self { image: dir.join(format!("{name}.img")), at: dir.join(name) };
+        let disk = Self { image: dir.join(format!("{name}.img")), at: dir.join(name), memory: None };
         let image = File::create(&disk.image).expect("an image can be made");
         image.set_len(mib << 20).expect("an image can be extended");
         fs::create_dir_all(&disk.at).expect("a mount point can be made");
         run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&disk.image));
         disk.mount();
         disk
+    }
+
+    /// The same with its image in memory, of which there is no more than that: [`Disk::exhaust`].
+    ///
+    /// # Panics
+    /// If it cannot be made or mounted.
+    #[must_use]
+    pub fn in_memory(dir: &Path, name: &str, mib: u64) -> Self {
+        let memory = dir.join(format!("{name}.memory"));
+        fs::create_dir_all(&memory).expect("a mount point can be made");
+        run(Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs"]).arg(&memory));
+        let mut disk = Self::new(&memory, name, mib);
+        disk.memory = Some(memory);
+        disk
+    }
+
+    /// Has writes fail once their pages are to be made durable: what lies below the file system is full.
+    ///
+    /// # Panics
+    /// Unless it is in memory.
+    pub fn exhaust(&self) {
+        let memory = self.memory.as_ref().expect("its image is in memory");
+        fill(&memory.join("filler")).expect("memory can be filled");
+    }
+
+    /// Takes [`Disk::exhaust`] back, and mounts it anew: a file system that has failed stays so.
+    ///
+    /// # Panics
+    /// If a process still uses it.
+    pub fn replenish(&self) {
+        let memory = self.memory.as_ref().expect("its image is in memory");
+        fs::remove_file(memory.join("filler")).expect("what filled it is there");
+        self.restore_power();
     }
 
     /// Where it is mounted.
@@ -89,16 +127,58 @@ impl Disk {
         self.mount();
     }
 
+    /// Has the file system find an error in itself and refuse writes from then on, until [`Disk::restore_power`].
+    ///
+    /// # Panics
+    /// If the kernel refuses.
+    pub fn find_error(&self) {
+        let mounts = fs::read_to_string("/proc/self/mounts").expect("there are mounts");
+        let at = self.at.display().to_string();
+        let device = mounts.lines().find_map(|line| {
+            let mut fields = line.split(' ');
+            let device = fields.next()?.strip_prefix("/dev/")?;
+            (fields.next()? == at).then_some(device)
+        });
+        let trigger = format!("/sys/fs/ext4/{}/trigger_fs_error", device.expect("it is mounted"));
+        fs::write(trigger, "a test's wish").expect("ext4 takes an error");
+    }
+
     fn mount(&self) {
-        run(Command::new("mount").args(["-o", "loop"]).arg(&self.image).arg(&self.at));
+        run(Command::new("mount").args(["-o", "loop,errors=remount-ro"]).arg(&self.image).arg(&self.at));
     }
 }
 
 impl Drop for Disk {
     fn drop(&mut self) {
         // Detached lazily where a process of a failed test still has a file open; the loop device goes with it.
-        let _ = Command::new("umount").arg("-l").arg(&self.at).status();
+        for at in [Some(&self.at), self.memory.as_ref()].into_iter().flatten() {
+            let _ = Command::new("umount").arg("-l").arg(at).status();
+        }
     }
+}
+
+/// Has a file take up all room that is left, to the last byte.
+///
+/// # Errors
+/// If the file cannot be made.
+pub fn fill(path: &Path) -> io::Result<()> {
+    let mut filler = File::create(path)?;
+    // Reserved, which takes no time, as far as that goes; the rest is written.
+    let (mut taken, mut piece) = (0, 1_i64 << 30);
+    while piece >= 1 << 16 {
+        match fallocate(&filler, FallocateFlags::empty(), taken, piece) {
+            Ok(()) => taken += piece,
+            Err(_) => piece /= 2,
+        }
+    }
+    filler.seek(SeekFrom::End(0))?;
+    let mut bytes = vec![0x5a; 1 << 16];
+    while !bytes.is_empty() {
+        if filler.write_all(&bytes).is_err() {
+            bytes.truncate(bytes.len() / 2);
+        }
+    }
+    Ok(())
 }
 
 fn run(command: &mut Command) {

@@ -91,7 +91,11 @@ impl History {
         self.lock().extend(records);
     }
 
-    fn push(&self, record: impl FnOnce(u64) -> Record) {
+    /// Adds what is made of the time at which it is added.
+    ///
+    /// # Panics
+    /// If another client panicked while adding a record.
+    pub fn push(&self, record: impl FnOnce(u64) -> Record) {
         let mut records = self.lock();
         // Stamped under the lock: the order of lines is the order of times.
         let record = record(now_ns());

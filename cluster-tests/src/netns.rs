@@ -27,7 +27,7 @@ use std::{
 
 use nix::sched::{CloneFlags, setns, unshare};
 
-pub use self::switch::{Link, Way};
+pub use self::switch::{Link, Links, Way};
 use self::switch::{Switch, tap};
 pub use crate::disk::permitted;
 
@@ -143,12 +143,29 @@ impl Net {
 
     /// Lays faults on top of what links do already, until [`Net::lift`]. Of faults that overlap the worst counts.
     pub fn lay(&self, ways: Vec<(Way, Link)>) -> u64 {
-        self.switch.lay(ways)
+        self.switch.links().lay(ways)
     }
 
     /// Takes the faults of one [`Net::lay`] away.
     pub fn lift(&self, laid: u64) {
-        self.switch.lift(laid);
+        self.switch.links().lift(laid);
+    }
+
+    /// Lays and lifts faults from other threads.
+    #[must_use]
+    pub fn links(&self) -> Links {
+        self.switch.links()
+    }
+
+    /// Plugs a host in again after [`Host::carrier`], which made it forget the others.
+    ///
+    /// # Panics
+    /// If `ip` fails.
+    pub fn replug(&self, host: &Host) {
+        host.carrier(true);
+        for other in self.hosts.iter().chain([&self.here]).filter(|other| other.number != host.number) {
+            host.knows(other);
+        }
     }
 
     /// The host on which the calling thread is.

@@ -1,4 +1,12 @@
 //! Clients that keep a cluster busy while it suffers.
+//!
+//! [`Submitters`] is enough for a test that only asks whether jobs are lost. The clients of a whole
+//! [run](crate::run) are in the modules, each a loop that records what it asks and is told.
+
+pub mod events;
+pub mod jobs;
+pub mod polls;
+pub mod witnessed;
 
 use std::{
     sync::{
@@ -8,9 +16,8 @@ use std::{
     time::Duration,
 };
 
-use hodei_proto::v1::{ListJobsRequest, ListJobsResponse, QueueJobRequest};
+use hodei_proto::v1::QueueJobRequest;
 use tokio::task::JoinHandle;
-use tonic::Status;
 use uuid::Uuid;
 
 use crate::{
@@ -94,22 +101,6 @@ async fn submit(proc: u32, node: u64, client: Client, history: Arc<History>, sto
     }
 }
 
-/// All jobs, by as many pages as it takes.
-async fn list(client: &Client) -> Result<(Reply, Option<hodei_proto::v1::Position>), Status> {
-    let mut jobs = Vec::new();
-    let mut page_token = String::new();
-    loop {
-        let request = ListJobsRequest { limit: 10_000, page_token, ..ListJobsRequest::default() };
-        let page = client.jobs().max_decoding_message_size(64 << 20).list_jobs(request).await?.into_inner();
-        let ListJobsResponse { jobs: of_page, position, next_page_token } = page;
-        jobs.extend(of_page.into_iter().map(|job| job.id));
-        if next_page_token.is_empty() {
-            return Ok((Reply::List(Listed { jobs }), position));
-        }
-        page_token = next_page_token;
-    }
-}
-
 /// The process that looks at what is there in the end.
 const AUDITOR: u32 = u32::MAX;
 
@@ -122,7 +113,9 @@ pub async fn check_submissions(cluster: &Cluster, history: &History) {
     history.note(AUDITOR, "", Note::Cluster(Members { nodes }));
     for node in cluster.running() {
         let open = history.invoke(AUDITOR, node as u64, "", Request::List(Get::default()));
-        open.answer(&list(&cluster.client(node)).await, Clone::clone);
+        open.answer(&jobs::pages(&cluster.client(node)).await, |(jobs, position)| {
+            (Reply::List(Listed { jobs: jobs.iter().map(|job| job.id.clone()).collect() }), *position)
+        });
     }
     if let Err(reports) = check::require_valid(history.evidence()) {
         let file = cluster.dir().join("history.jsonl");

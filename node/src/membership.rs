@@ -138,7 +138,7 @@ fn next(state: &State, raft: &Status) -> Step {
 
 fn caught_up(raft: &Status, learner: NodeId) -> bool {
     raft.peers.iter().find(|peer| peer.node == learner).is_some_and(|peer| {
-        peer.matched_index + LAG >= raft.last_log_index
+        peer.matched_index + LAG >= raft.last_log.index
             && peer.matched_index > 0
             && peer.heard.is_none_or(|heard| heard <= SILENCE)
     })
@@ -200,7 +200,8 @@ mod tests {
             leader: Some(1),
             term: 1,
             applied: Position { term: 1, index: 1000 },
-            last_log_index: 1000,
+            committed: Position { term: 1, index: 1000 },
+            last_log: Position { term: 1, index: 1000 },
             stored_index: 0,
             snapshot_index: 0,
             purged_index: 0,

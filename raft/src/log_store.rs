@@ -118,6 +118,11 @@ fn weight(entry: &Entry) -> usize {
 }
 
 impl<F: Fs> LogStore<F> {
+    /// The last entry, durable or not, or the purge point.
+    pub(crate) fn last(&self) -> Option<LogId> {
+        self.inner.wal.last().map(log_id)
+    }
+
     /// Opens the log in `dir`, or begins one. Blocks.
     ///
     /// # Errors

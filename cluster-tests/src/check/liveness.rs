@@ -23,7 +23,7 @@ use super::{
     Judge, sights,
     timeline::{self, Polled, Stretch},
 };
-use crate::history::{Body, Effect, Evidence, JobState, Note, Op, Outcome, Reply, Request, Submit};
+use crate::history::{Body, Effect, Evidence, JobState, Op, Outcome, Reply, Request, Submit};
 
 pub(super) const SECOND: u64 = 1_000_000_000;
 /// L1.
@@ -297,16 +297,4 @@ fn is_clear(scene: &Scene<'_>, op: &Op<'_>) -> bool {
     let answer = op.returned.map(|at| &scene.evidence.record(at).body);
     let Some(Body::Fail(failure) | Body::Info(failure)) = answer else { return false };
     !failure.message.is_empty() && !failure.code.is_empty() && !failure.code.contains(|c: char| c.is_ascii_uppercase())
-}
-
-/// The witness's last mark of each job.
-pub(super) fn last_marks(evidence: &Evidence) -> HashMap<&str, u64> {
-    let mut last = HashMap::new();
-    for (at, note) in evidence.notes() {
-        if matches!(note, Note::Witness(_)) {
-            let record = evidence.record(at);
-            last.insert(record.key.as_str(), record.t_ns);
-        }
-    }
-    last
 }

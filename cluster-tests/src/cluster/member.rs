@@ -2,10 +2,14 @@
 
 use std::{net::SocketAddr, path::PathBuf, process::Command};
 
-use nix::sys::signal::Signal;
+use nix::{sys::signal::Signal, unistd::Pid};
 
 use super::START;
-use crate::{cli, netns::Host, proc::Proc};
+use crate::{
+    cli,
+    netns::{self, Host},
+    proc::Proc,
+};
 
 /// One `hodei-node`: its data directory, its address, and its process while it runs.
 #[derive(Debug)]
@@ -19,6 +23,8 @@ pub struct Node {
     pub(super) name: String,
     /// Where it runs; absent: on loopback.
     pub(super) host: Option<Host>,
+    /// Further variables of its environment.
+    pub env: Vec<(String, String)>,
     pub(super) starts: u32,
     pub(super) process: Option<Proc>,
 }
@@ -39,6 +45,12 @@ pub struct Agent {
 }
 
 impl Node {
+    /// Has it run on a host, at its address there.
+    pub fn at(&mut self, host: &Host) {
+        self.address = SocketAddr::from((host.address(), netns::PORT));
+        self.host = Some(host.clone());
+    }
+
     /// Starts `hodei-node VERB…` on this node's directory and address, and waits until it is ready.
     ///
     /// # Panics
@@ -66,6 +78,7 @@ impl Node {
         let mut command = cli::clean("hodei-node", &self.dir);
         command.args(verb).arg("--data-dir").arg(&self.data);
         command.args(["--listen", &self.address.to_string(), "--http", "off"]);
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
         command
     }
 
@@ -100,6 +113,25 @@ impl Node {
         self.process().signal(Signal::SIGCONT);
     }
 
+    /// How often it was started.
+    #[must_use]
+    pub fn starts(&self) -> u32 {
+        self.starts
+    }
+
+    /// Whether it was started and neither killed nor stopped since. It may have ended by itself.
+    #[must_use]
+    pub fn is_started(&self) -> bool {
+        self.process.is_some()
+    }
+
+    /// What the newest process has written to standard error.
+    #[must_use]
+    pub fn stderr(&self) -> String {
+        let file = self.dir.join(format!("{}.{}.err", self.name, self.starts));
+        String::from_utf8_lossy(&std::fs::read(file).unwrap_or_default()).into_owned()
+    }
+
     /// Its process.
     ///
     /// # Panics
@@ -122,6 +154,12 @@ impl Agent {
         command.arg("--data-dir").arg(&self.data).args(&self.flags);
         enter(self.host.as_ref(), &mut command);
         self.process = Some(Proc::spawn(&format!("{}.{}", self.name, self.starts), &mut command, dir));
+    }
+
+    /// The number of its process, while it runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<Pid> {
+        self.process.as_ref().map(Proc::pid)
     }
 
     /// kill -9. What it ran goes on until its lease runs out, or the cluster is dropped.

@@ -83,8 +83,14 @@ impl Link {
 /// The thread and what it goes by.
 #[derive(Debug)]
 pub(super) struct Switch {
-    shared: Arc<Shared>,
+    links: Links,
     thread: Option<JoinHandle<()>>,
+}
+
+/// What changes links. Clones change the same ones.
+#[derive(Clone, Debug)]
+pub struct Links {
+    shared: Arc<Shared>,
 }
 
 #[derive(Debug)]
@@ -125,20 +131,28 @@ impl Switch {
         let shared = Arc::new(Shared { rules: Mutex::default(), wake: wake.into() });
         let forwarder = Forwarder::new(Arc::clone(&shared), woken.into());
         let thread = thread::Builder::new().name("switch".to_owned()).spawn(move || forwarder.run());
-        Self { shared, thread: Some(thread.unwrap_or_else(|e| panic!("a thread can be made: {e}"))) }
+        Self { links: Links { shared }, thread: Some(thread.unwrap_or_else(|e| panic!("a thread can be made: {e}"))) }
     }
 
     pub(super) fn plug(&self, number: u8, port: File) {
-        self.change(|rules| drop(rules.ports.insert(number, Arc::new(port))));
+        self.links.change(|rules| drop(rules.ports.insert(number, Arc::new(port))));
     }
 
     pub(super) fn set(&self, way: Way, link: Link) {
-        self.change(|rules| {
+        self.links.change(|rules| {
             rules.links.insert(way, link);
         });
     }
 
-    pub(super) fn lay(&self, ways: Vec<(Way, Link)>) -> u64 {
+    pub(super) fn links(&self) -> Links {
+        self.links.clone()
+    }
+}
+
+impl Links {
+    /// Lays faults on top of what links do already, until [`Links::lift`].
+    #[must_use]
+    pub fn lay(&self, ways: Vec<(Way, Link)>) -> u64 {
         self.change(|rules| {
             rules.next += 1;
             rules.laid.insert(rules.next, ways);
@@ -146,7 +160,8 @@ impl Switch {
         })
     }
 
-    pub(super) fn lift(&self, laid: u64) {
+    /// Takes the faults of one [`Links::lay`] away.
+    pub fn lift(&self, laid: u64) {
         self.change(|rules| drop(rules.laid.remove(&laid)));
     }
 
@@ -165,7 +180,7 @@ impl Switch {
 
 impl Drop for Switch {
     fn drop(&mut self) {
-        self.change(|rules| rules.over = true);
+        self.links.change(|rules| rules.over = true);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }

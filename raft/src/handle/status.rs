@@ -12,14 +12,16 @@ use super::{Handle, Position};
 pub struct Status {
     /// This node.
     pub node_id: NodeId,
-    /// Who leads, as far as is known here; none if nothing was heard of it for two election time-outs.
+    /// Who leads in this term, as far as is known here; none if nothing was heard of it for two election time-outs.
     pub leader: Option<NodeId>,
     /// The current term.
     pub term: u64,
     /// What is applied here.
     pub applied: Position,
+    /// What is known here to be committed; never before `applied`.
+    pub committed: Position,
     /// The end of the log here.
-    pub last_log_index: u64,
+    pub last_log: Position,
     /// The last entry in the newest snapshot here.
     pub snapshot_index: u64,
     /// The last entry whose changes the local store durably holds; what is after it is replayed at a start.
@@ -69,12 +71,16 @@ impl Handle {
                     heard: heartbeat(node).map(|heard| heard.elapsed()),
                 }
             });
+        let committed = metrics.local_committed.max(applied);
         Status {
             node_id: metrics.id,
-            leader,
+            // Of the same term as `term`.
+            leader: leader.filter(|&leader| metrics.current_leader == Some(leader)),
             term: metrics.current_term,
             applied: applied.map(Position::from).unwrap_or_default(),
-            last_log_index: metrics.last_log_index.unwrap_or_default(),
+            committed: committed.map(Position::from).unwrap_or_default(),
+            // After the above: while it leads its log only grows, and no committed entry ever goes.
+            last_log: self.inner.log.last().map(Position::from).unwrap_or_default(),
             snapshot_index: metrics.snapshot.map_or(0, |id| id.index()),
             stored_index: self.inner.behind.written(),
             purged_index: metrics.purged.map_or(0, |id| id.index()),

@@ -106,7 +106,7 @@ impl Cluster {
         let leader = self.node(self.leader().await);
         until("the node has caught up", || {
             let status = leader.status();
-            status.peers.iter().any(|peer| peer.node == id && peer.matched_index == status.last_log_index)
+            status.peers.iter().any(|peer| peer.node == id && peer.matched_index == status.last_log.index)
         })
         .await;
     }
@@ -168,7 +168,7 @@ impl Cluster {
         until("all nodes have applied the same", || {
             statuses = self.nodes.values().map(|node| node.handle.status()).collect::<Vec<_>>();
             statuses.iter().all(|status| status.applied == statuses[0].applied)
-                && statuses.iter().all(|status| status.last_log_index == status.applied.index)
+                && statuses.iter().all(|status| status.last_log.index == status.applied.index)
         })
         .await;
         assert!(statuses.iter().all(|status| status.hash == statuses[0].hash), "the states differ");

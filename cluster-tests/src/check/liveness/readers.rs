@@ -1,8 +1,11 @@
 //! L8: a reader of a log that goes on gets more of it within five seconds of a change of leader.
+//!
+//! A log goes on where the witness of its job says so within that time. One whose worker is itself acted upon by a fault
+//! cannot be read at times, and is not judged.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::{SECOND, Scene, last_marks};
+use super::{SECOND, Scene};
 use crate::{
     check::{Judge, timeline},
     history::{At, Note},
@@ -28,14 +31,18 @@ pub(super) fn check(scene: &Scene<'_>, judge: &mut Judge<'_>) {
     }
     let leaders = timeline::leaders(scene.evidence);
     let changes: Vec<_> = leaders.windows(2).filter(|pair| pair[0].2 != pair[1].2).map(|pair| pair[1].0).collect();
-    let last_marks = last_marks(scene.evidence);
+    let marks = marks(scene);
     for (reader, got) in &readers {
-        let printing = last_marks.get(reader.1).copied().unwrap_or(0);
-        for &change in changes.iter().filter(|change| **change + RESUMES <= printing) {
+        let marks = marks.get(reader.1).map(Vec::as_slice).unwrap_or_default();
+        let lasts = |change: &&u64| marks.last().is_some_and(|(t_ns, _)| **change + RESUMES <= *t_ns);
+        for &change in changes.iter().filter(lasts) {
             let next = got.partition_point(|(t_ns, _)| *t_ns <= change);
             // Only a reader that was reading when it happened.
             let Some((before, at)) = next.checked_sub(1).map(|last| got[last]) else { continue };
             if before + RESUMES < change || (next == got.len() && ended.contains(reader)) {
+                continue;
+            }
+            if !goes_on(scene, marks, change) {
                 continue;
             }
             judge.judged(1);
@@ -45,4 +52,27 @@ pub(super) fn check(scene: &Scene<'_>, judge: &mut Judge<'_>) {
             }
         }
     }
+}
+
+/// When each job's witness said something, and on which worker.
+fn marks<'a>(scene: &Scene<'a>) -> HashMap<&'a str, Vec<(u64, &'a str)>> {
+    let mut marks: HashMap<&str, Vec<(u64, &str)>> = HashMap::new();
+    for (at, note) in scene.evidence.notes() {
+        if let Note::Witness(mark) = note {
+            let record = scene.evidence.record(at);
+            marks.entry(&record.key).or_default().push((record.t_ns, &mark.worker));
+        }
+    }
+    marks
+}
+
+/// Whether a job printed something soon after a change, on a worker that nothing was done to.
+fn goes_on(scene: &Scene<'_>, marks: &[(u64, &str)], change: u64) -> bool {
+    let soon = marks.iter().filter(|(t_ns, _)| change < *t_ns && *t_ns < change + RESUMES - SECOND);
+    let untouched = |worker: &str| {
+        let acted_upon = scene.faults.iter().filter(|stretch| stretch.fault.workers.iter().any(|of| of == worker));
+        let over = |to_ns: Option<u64>| to_ns.is_some_and(|to_ns| to_ns < change);
+        acted_upon.into_iter().all(|stretch| over(stretch.to_ns) || change + RESUMES < stretch.from_ns)
+    };
+    soon.into_iter().any(|(_, worker)| untouched(worker))
 }

@@ -34,13 +34,16 @@ impl Shared {
             cluster_id: cluster.map(|cluster| cluster.id.to_string()).unwrap_or_default(),
             leader,
             term: raft.term,
-            applied_index: view.position.index,
+            applied_index: raft.applied.index,
             nodes,
             answered_by: self.myself.node,
             quorum: leader.is_some(),
             feature_level: view.state.feature_level(),
-            state_hash: format!("{:032x}", view.state.hash()),
+            state_hash: format!("{:032x}", raft.hash),
             warnings,
+            applied: Some(super::position(raft.applied)),
+            committed: Some(super::position(raft.committed)),
+            last_log: Some(super::position(raft.last_log)),
         }
     }
 

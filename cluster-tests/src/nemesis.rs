@@ -1,0 +1,214 @@
+//! What is done to a cluster on purpose: the kinds of fault, how each begins, and how it is healed.
+//!
+//! A fault acts upon nodes, agents or links that no other fault acts upon at the time, and reserves them; where there are
+//! none it does not begin. It says what it did as a [`Fault`], which checkers go by, and leaves behind what [`heal`] takes to
+//! undo it. Nothing here waits: what a fault brings about is for clients and polls to see.
+
+mod agents;
+mod clock;
+mod network;
+mod process;
+mod storage;
+
+use std::{path::PathBuf, thread::JoinHandle};
+
+use rand::{Rng as _, rngs::SmallRng, seq::IndexedRandom as _};
+
+use crate::{history::Fault, history::Phase, run::world::World};
+
+/// A kind of fault.
+pub struct Kind {
+    /// What it is called, in histories and schedules.
+    pub name: &'static str,
+    /// What it acts upon.
+    pub class: Class,
+    /// It takes at least so many nodes.
+    pub nodes: usize,
+    /// What it brings about is judged by itself: no other fault at the same time.
+    pub alone: bool,
+    begin: fn(&mut World, &mut SmallRng) -> Option<Done>,
+}
+
+impl std::fmt::Debug for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+/// What faults act upon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Class {
+    /// Links between hosts.
+    Network,
+    /// Processes of nodes.
+    Process,
+    /// Disks of nodes.
+    Storage,
+    /// Agents.
+    Agents,
+    /// Clocks of nodes.
+    Clock,
+}
+
+/// All there are.
+pub const KINDS: &[&[Kind]] = &[network::KINDS, process::KINDS, storage::KINDS, agents::KINDS, clock::KINDS];
+
+/// All kinds, one after the other.
+pub fn kinds() -> impl Iterator<Item = &'static Kind> {
+    KINDS.iter().copied().flatten()
+}
+
+/// A fault that has begun.
+struct Done {
+    fault: Fault,
+    nodes: Vec<usize>,
+    agents: Vec<usize>,
+    undo: Vec<Undo>,
+}
+
+/// What takes a fault back.
+#[derive(Debug)]
+enum Undo {
+    /// What was laid on links.
+    Lift(u64),
+    /// Ends a thread that changes links, which lifts what it laid.
+    Flap(std::sync::mpsc::Sender<()>, Option<JoinHandle<()>>),
+    /// Plugs a host in again.
+    Carrier(usize),
+    /// Lets a node run again.
+    Release(usize),
+    /// SIGCONT.
+    Thaw(usize),
+    /// Gives a node's disk its power back.
+    Power(usize),
+    /// Removes what fills a disk.
+    Empty(PathBuf),
+    /// Kills a node and mounts its disk anew, with room below it.
+    Replenish(usize),
+    /// Sets a node's clock right.
+    Clock(usize),
+    /// Kills a node and mounts its disk anew.
+    Remount(usize),
+    /// Starts an agent again.
+    StartAgent(usize),
+    /// SIGCONT.
+    ThawAgent(usize),
+    /// SIGCONT to whatever an agent's machine runs.
+    ThawMachine(usize),
+}
+
+/// A fault that goes on.
+#[derive(Debug)]
+pub struct Active {
+    fault: Fault,
+    nodes: Vec<usize>,
+    agents: Vec<usize>,
+    undo: Vec<Undo>,
+}
+
+impl Active {
+    /// As it is recorded at its end.
+    #[must_use]
+    pub fn ended(&self) -> Fault {
+        Fault { phase: Phase::End, ..self.fault.clone() }
+    }
+
+    /// As it is recorded at its beginning.
+    #[must_use]
+    pub fn begun(&self) -> Fault {
+        self.fault.clone()
+    }
+}
+
+/// Begins a fault, if there is somebody left for it.
+pub fn begin(world: &mut World, kind: &Kind, rng: &mut SmallRng) -> Option<Active> {
+    let Done { fault, nodes, agents, undo } = (kind.begin)(world, rng)?;
+    world.reserve(&nodes, &agents, true);
+    Some(Active { fault: Fault { kind: kind.name.to_owned(), ..fault }, nodes, agents, undo })
+}
+
+/// Takes a fault back.
+pub fn heal(world: &mut World, mut active: Active) {
+    for undo in active.undo.drain(..).rev() {
+        match undo {
+            Undo::Lift(laid) => world.net.lift(laid),
+            Undo::Flap(stop, thread) => {
+                drop(stop);
+                if let Some(thread) = thread {
+                    let _ = thread.join();
+                }
+            }
+            Undo::Carrier(node) => network::plug(world, node),
+            Undo::Release(node) => world.release(node),
+            Undo::Thaw(node) => world.cluster.nodes[node].thaw(),
+            Undo::Power(node) => world.disks[node].restore_power(),
+            Undo::Empty(file) => drop(std::fs::remove_file(file)),
+            Undo::Replenish(node) => {
+                world.cluster.nodes[node].kill();
+                world.disks[node].replenish();
+            }
+            Undo::Clock(node) => world.set_clock(node, 0),
+            Undo::Remount(node) => {
+                world.cluster.nodes[node].kill();
+                world.disks[node].restore_power();
+            }
+            Undo::StartAgent(agent) => world.cluster.agents[agent].start(),
+            Undo::ThawAgent(agent) => world.cluster.agents[agent].thaw(),
+            Undo::ThawMachine(agent) => agents::machine(world, agent, nix::sys::signal::Signal::SIGCONT),
+        }
+    }
+    world.reserve(&active.nodes, &active.agents, false);
+}
+
+/// The leader, if no fault acts upon it yet.
+fn leader(world: &World) -> Option<usize> {
+    world.leader().filter(|leader| world.free().contains(leader))
+}
+
+/// A node that does not lead.
+fn follower(world: &World, rng: &mut SmallRng) -> Option<usize> {
+    let leader = world.leader();
+    let others: Vec<_> = world.free().into_iter().filter(|&node| Some(node) != leader).collect();
+    others.choose(rng).copied()
+}
+
+/// All nodes, if no fault acts upon any of them.
+fn everyone(world: &World) -> Option<Vec<usize>> {
+    let free = world.free();
+    (free.len() == world.nodes.len()).then_some(free)
+}
+
+/// A majority that the leader is in, and the others, if no fault acts upon any of them.
+fn majority(world: &World, rng: &mut SmallRng) -> Option<(Vec<usize>, Vec<usize>)> {
+    let mut nodes = everyone(world)?;
+    rand::seq::SliceRandom::shuffle(nodes.as_mut_slice(), rng);
+    if let Some(leader) = world.leader() {
+        nodes.sort_by_key(|&node| node != leader);
+    }
+    let rest = nodes.split_off(world.majority());
+    Some((nodes, rest))
+}
+
+fn agent(world: &World, rng: &mut SmallRng) -> Option<usize> {
+    world.free_agents().choose(rng).copied()
+}
+
+/// A fault of nodes, for its kind to fill in.
+fn of_nodes(world: &World, nodes: &[usize]) -> Fault {
+    Fault {
+        kind: String::new(),
+        phase: Phase::Begin,
+        nodes: world.ids(nodes),
+        workers: Vec::new(),
+        minority: Vec::new(),
+        effect: crate::history::Effect::Other,
+        permanent: false,
+        may_lose: false,
+        detail: String::new(),
+    }
+}
+
+/// Some time below a second, for what flaps.
+fn moment(rng: &mut SmallRng) -> std::time::Duration {
+    std::time::Duration::from_millis(rng.random_range(100..2_000))
+}

@@ -1,0 +1,76 @@
+//! Faults of nodes' processes.
+
+use hodei_proto::v1::TransferLeaderRequest;
+use rand::rngs::SmallRng;
+
+use super::{Class, Done, Kind, Undo, everyone, follower, leader, majority, of_nodes};
+use crate::run::world::World;
+
+const fn kind(name: &'static str, begin: fn(&mut World, &mut SmallRng) -> Option<Done>) -> Kind {
+    Kind { name, class: Class::Process, nodes: 3, alone: false, begin }
+}
+
+pub(super) const KINDS: &[Kind] = &[
+    kind("kill_leader", |world, _| Some(kill(world, &[leader(world)?], &[]))),
+    kind("kill_follower", |world, rng| Some(kill(world, &[follower(world, rng)?], &[]))),
+    kind("kill_majority", |world, rng| {
+        let (majority, rest) = majority(world, rng)?;
+        Some(kill(world, &majority, &rest))
+    }),
+    kind("kill_all", |world, _| Some(kill(world, &everyone(world)?, &[]))),
+    kind("blink_leader", |world, _| Some(blink(world, leader(world)?))),
+    kind("blink_all", |world, _| {
+        let nodes = everyone(world)?;
+        nodes.iter().for_each(|&node| world.cluster.nodes[node].kill());
+        Some(Done { fault: of_nodes(world, &nodes), nodes, agents: Vec::new(), undo: Vec::new() })
+    }),
+    kind("stop_leader", |world, _| Some(stop(world, leader(world)?))),
+    kind("stop_follower", |world, rng| Some(stop(world, follower(world, rng)?))),
+    kind("transfer_leader", transfer),
+    kind("pause_leader", |world, _| Some(pause(world, &[leader(world)?], &[]))),
+    kind("pause_follower", |world, rng| Some(pause(world, &[follower(world, rng)?], &[]))),
+    kind("pause_majority", |world, rng| {
+        let (majority, rest) = majority(world, rng)?;
+        Some(pause(world, &majority, &rest))
+    }),
+    kind("pause_all", |world, _| Some(pause(world, &everyone(world)?, &[]))),
+];
+
+/// Down until it is healed; `alone` are left without a majority.
+fn kill(world: &mut World, nodes: &[usize], alone: &[usize]) -> Done {
+    nodes.iter().for_each(|&node| world.hold(node));
+    let mut fault = of_nodes(world, nodes);
+    fault.minority = world.ids(alone);
+    let undo = nodes.iter().map(|&node| Undo::Release(node)).collect();
+    Done { fault, nodes: [nodes, alone].concat(), agents: Vec::new(), undo }
+}
+
+/// Killed, and started again at once.
+fn blink(world: &mut World, node: usize) -> Done {
+    world.cluster.nodes[node].kill();
+    Done { fault: of_nodes(world, &[node]), nodes: vec![node], agents: Vec::new(), undo: Vec::new() }
+}
+
+/// SIGTERM, and down until it is healed.
+fn stop(world: &mut World, node: usize) -> Done {
+    world.hold_down(node);
+    world.cluster.nodes[node].process().signal(nix::sys::signal::Signal::SIGTERM);
+    let fault = of_nodes(world, &[node]);
+    Done { fault, nodes: vec![node], agents: Vec::new(), undo: vec![Undo::Release(node)] }
+}
+
+fn pause(world: &mut World, nodes: &[usize], alone: &[usize]) -> Done {
+    nodes.iter().for_each(|&node| world.cluster.nodes[node].freeze());
+    let mut fault = of_nodes(world, nodes);
+    fault.minority = world.ids(alone);
+    let undo = nodes.iter().map(|&node| Undo::Thaw(node)).collect();
+    Done { fault, nodes: [nodes, alone].concat(), agents: Vec::new(), undo }
+}
+
+/// Somebody asks for another leader.
+fn transfer(world: &mut World, _: &mut SmallRng) -> Option<Done> {
+    let leader = leader(world)?;
+    let mut client = world.cluster.client(leader).cluster();
+    tokio::spawn(async move { client.transfer_leader(TransferLeaderRequest { to: 0 }).await });
+    Some(Done { fault: of_nodes(world, &[leader]), nodes: vec![leader], agents: Vec::new(), undo: Vec::new() })
+}

@@ -1,0 +1,60 @@
+//! Faults of nodes' disks. None of them may lose what was acknowledged.
+
+use rand::rngs::SmallRng;
+
+use super::{Class, Done, Kind, Undo, everyone, follower, leader, majority, of_nodes};
+use crate::{disk, run::world::World};
+
+const fn kind(name: &'static str, begin: fn(&mut World, &mut SmallRng) -> Option<Done>) -> Kind {
+    Kind { name, class: Class::Storage, nodes: 3, alone: false, begin }
+}
+
+pub(super) const KINDS: &[Kind] = &[
+    kind("power_leader", |world, _| Some(power(world, &[leader(world)?], &[]))),
+    kind("power_follower", |world, rng| Some(power(world, &[follower(world, rng)?], &[]))),
+    kind("power_majority", |world, rng| {
+        let (majority, rest) = majority(world, rng)?;
+        Some(power(world, &majority, &rest))
+    }),
+    kind("power_all", |world, _| Some(power(world, &everyone(world)?, &[]))),
+    kind("full_leader", |world, _| fill(world, leader(world)?)),
+    kind("full_follower", |world, rng| fill(world, follower(world, rng)?)),
+    kind("sync_fails_leader", |world, _| Some(exhaust(world, leader(world)?))),
+    kind("sync_fails_follower", |world, rng| Some(exhaust(world, follower(world, rng)?))),
+    kind("read_only_leader", |world, _| Some(read_only(world, leader(world)?))),
+    kind("read_only_follower", |world, rng| Some(read_only(world, follower(world, rng)?))),
+];
+
+/// What was not durable is gone, and so is the process; down until it is healed.
+fn power(world: &mut World, nodes: &[usize], alone: &[usize]) -> Done {
+    // All disks first: no process is to learn of another one's end while its own disk still takes writes.
+    nodes.iter().for_each(|&node| world.disks[node].cut_power());
+    nodes.iter().for_each(|&node| world.hold(node));
+    let mut fault = of_nodes(world, nodes);
+    fault.minority = world.ids(alone);
+    // Undone from the last to the first: power, then the process.
+    let undo = nodes.iter().flat_map(|&node| [Undo::Release(node), Undo::Power(node)]).collect();
+    Done { fault, nodes: [nodes, alone].concat(), agents: Vec::new(), undo }
+}
+
+/// Not a byte is left. The node may end by itself, and is started again, in vain, until there is room.
+fn fill(world: &mut World, node: usize) -> Option<Done> {
+    let path = world.disks[node].path().join("filler");
+    disk::fill(&path).ok()?;
+    let fault = of_nodes(world, &[node]);
+    Some(Done { fault, nodes: vec![node], agents: Vec::new(), undo: vec![Undo::Empty(path)] })
+}
+
+/// As a file system becomes that has found an error in itself.
+fn read_only(world: &mut World, node: usize) -> Done {
+    world.disks[node].find_error();
+    let fault = of_nodes(world, &[node]);
+    Done { fault, nodes: vec![node], agents: Vec::new(), undo: vec![Undo::Remount(node)] }
+}
+
+/// Writes succeed, and making them durable fails. The node ends, and is started again, in vain, until it is healed.
+fn exhaust(world: &mut World, node: usize) -> Done {
+    world.disks[node].exhaust();
+    let fault = of_nodes(world, &[node]);
+    Done { fault, nodes: vec![node], agents: Vec::new(), undo: vec![Undo::Replenish(node)] }
+}

@@ -1,0 +1,216 @@
+//! What many runs came to: a page of figures, and a picture of throughput and faults over time.
+
+use std::{collections::BTreeMap, fmt::Write as _, fs, io, path::Path};
+
+use crate::{
+    check::{Reports, Verdict, timeline},
+    history::{Evidence, Outcome, Reply, Request},
+};
+
+const SECOND: u64 = 1_000_000_000;
+/// After a fault is healed its consequences still count as its own.
+const AFTERMATH: u64 = 5 * SECOND;
+
+/// What is kept of a run.
+#[derive(Debug)]
+pub struct Summary {
+    seed: u64,
+    valid: bool,
+    /// The checkers that did not find it valid.
+    bad: Vec<&'static str>,
+    ended: [usize; 3],
+    jobs: usize,
+    leader_changes: usize,
+    faults: Vec<Span>,
+    /// Accepted writes in each second.
+    writes: Vec<u32>,
+}
+
+#[derive(Debug)]
+struct Span {
+    kind: String,
+    /// Seconds after the first record.
+    from: f64,
+    to: f64,
+    /// The longest time without an accepted write, in milliseconds.
+    pause_ms: u64,
+}
+
+impl Summary {
+    /// Of a run that was judged.
+    #[must_use]
+    pub fn of(evidence: &Evidence, reports: &Reports) -> Self {
+        let start = evidence.records().next().map_or(0, |(_, record)| record.t_ns);
+        let end = evidence.records().next_back().map_or(0, |(_, record)| record.t_ns);
+        let mut ended = [0; 3];
+        for op in evidence.ops() {
+            let which = match op.outcome {
+                Outcome::Ok(_) => 0,
+                Outcome::Fail(_) => 1,
+                Outcome::Info => 2,
+            };
+            ended[which] += 1;
+        }
+        let accepted = |op: &crate::history::Op<'_>| match (op.request, op.reply()) {
+            (Request::Submit(_), Some(Reply::Submit(_))) => op.to_ns,
+            _ => None,
+        };
+        let mut acks: Vec<u64> = evidence.ops().filter_map(|op| accepted(&op)).collect();
+        acks.sort_unstable();
+        let mut writes = vec![0; usize::try_from((end - start) / SECOND + 1).unwrap_or(0)];
+        for at in &acks {
+            if let Some(second) = usize::try_from((at - start) / SECOND).ok().and_then(|at| writes.get_mut(at)) {
+                *second += 1;
+            }
+        }
+        let seconds = |t_ns: u64| (t_ns.saturating_sub(start)) as f64 / SECOND as f64;
+        let span = |stretch: &timeline::Stretch<'_>| {
+            let to = stretch.to_ns.unwrap_or(end);
+            let pause_ms = pause(&acks, stretch.from_ns, (to + AFTERMATH).min(end)) / 1_000_000;
+            Span { kind: stretch.fault.kind.clone(), from: seconds(stretch.from_ns), to: seconds(to), pause_ms }
+        };
+        let leaders = timeline::leaders(evidence);
+        let bad = |report: &&crate::check::Report| report.verdict() != Verdict::Valid;
+        Self {
+            seed: evidence.run().seed,
+            valid: reports.verdict() == Verdict::Valid,
+            bad: reports.0.iter().filter(bad).map(|report| report.name).collect(),
+            ended,
+            jobs: acks.len(),
+            leader_changes: leaders.windows(2).filter(|pair| pair[0].2 != pair[1].2).count(),
+            faults: timeline::faults(evidence).0.iter().map(span).collect(),
+            writes,
+        }
+    }
+}
+
+/// The longest time between two of these moments within a stretch.
+fn pause(acks: &[u64], from: u64, to: u64) -> u64 {
+    let first = acks.partition_point(|at| *at < from);
+    let last = acks.partition_point(|at| *at <= to);
+    let moments = [from].into_iter().chain(acks[first..last].iter().copied()).chain([to]);
+    moments.clone().zip(moments.skip(1)).map(|(before, after)| after - before).max().unwrap_or(0)
+}
+
+/// Writes `report.md` and `timeline.svg`.
+///
+/// # Errors
+/// Those of the files.
+pub fn write(to: &Path, summaries: &[Summary]) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    fs::write(to.join("report.md"), page(summaries))?;
+    fs::write(to.join("timeline.svg"), picture(summaries))
+}
+
+fn page(summaries: &[Summary]) -> String {
+    let sum = |of: fn(&Summary) -> usize| summaries.iter().map(of).sum::<usize>();
+    let mut page = format!(
+        "# Soak\n\n{} runs, {} with violations. {} operations ended well, {} certainly failed, {} are of unknown outcome; {} jobs \
+         accepted; {} changes of leader.\n\n",
+        summaries.len(),
+        sum(|run| usize::from(!run.valid)),
+        sum(|run| run.ended[0]),
+        sum(|run| run.ended[1]),
+        sum(|run| run.ended[2]),
+        sum(|run| run.jobs),
+        sum(|run| run.leader_changes),
+    );
+    for run in summaries.iter().filter(|run| !run.valid) {
+        let _ = writeln!(page, "- seed {}: {}", run.seed, run.bad.join(", "));
+    }
+    let mut kinds: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
+    for span in summaries.iter().flat_map(|run| &run.faults) {
+        kinds.entry(&span.kind).or_default().push(span.pause_ms);
+    }
+    let count: usize = kinds.values().map(Vec::len).sum();
+    let _ = write!(
+        page,
+        "\n{count} faults of {} kinds. Beside each, the longest time without an accepted write from its beginning to five \
+         seconds after its end, which other faults at the same time may have caused.\n\n| fault | times | median ms | longest ms |\n\
+         | --- | ---: | ---: | ---: |\n",
+        kinds.len(),
+    );
+    for (kind, mut pauses) in kinds {
+        pauses.sort_unstable();
+        let (median, longest) = (pauses[pauses.len() / 2], pauses[pauses.len() - 1]);
+        let _ = writeln!(page, "| {kind} | {} | {median} | {longest} |", pauses.len());
+    }
+    page.push_str("\n![accepted writes and faults over time](timeline.svg)\n");
+    page
+}
+
+/// Pixels per second of a run, at least a pixel for each run's second where there are few.
+const WIDTH: f64 = 1600.0;
+const ROW: f64 = 90.0;
+
+/// Each run is a row: accepted writes per second above, faults as bars below.
+fn picture(summaries: &[Summary]) -> String {
+    let longest = summaries.iter().map(|run| run.writes.len()).max().unwrap_or(1).max(1);
+    let most = summaries.iter().flat_map(|run| &run.writes).copied().max().unwrap_or(1).max(1);
+    let scale = WIDTH / longest as f64;
+    let height = ROW * summaries.len() as f64 + 10.0;
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" font-family=\"sans-serif\" \
+         font-size=\"9\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
+    );
+    for (row, run) in summaries.iter().enumerate() {
+        let top = row as f64 * ROW + 10.0;
+        let base = top + 50.0;
+        let colour = if run.valid { "#336699" } else { "#cc0000" };
+        let point = |(second, writes): (usize, &u32)| {
+            format!("{:.1},{:.1}", second as f64 * scale, base - f64::from(*writes) / f64::from(most) * 45.0)
+        };
+        let line: Vec<String> = run.writes.iter().enumerate().map(point).collect();
+        let _ = writeln!(svg, "<polyline fill=\"none\" stroke=\"{colour}\" points=\"{}\"/>", line.join(" "));
+        let verdict = if run.valid { String::new() } else { format!(": {}", run.bad.join(", ")) };
+        let _ =
+            writeln!(svg, "<text x=\"2\" y=\"{:.1}\" fill=\"{colour}\">seed {}{verdict}</text>", top + 6.0, run.seed);
+        for (number, span) in run.faults.iter().enumerate() {
+            let (x, y) = (span.from * scale, base + 4.0 + (number % 3) as f64 * 10.0);
+            let width = ((span.to - span.from) * scale).max(1.0);
+            let _ = writeln!(
+                svg,
+                "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"9\" fill=\"#eebb66\"/>\
+                 <text x=\"{x:.1}\" y=\"{:.1}\">{}</text>",
+                y + 8.0,
+                span.kind
+            );
+        }
+    }
+    svg.push_str("</svg>\n");
+    svg
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_pause_counts_from_the_beginning_and_to_the_end() {
+        let acks = [5, 10, 40, 45, 100];
+        assert_eq!(pause(&acks, 8, 47), 30);
+        assert_eq!(pause(&acks, 12, 47), 28);
+        assert_eq!(pause(&acks, 41, 90), 45);
+        assert_eq!(pause(&[], 3, 9), 6);
+    }
+
+    #[test]
+    fn a_page_and_a_picture_name_every_kind_and_every_bad_seed() {
+        let span = |kind: &str| Span { kind: kind.to_owned(), from: 1.0, to: 2.5, pause_ms: 700 };
+        let run = |seed, valid| Summary {
+            seed,
+            valid,
+            bad: if valid { Vec::new() } else { vec!["set"] },
+            ended: [10, 2, 1],
+            jobs: 7,
+            leader_changes: 1,
+            faults: vec![span("kill_leader"), span("halves")],
+            writes: vec![3, 0, 4],
+        };
+        let runs = [run(1, true), run(2, false)];
+        let (page, picture) = (page(&runs), picture(&runs));
+        assert!(page.contains("2 runs, 1 with violations. 20 operations ended well"), "{page}");
+        assert!(page.contains("- seed 2: set") && page.contains("| kill_leader | 2 | 700 | 700 |"), "{page}");
+        assert!(picture.contains("seed 2: set") && picture.matches("halves").count() == 2, "{picture}");
+    }
+}

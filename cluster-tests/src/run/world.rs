@@ -1,0 +1,339 @@
+//! What faults act upon: nodes and agents, each on a host of its own, and each node on a disk of its own.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use hodei_proto::v1::StatusRequest;
+use tempfile::TempDir;
+
+use super::field::{Field, Seat};
+use crate::{
+    Cluster,
+    disk::Disk,
+    history::{Capacity, Found, Inventory, Members, Note},
+    netns::{Host, Net},
+    processes,
+    schedule::Plan,
+    wait,
+};
+
+/// The size of a node's disk: enough for a few segments of a log.
+const DISK_MIB: u64 = 256;
+/// How many jobs an agent takes at once.
+const SLOTS: u64 = 4;
+/// How long a node may take to be known by its id.
+const KNOWN: Duration = Duration::from_secs(30);
+/// The process that says what the run is and what is done to it.
+pub const DRIVER: u32 = 0;
+
+/// See the module.
+#[derive(Debug)]
+pub struct World {
+    // In the order in which they are dropped: processes first, then their disks, then the network.
+    /// Nodes and agents.
+    pub cluster: Cluster,
+    /// Of each node.
+    pub disks: Vec<Disk>,
+    /// Between all of them.
+    pub net: Net,
+    /// Of each node.
+    pub nodes: Vec<Host>,
+    /// Of each agent.
+    pub agents: Vec<Host>,
+    /// What clients share.
+    pub field: Field,
+    /// By how many faults each node, and each agent, is reserved: another fault looks for others.
+    reserved: [Vec<u32>; 2],
+    /// By how many faults each node is held down.
+    held: Vec<u32>,
+    /// Whether clocks of nodes can be set.
+    clocks: bool,
+    ids: Vec<u64>,
+    dir: TempDir,
+}
+
+impl World {
+    /// So many nodes and agents, all of them well.
+    ///
+    /// # Panics
+    /// Without root, or where they do not come up.
+    pub async fn new(plan: &Plan) -> Self {
+        let (nodes, agents) = (plan.nodes, plan.agents);
+        let dir = tempfile::Builder::new().prefix("hodei-run-").tempdir().expect("a temporary directory");
+        let mut net = Net::new();
+        let hosts: Vec<Host> = (0..nodes).map(|_| net.host()).collect();
+        let agent_hosts: Vec<Host> = (0..agents).map(|_| net.host()).collect();
+        let disk = |index| Disk::in_memory(dir.path(), &format!("disk{index}"), DISK_MIB);
+        let disks: Vec<Disk> = (1..=nodes).map(disk).collect();
+        let clocks = plan.needs_clocks();
+        assert!(!clocks || Path::new(FAKETIME).exists(), "{FAKETIME} is missing: install the package libfaketime");
+        let mut cluster = Cluster::start_with(hosts.iter().zip(&disks), |node, (host, disk)| {
+            node.at(host);
+            node.data = disk.path().join("data");
+            if clocks {
+                let clock = clock_of(dir.path(), disk);
+                set_clock(&clock, 0);
+                node.env = faked(&clock);
+            }
+        })
+        .await;
+        let everywhere: Vec<usize> = (0..nodes).collect();
+        for (index, host) in agent_hosts.iter().enumerate() {
+            // Each begins at another node.
+            let mut gateways = everywhere.clone();
+            gateways.rotate_left(index % nodes);
+            cluster.agent_at(Some(host), &gateways, &["--capacity", &SLOTS.to_string()]).await;
+        }
+        let marks = dir.path().join("marks");
+        fs::create_dir(&marks).expect("a directory can be made");
+        // A copy: the first node's disk may be without power when a client is made.
+        let identity = dir.path().join("admin");
+        fs::create_dir(&identity).expect("a directory can be made");
+        for name in ["ca.pem", "cert.pem", "key.pem"] {
+            fs::copy(cluster.admin().join(name), identity.join(name)).expect("an identity can be copied");
+        }
+        let field = Field::new(plan.seed, identity, marks);
+        let mut world = Self {
+            cluster,
+            disks,
+            net,
+            nodes: hosts,
+            agents: agent_hosts,
+            field,
+            reserved: [vec![0; nodes], vec![0; agents]],
+            held: vec![0; nodes],
+            clocks,
+            ids: Vec::new(),
+            dir,
+        };
+        for index in 0..nodes {
+            world.ids.push(world.cluster.id_of(index).await);
+        }
+        world.seat();
+        let history = world.field.history();
+        for agent in &world.cluster.agents {
+            let slots = Capacity { slots: SLOTS, cpu_millis: u64::MAX, memory_mb: u64::MAX };
+            history.note(DRIVER, &agent.worker, Note::Worker(slots));
+        }
+        world.members();
+        world
+    }
+
+    /// Where everything is that the run writes.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Keeps everything that the run wrote.
+    pub fn keep(&mut self) {
+        self.dir.disable_cleanup(true);
+    }
+
+    /// Records which nodes are to serve.
+    pub fn members(&self) {
+        self.field.history().note(DRIVER, "", Note::Cluster(Members { nodes: self.ids.clone() }));
+    }
+
+    /// Tells clients where nodes are, and how often they were started.
+    fn seat(&self) {
+        let seat = |(index, id): (usize, &u64)| {
+            let node = &self.cluster.nodes[index];
+            Seat { id: *id, address: node.address, starts: node.starts() }
+        };
+        self.field.seat(self.ids.iter().enumerate().map(seat).collect());
+    }
+
+    /// A node's Raft id.
+    #[must_use]
+    pub fn id(&self, node: usize) -> u64 {
+        self.ids[node]
+    }
+
+    /// The Raft ids of nodes.
+    #[must_use]
+    pub fn ids(&self, nodes: &[usize]) -> Vec<u64> {
+        nodes.iter().map(|&node| self.ids[node]).collect()
+    }
+
+    /// The ids of workers.
+    #[must_use]
+    pub fn workers(&self, agents: &[usize]) -> Vec<String> {
+        agents.iter().map(|&agent| self.cluster.agents[agent].worker.clone()).collect()
+    }
+
+    /// Who leads, as far as anybody has said.
+    #[must_use]
+    pub fn leader(&self) -> Option<usize> {
+        let leader = self.field.leader()?;
+        self.ids.iter().position(|&id| id == leader)
+    }
+
+    /// Nodes that no fault acts upon.
+    #[must_use]
+    pub fn free(&self) -> Vec<usize> {
+        (0..self.nodes.len()).filter(|&node| self.reserved[0][node] == 0).collect()
+    }
+
+    /// Agents that no fault acts upon.
+    #[must_use]
+    pub fn free_agents(&self) -> Vec<usize> {
+        (0..self.agents.len()).filter(|&agent| self.reserved[1][agent] == 0).collect()
+    }
+
+    /// How many nodes are more than half of them.
+    #[must_use]
+    pub fn majority(&self) -> usize {
+        self.nodes.len() / 2 + 1
+    }
+
+    /// A fault begins or ceases to act upon these.
+    pub fn reserve(&mut self, nodes: &[usize], agents: &[usize], reserve: bool) {
+        for (which, counts) in [nodes, agents].into_iter().zip(&mut self.reserved) {
+            for &index in which {
+                counts[index] = if reserve { counts[index] + 1 } else { counts[index] - 1 };
+            }
+        }
+    }
+
+    /// kill -9, and keeps it down until [`World::release`].
+    pub fn hold(&mut self, node: usize) {
+        self.held[node] += 1;
+        self.cluster.nodes[node].kill();
+    }
+
+    /// Keeps it down without ending it: it ends by itself.
+    pub fn hold_down(&mut self, node: usize) {
+        self.held[node] += 1;
+    }
+
+    /// It may run again.
+    pub fn release(&mut self, node: usize) {
+        self.held[node] -= 1;
+    }
+
+    /// Whether clocks of nodes can be set.
+    #[must_use]
+    pub fn has_clocks(&self) -> bool {
+        self.clocks
+    }
+
+    /// Sets a node's wall clock so many seconds ahead.
+    pub fn set_clock(&self, node: usize, ahead: i64) {
+        set_clock(&clock_of(self.dir(), &self.disks[node]), ahead);
+    }
+
+    /// Starts what runs no more and may, as an init system does; where a node stopped by itself, says so.
+    pub fn supervise(&mut self) {
+        let mut changed = false;
+        for (index, node) in self.cluster.nodes.iter_mut().enumerate() {
+            if node.is_started() && node.process().is_gone() {
+                if self.held[index] == 0 {
+                    eprintln!("node {} ended by itself: {}", self.ids[index], last_line(&node.stderr()));
+                }
+                node.kill();
+            }
+            if !node.is_started() && self.held[index] == 0 {
+                node.launch(&["run"]);
+                changed = true;
+            }
+        }
+        if changed {
+            self.seat();
+        }
+    }
+
+    /// Everybody is as at the beginning: waits until each node serves, and learns ids that have changed.
+    ///
+    /// # Panics
+    /// If a node does not come back.
+    pub async fn whole(&mut self) {
+        self.supervise();
+        for index in 0..self.nodes.len() {
+            self.ids[index] = wait::until("the node answers by its id", KNOWN, || {
+                let client = self.cluster.client(index);
+                async move {
+                    let mut client = client.cluster();
+                    let asked = client.status(StatusRequest {});
+                    let said = tokio::time::timeout(Duration::from_secs(1), asked).await;
+                    Some(said.ok()?.ok()?.into_inner().answered_by)
+                }
+            })
+            .await;
+        }
+        self.seat();
+        self.members();
+    }
+
+    /// Records what attempts have left on this machine; `live` are those that may.
+    pub fn inventory(&self, live: Vec<String>) {
+        let workers: HashMap<&str, ()> = self.cluster.agents.iter().map(|agent| (agent.worker.as_str(), ())).collect();
+        let mut found = Vec::new();
+        for pid in processes::all() {
+            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            let variable = |name: &str| {
+                let prefix = format!("{name}=");
+                let of = environment.split(|&byte| byte == 0).find_map(|var| var.strip_prefix(prefix.as_bytes()));
+                of.map(|value| String::from_utf8_lossy(value).into_owned())
+            };
+            let Some(worker) = variable("HODEI_WORKER_ID") else { continue };
+            if let (true, Some(job), Some(attempt)) =
+                (workers.contains_key(worker.as_str()), variable("HODEI_JOB_ID"), variable("HODEI_ATTEMPT"))
+            {
+                found.push(Found {
+                    what: "process".to_owned(),
+                    id: pid.to_string(),
+                    owner: format!("{job}/{attempt}"),
+                });
+            }
+        }
+        for agent in &self.cluster.agents {
+            for name in attempts_below(&agent.data.join("attempts")) {
+                found.push(Found { what: "directory".to_owned(), id: name.clone(), owner: name });
+            }
+        }
+        self.field.history().note(DRIVER, "", Note::Inventory(Inventory { found, live }));
+    }
+}
+
+/// A library that tells processes another time than the kernel's.
+const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
+
+/// The environment of a process that goes by the clock in this file.
+fn faked(clock: &Path) -> Vec<(String, String)> {
+    let clock = clock.display().to_string();
+    let variables = [
+        ("LD_PRELOAD", FAKETIME),
+        ("FAKETIME_TIMESTAMP_FILE", &clock),
+        ("FAKETIME_NO_CACHE", "1"),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+        ("DONT_FAKE_MONOTONIC", "1"),
+    ];
+    variables.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec()
+}
+
+/// The file that a node's clock is in: not on its disk, which may fail.
+fn clock_of(dir: &Path, disk: &Disk) -> PathBuf {
+    dir.join(disk.path().file_name().unwrap_or_default()).with_extension("clock")
+}
+
+/// In one step: a process may read it at any time.
+fn set_clock(clock: &Path, ahead: i64) {
+    let new = clock.with_extension("new");
+    fs::write(&new, format!("{ahead:+}")).expect("a clock can be set");
+    fs::rename(&new, clock).expect("a clock can be set");
+}
+
+/// Directories of attempts, which an agent removes once the cluster knows all about them.
+fn attempts_below(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten();
+    entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect()
+}
+
+fn last_line(text: &str) -> &str {
+    text.trim_end().lines().next_back().unwrap_or("without a word")
+}

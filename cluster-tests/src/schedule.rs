@@ -1,0 +1,87 @@
+//! Which faults a run sees and when: made from a seed, written down, and read again for a replay.
+
+use rand::{Rng as _, SeedableRng as _, rngs::SmallRng, seq::IndexedRandom as _};
+use serde::{Deserialize, Serialize};
+
+use crate::nemesis::{self, Class, Kind};
+
+/// Between two rounds, in milliseconds: what must happen after faults are healed is looked at.
+const CALM_MS: u64 = 12_000;
+/// How long a fault lasts, in milliseconds.
+const LASTS_MS: std::ops::RangeInclusive<u64> = 5_000..=8_000;
+/// From the beginning of a fault to that of the next one.
+const APART_MS: std::ops::RangeInclusive<u64> = 1_500..=5_000;
+
+/// One fault.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// Which.
+    pub kind: String,
+    /// When it begins, in milliseconds after the warm-up.
+    pub at_ms: u64,
+    /// How long it lasts.
+    pub for_ms: u64,
+    /// Where its own choices come from.
+    pub seed: u64,
+}
+
+/// A run, before it is run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// What it is called.
+    pub scenario: String,
+    /// Where everything else comes from.
+    pub seed: u64,
+    /// How many nodes.
+    pub nodes: usize,
+    /// How many agents.
+    pub agents: usize,
+    /// In the order in which they begin.
+    pub steps: Vec<Step>,
+}
+
+impl Plan {
+    /// Each of these kinds once, in an order that the seed chooses, in rounds of up to `overlap` faults at a time. Kinds that
+    /// are to be judged by themselves are alone in their round.
+    #[must_use]
+    pub fn of(scenario: &str, seed: u64, nodes: usize, kinds: &[&'static Kind], overlap: usize) -> Self {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let mut steps = Vec::new();
+        let mut at_ms = 0;
+        let mut rounds: Vec<Vec<&Kind>> = Vec::new();
+        for &kind in kinds {
+            let open = rounds.last_mut().filter(|round| round.len() < overlap && !kind.alone && !round[0].alone);
+            match open {
+                Some(round) => round.push(kind),
+                None => rounds.push(vec![kind]),
+            }
+        }
+        for round in rounds {
+            let mut end = at_ms;
+            for kind in round {
+                let for_ms = rng.random_range(LASTS_MS);
+                steps.push(Step { kind: kind.name.to_owned(), at_ms, for_ms, seed: rng.random() });
+                end = end.max(at_ms + for_ms);
+                at_ms += rng.random_range(APART_MS);
+            }
+            at_ms = end + CALM_MS;
+        }
+        Self { scenario: scenario.to_owned(), seed, nodes, agents: 2, steps }
+    }
+
+    /// Whether a fault sets clocks.
+    #[must_use]
+    pub fn needs_clocks(&self) -> bool {
+        let sets = |step: &Step| nemesis::kinds().any(|kind| kind.class == Class::Clock && kind.name == step.kind);
+        self.steps.iter().any(sets)
+    }
+
+    /// So many faults of any kind that suits so many nodes.
+    #[must_use]
+    pub fn random(seed: u64, nodes: usize, faults: usize) -> Self {
+        let mut rng = SmallRng::seed_from_u64(seed ^ 0x5eed);
+        let fitting: Vec<&'static Kind> = nemesis::kinds().filter(|kind| kind.nodes <= nodes).collect();
+        let kinds: Vec<_> = (0..faults).filter_map(|_| fitting.choose(&mut rng).copied()).collect();
+        Self::of("random", seed, nodes, &kinds, 3)
+    }
+}

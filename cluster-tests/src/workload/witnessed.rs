@@ -1,0 +1,187 @@
+//! Jobs with an outside witness, each followed by a reader of its log who goes on elsewhere when a node fails it.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use hodei_proto::v1::{JobSelector, LogBatch, LogEvent, SubscribeLogsRequest, log_event::Kind};
+use rand::Rng as _;
+use tokio::task::JoinSet;
+use tonic::{Status, Streaming};
+use uuid::Uuid;
+
+use super::jobs;
+use crate::{
+    binaries,
+    check::logs::seeded::{Fold, Lines, Sent},
+    client::{GAP, shell},
+    history::{Body, LogEnd, LogFrom, Note, Record},
+    run::field::{Field, Seat},
+};
+
+/// Between two jobs.
+const PAUSE: Duration = Duration::from_millis(1_200);
+/// Before a reader goes on elsewhere.
+const AGAIN: Duration = Duration::from_millis(200);
+/// A reader whose node says nothing for so long goes on elsewhere.
+const SILENCE: Duration = Duration::from_secs(3);
+/// How long such a job runs, in milliseconds.
+const RUNS: std::ops::Range<u64> = 300..5_000;
+
+/// Submits one after the other and has each followed; gives the jobs that were accepted. Ends when all readers have.
+pub async fn submit(field: Field) -> Vec<String> {
+    let (proc, mut rng) = field.process();
+    let program = binaries::locate("witness").display().to_string();
+    let mut accepted = Vec::new();
+    let mut readers = JoinSet::new();
+    while !field.is_quiet() {
+        let id = Uuid::now_v7().to_string();
+        let run_ms = rng.random_range(RUNS);
+        let args = [&field.dir().display().to_string(), "--for-ms", &run_ms.to_string(), "--lines", "3"];
+        let spec = jobs::patient(shell(&program, &args));
+        let (seat, payload) = (field.any(&mut rng), format!("witness {run_ms}"));
+        if jobs::queue(&field, proc, seat, &id, None, spec, (&payload, Some(run_ms))).await.is_ok() {
+            readers.spawn(read(field.clone(), id.clone()));
+            accepted.push(id);
+        }
+        Field::pause(&mut rng, PAUSE).await;
+    }
+    while readers.join_next().await.is_some() {}
+    accepted
+}
+
+/// Follows a job's log to the end of the job, on any node, and elsewhere from where it broke.
+pub async fn read(field: Field, job: String) {
+    let (proc, mut rng) = field.process();
+    let mut reader = Reader { field: &field, proc, job, attempts: BTreeMap::new(), current: 1 };
+    // A job that nobody runs any more has no end to be waited for; what it has printed is read in the end.
+    while !field.is_over() {
+        let seat = field.any(&mut rng);
+        if reader.follow(seat, true).await.is_ok_and(|ended| ended) {
+            return;
+        }
+        Field::pause(&mut rng, AGAIN).await;
+    }
+}
+
+/// Reads what there is of a job's log on one node, whole.
+///
+/// # Errors
+/// The answer.
+pub async fn read_at(field: &Field, seat: Seat, job: &str, attempts: u32) -> Result<(), Status> {
+    let (proc, _) = field.process();
+    let mut reader = Reader { field, proc, job: job.to_owned(), attempts: BTreeMap::new(), current: 1 };
+    for attempt in 1..=attempts {
+        reader.current = attempt;
+        reader.follow(seat, false).await?;
+    }
+    Ok(())
+}
+
+struct Reader<'a> {
+    field: &'a Field,
+    proc: u32,
+    job: String,
+    /// The next sequence of each attempt, and stretches that are not recorded yet.
+    attempts: BTreeMap<u32, (u64, Fold)>,
+    current: u32,
+}
+
+impl Reader<'_> {
+    fn attempt(&mut self, number: u32) -> &mut (u64, Fold) {
+        let lines = Lines { job: self.job.clone(), attempt: number };
+        self.attempts.entry(number).or_insert_with(|| (1, Fold::new(lines)))
+    }
+
+    /// Whether the stream came to the end of the job, or of the attempt that was asked for.
+    async fn follow(&mut self, seat: Seat, follow: bool) -> Result<bool, Status> {
+        let (attempt, proc) = (self.current, self.proc);
+        let sequence = self.attempt(attempt).0;
+        self.begin(seat, attempt, sequence);
+        let job = Some(JobSelector { text: self.job.clone() });
+        let request =
+            SubscribeLogsRequest { job, attempt, follow, from_sequence: sequence, ..SubscribeLogsRequest::default() };
+        let mut client = self.field.client(seat, proc).logs();
+        let answer = tokio::time::timeout(SILENCE, client.subscribe_logs(request)).await;
+        let stream = answer.map_err(|_| Status::deadline_exceeded("no answer"))??.into_inner();
+        let ended = self.take(seat, stream, !follow).await;
+        for number in self.attempts.keys().copied().collect::<Vec<_>>() {
+            self.flush(seat, number);
+        }
+        ended
+    }
+
+    async fn take(&mut self, seat: Seat, mut stream: Streaming<LogEvent>, one: bool) -> Result<bool, Status> {
+        // A log that is silent may only wait for its job; the stream is asked again all the same.
+        while let Ok(event) = tokio::time::timeout(SILENCE, stream.message()).await {
+            match event?.and_then(|event| event.kind) {
+                Some(Kind::Batch(batch)) => self.batch(seat, &batch),
+                Some(Kind::AttemptEnd(end)) => {
+                    let number = end.attempt.as_ref().map_or(0, |attempt| attempt.attempt);
+                    self.enter(seat, number);
+                    self.flush(seat, number);
+                    let missing = end.missing_holders.iter().filter_map(|id| id.parse().ok()).collect();
+                    let lost = end.log.is_none();
+                    let end = LogEnd { attempt: number, complete: end.complete, lost, missing };
+                    self.note(seat, &Note::LogEnd(end));
+                    self.current = number + 1;
+                    if one {
+                        return Ok(true);
+                    }
+                }
+                Some(Kind::JobEnd(_)) => return Ok(true),
+                Some(Kind::Notice(_)) => {}
+                None => return Ok(false),
+            }
+        }
+        Ok(false)
+    }
+
+    fn batch(&mut self, seat: Seat, batch: &LogBatch) {
+        let number = batch.attempt.as_ref().map_or(0, |attempt| attempt.attempt);
+        self.enter(seat, number);
+        let mut parts = Vec::new();
+        let (next, fold) = self.attempt(number);
+        let mut at = 0;
+        for (i, (&len, &kind)) in batch.lens.iter().zip(&batch.kinds).enumerate() {
+            let bytes = batch.data.get(at..at + len as usize).unwrap_or_default();
+            at += len as usize;
+            let sequence = batch.first_sequence + i as u64;
+            let sent = match kind {
+                GAP => Sent::Gap(gap(bytes)),
+                stream => Sent::Line(stream, bytes),
+            };
+            parts.extend(fold.push(sequence, &sent));
+            *next = sequence + 1;
+        }
+        parts.into_iter().for_each(|part| self.note(seat, &Note::Log(part)));
+        self.flush(seat, number);
+    }
+
+    /// A further attempt's log begins where it was not asked for by itself.
+    fn enter(&mut self, seat: Seat, number: u32) {
+        if number > self.current {
+            self.current = number;
+            self.begin(seat, number, 1);
+        }
+    }
+
+    fn begin(&self, seat: Seat, attempt: u32, sequence: u64) {
+        self.note(seat, &Note::LogFrom(LogFrom { attempt, sequence }));
+    }
+
+    fn flush(&mut self, seat: Seat, number: u32) {
+        if let Some(part) = self.attempt(number).1.finish() {
+            self.note(seat, &Note::Log(part));
+        }
+    }
+
+    fn note(&self, seat: Seat, note: &Note) {
+        let record =
+            |t_ns| Record { node: Some(seat.id), ..Record::new(t_ns, self.proc, &self.job, Body::Note(note.clone())) };
+        self.field.history().push(record);
+    }
+}
+
+/// How many lines a gap record stands for.
+fn gap(bytes: &[u8]) -> u64 {
+    bytes.try_into().map_or(0, u64::from_le_bytes)
+}

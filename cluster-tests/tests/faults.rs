@@ -1,0 +1,78 @@
+//! A sample of every class of fault, judged by every checker. Which ones is up to a seed, by default the commit's, so that
+//! each commit has others; `HODEI_SEED` chooses it. The soak has all of them.
+
+use std::{env, process::Command};
+
+use cluster_tests::{
+    disk,
+    nemesis::{self, Class, Kind},
+    run::run,
+    schedule::Plan,
+};
+use rand::{SeedableRng as _, rngs::SmallRng, seq::IteratorRandom as _};
+
+/// Checkers that must find something to judge in every run.
+const ALWAYS: &[&str] = &[
+    "set",
+    "automaton",
+    "overlap",
+    "fence",
+    "wgl",
+    "order",
+    "logs",
+    "watch",
+    "raft",
+    "hash",
+    "residue",
+    "overcommit",
+    "liveness",
+];
+
+fn seed() -> u64 {
+    let commit = || {
+        let output = Command::new("git").args(["rev-parse", "HEAD"]).output().ok()?;
+        u64::from_str_radix(String::from_utf8(output.stdout).ok()?.get(..12)?, 16).ok()
+    };
+    env::var("HODEI_SEED").ok().and_then(|seed| seed.parse().ok()).or_else(commit).unwrap_or(1)
+}
+
+/// One fault by itself and two at once.
+async fn sample(class: Class, name: &str) {
+    if !disk::permitted() {
+        return;
+    }
+    let seed = seed();
+    let mut rng = SmallRng::seed_from_u64(seed ^ class as u64);
+    let fitting = nemesis::kinds().filter(|kind| kind.class == class && kind.nodes <= 3 && !kind.alone);
+    let mut kinds: Vec<&'static Kind> = fitting.choose_multiple(&mut rng, 2);
+    kinds.sort_by_key(|kind| kind.name);
+    println!("HODEI_SEED={seed}: {kinds:?}");
+    let judged = run(&Plan::of(name, seed, 3, &kinds, 2), ALWAYS, None).await;
+    println!("{}", judged.reports);
+    assert!(judged.is_valid(), "HODEI_SEED={seed} {kinds:?}\n{}\n{}", judged.reports, judged.folder.display());
+}
+
+#[tokio::test]
+async fn links_fail() {
+    sample(Class::Network, "network").await;
+}
+
+#[tokio::test]
+async fn nodes_die_and_stand_still() {
+    sample(Class::Process, "process").await;
+}
+
+#[tokio::test]
+async fn disks_lose_power_and_fill_up() {
+    sample(Class::Storage, "storage").await;
+}
+
+#[tokio::test]
+async fn agents_die_and_are_cut_off() {
+    sample(Class::Agents, "agents").await;
+}
+
+#[tokio::test]
+async fn clocks_jump() {
+    sample(Class::Clock, "clock").await;
+}
