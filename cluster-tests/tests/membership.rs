@@ -93,6 +93,20 @@ async fn a_removed_node_is_refused_for_good() {
 }
 
 #[tokio::test]
+async fn a_node_may_be_killed_as_soon_as_it_is_removed() {
+    let mut cluster = Cluster::start(3).await;
+    for gone in [1, 2] {
+        let id = cluster.id_of(gone).await;
+        cluster.cli_at(0).ok(&["cluster", "remove", &id.to_string()]).await;
+        cluster.nodes[gone].kill();
+    }
+    // Whoever led: what is left is a majority, of two and then of one.
+    cluster.cli_at(0).ok(&["job", "submit", "--", "true"]).await;
+    let status = cluster.status(0).await.unwrap();
+    assert_eq!(status["nodes"].as_array().unwrap().len(), 1, "{status}");
+}
+
+#[tokio::test]
 async fn a_directory_and_a_port_belong_to_one_process() {
     let mut cluster = Cluster::one().await;
     let second = cluster.prepare();

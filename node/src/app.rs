@@ -362,16 +362,17 @@ async fn takes_jobs(handle: &Handle, me: NodeId) {
     }
 }
 
-/// Resolves once this node has left: its removal is committed, and Raft goes on without it or has had time to.
+/// Resolves once this node has left: its removal is committed, and Raft goes on without it or has had time to. Until then
+/// the others may need its vote, be it for the change that ends that.
 async fn left(handle: &Handle, me: NodeId, told: &CancellationToken) {
     let mut members = handle.subscribe(Topic::Members);
     loop {
         let state = handle.view().state;
-        if state.member(me).is_some_and(|member| member.removed_at.is_some()) {
+        if told.is_cancelled() || state.member(me).is_some_and(|member| member.removed_at.is_some()) {
             break;
         }
         tokio::select! {
-            () = told.cancelled() => return,
+            () = told.cancelled() => {}
             changed = members.changed() => if changed.is_err() { return std::future::pending().await },
         }
     }
@@ -384,8 +385,5 @@ async fn left(handle: &Handle, me: NodeId, told: &CancellationToken) {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    tokio::select! {
-        () = told.cancelled() => {}
-        _ = timeout(LEAVE, out) => {}
-    }
+    let _ = timeout(LEAVE, out).await;
 }

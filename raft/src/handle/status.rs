@@ -32,7 +32,7 @@ pub struct Status {
     pub voters: Vec<NodeId>,
     /// Learners of it.
     pub learners: Vec<NodeId>,
-    /// A change of membership is under way.
+    /// A change of membership is under way: it has further steps, or is not known here to be committed.
     pub changing: bool,
     /// Whether a majority seems to be there.
     pub quorum: bool,
@@ -86,7 +86,7 @@ impl Handle {
             purged_index: metrics.purged.map_or(0, |id| id.index()),
             voters: membership.voter_ids().collect(),
             learners: membership.membership().learner_ids().collect(),
-            changing: membership.get_joint_config().len() > 1,
+            changing: membership.get_joint_config().len() > 1 || *membership.log_id() > applied,
             quorum: leader.is_some(),
             peers: peers.collect(),
             hash,

@@ -1,5 +1,7 @@
 //! What the cluster looks like from here, and changes of who leads and who belongs to it.
 
+use std::time::Duration;
+
 use hodei_proto::v1::{NodeStatus, RemoveResponse, StatusResponse, TransferLeaderResponse};
 use hodei_raft::MembershipError;
 use hodei_state::{
@@ -8,11 +10,14 @@ use hodei_state::{
     ids::{Caller, NodeId},
     registry::Member,
 };
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use tonic::Status;
 
 use super::Shared;
 use crate::{error, peers::hello};
+
+/// Between looks at a membership that is being changed.
+const LOOK: Duration = Duration::from_millis(20);
 
 impl Shared {
     /// Local knowledge: needs no quorum, and says whether there is one.
@@ -96,9 +101,15 @@ impl Shared {
         self.peers.book().borrow().address(member.id).unwrap_or(&member.address).to_owned()
     }
 
-    /// Removes a member for good. Its place in the Raft membership follows by the reconcile loop.
+    /// Removes a member for good. Its place in the Raft membership follows by the reconcile loop; returns once that has
+    /// happened, since until then its vote may be needed, and whoever asked for this stops it next.
     pub(super) async fn remove(&self, caller: Caller, node: NodeId, by: Instant) -> Result<RemoveResponse, Status> {
         let (_, position) = self.commit(caller, Command::RemoveNode { node }, by).await?;
+        timeout_at(by, self.votes_no_more(node)).await.map_err(|_| {
+            error::outcome_unknown(format!(
+                "node {node} is removed, but still has a vote: keep it running, and repeat this"
+            ))
+        })?;
         let mut warnings = vec![format!(
             "node {node} has held the key of the cluster's CA: if it is no longer trusted, the CA has to be rotated"
         )];
@@ -107,6 +118,18 @@ impl Shared {
             warnings.push(even("members", left));
         }
         Ok(RemoveResponse { warnings, position: Some(position) })
+    }
+
+    /// Resolves once Raft goes on without a node. Itself, a node cannot see more than that the change has begun.
+    async fn votes_no_more(&self, node: NodeId) {
+        loop {
+            let now = self.handle.status();
+            let member = now.voters.contains(&node) || now.learners.contains(&node);
+            if !member && (!now.changing || node == self.myself.node) {
+                return;
+            }
+            sleep(LOOK).await;
+        }
     }
 
     /// Returns once another node leads; any node may be asked.
