@@ -119,12 +119,17 @@ fn watch(watchdog: Pid) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Both are the last to go when memory is short, where that is permitted. Returns how it was before.
+/// Both are the last to go when memory is short, where that is permitted. Returns what the job is to have.
 fn protect() -> Option<String> {
     let path = "/proc/self/oom_score_adj";
-    let before = fs::read_to_string(path).ok()?.trim().to_owned();
-    File::options().write(true).open(path).and_then(|mut file| file.write_all(b"-1000")).ok()?;
-    Some(before)
+    let before = fs::read_to_string(path).ok()?;
+    let _ = File::options().write(true).open(path).and_then(|mut file| file.write_all(b"-1000"));
+    Some(score_of_job(&before))
+}
+
+/// What protects the agent is not for its jobs: these go before the agent, and before what else the machine serves.
+fn score_of_job(agents: &str) -> String {
+    agents.trim().parse().unwrap_or(0).max(0_i32).to_string()
 }
 
 /// In the list of arguments, which is the watchdog's so far. Only for people.
@@ -179,4 +184,14 @@ pub fn saw_the_end(record: &Path) -> bool {
 fn whole_file() -> libc::flock {
     let narrow = |constant: libc::c_int| libc::c_short::try_from(constant).expect("a small constant");
     libc::flock { l_type: narrow(libc::F_WRLCK), l_whence: narrow(libc::SEEK_SET), l_start: 0, l_len: 0, l_pid: 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_has_nothing_of_what_protects_its_agent_from_the_want_of_memory() {
+        assert_eq!(["-500\n", "-1000\n", "0\n", "300\n"].map(score_of_job), ["0", "0", "0", "300"]);
+    }
 }
