@@ -172,7 +172,7 @@ pub struct Retry {
     pub infrastructure: Option<u32>,
     /// For the job's own failures.
     pub failure: Option<u32>,
-    /// Which exit codes count for `failure`.
+    /// Which exit codes (1 to 255; 128+n for a signal) count for `failure`.
     #[serde(default)]
     pub exit_codes: Vec<i32>,
     /// For time-outs.

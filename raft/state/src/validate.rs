@@ -147,7 +147,9 @@ fn retry(retry: &Retry) -> Result<(), Invalid> {
         check(budget <= MAX_RETRIES, field, "at most 1,000")?;
     }
     check(retry.exit_codes.len() <= 64, "retry.exit_codes", "at most 64")?;
-    check(!retry.exit_codes.contains(&0), "retry.exit_codes", "codes other than 0, which is success")?;
+    for (at, code) in retry.exit_codes.iter().enumerate() {
+        check((1..=255).contains(code), &format!("retry.exit_codes[{at}]"), "1 to 255 (0 is success)")?;
+    }
     check(retry.backoff_max_ms <= DAY_MS, "retry.backoff_max", "at most 24 h")?;
     check(retry.backoff_initial_ms <= retry.backoff_max_ms, "retry.backoff_initial", "at most retry.backoff_max")
 }
