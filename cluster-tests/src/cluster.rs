@@ -3,6 +3,7 @@
 mod member;
 
 use std::{
+    fs,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -33,6 +34,7 @@ pub struct Cluster {
     pub agents: Vec<Agent>,
     /// The first one was made by `init`, the others joined.
     pub nodes: Vec<Node>,
+    admin: Option<PathBuf>,
     dir: TempDir,
 }
 
@@ -99,7 +101,7 @@ impl Cluster {
     #[must_use]
     pub fn empty() -> Self {
         let dir = tempfile::Builder::new().prefix("hodei-test-").tempdir().expect("a temporary directory");
-        Self { agents: Vec::new(), nodes: Vec::new(), dir }
+        Self { agents: Vec::new(), nodes: Vec::new(), admin: None, dir }
     }
 
     /// Reserves directory and address of a further node without starting it.
@@ -192,7 +194,19 @@ impl Cluster {
     /// The administrator's identity that `init` made.
     #[must_use]
     pub fn admin(&self) -> PathBuf {
-        self.nodes[0].data.join("admin")
+        self.admin.clone().unwrap_or_else(|| self.nodes[0].data.join("admin"))
+    }
+
+    /// Keeps the administrator's identity elsewhere, so that it outlives the first node's disk.
+    ///
+    /// # Panics
+    /// If it cannot be copied.
+    pub fn keep_admin(&mut self, to: &Path) {
+        fs::create_dir(to).expect("a directory can be made");
+        for name in ["ca.pem", "cert.pem", "key.pem"] {
+            fs::copy(self.admin().join(name), to.join(name)).expect("an identity can be copied");
+        }
+        self.admin = Some(to.to_owned());
     }
 
     /// The administrator's command line, with every running node as server.

@@ -6,6 +6,7 @@
 
 mod agents;
 mod clock;
+mod membership;
 mod network;
 mod process;
 mod storage;
@@ -48,10 +49,13 @@ pub enum Class {
     Agents,
     /// Clocks of nodes.
     Clock,
+    /// Who belongs to the cluster, and where.
+    Membership,
 }
 
 /// All there are.
-pub const KINDS: &[&[Kind]] = &[network::KINDS, process::KINDS, storage::KINDS, agents::KINDS, clock::KINDS];
+pub const KINDS: &[&[Kind]] =
+    &[network::KINDS, process::KINDS, storage::KINDS, agents::KINDS, clock::KINDS, membership::KINDS];
 
 /// All kinds, one after the other.
 pub fn kinds() -> impl Iterator<Item = &'static Kind> {
@@ -85,6 +89,8 @@ enum Undo {
     Empty(PathBuf),
     /// Kills a node and mounts its disk anew, with room below it.
     Replenish(usize),
+    /// Ends a node, wipes its disk, and has it join as a new one.
+    JoinAnew(usize),
     /// Sets a node's clock right.
     Clock(usize),
     /// Kills a node and mounts its disk anew.
@@ -146,6 +152,10 @@ pub fn heal(world: &mut World, mut active: Active) {
             Undo::Replenish(node) => {
                 world.cluster.nodes[node].kill();
                 world.disks[node].replenish();
+            }
+            Undo::JoinAnew(node) => {
+                world.join_anew(node);
+                world.release(node);
             }
             Undo::Clock(node) => world.set_clock(node, 0),
             Undo::Remount(node) => {

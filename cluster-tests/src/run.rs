@@ -33,7 +33,7 @@ use crate::{
     history::{Evidence, Note, Run},
     nemesis::{self, Active},
     schedule::{Plan, Step},
-    workload::{events, jobs, polls, witnessed},
+    workload::{events, jobs, polls, tokens, witnessed},
 };
 
 const WARM_UP: Duration = Duration::from_secs(3);
@@ -123,7 +123,10 @@ impl Clients {
         Self {
             polls: (0..plan.nodes).map(|index| tokio::spawn(polls::poll(field.clone(), index))).collect(),
             events: (0..2).map(|index| tokio::spawn(events::follow(field.clone(), index))).collect(),
-            submitters: (0..SUBMITTERS).map(|_| tokio::spawn(jobs::submit(field.clone()))).collect(),
+            submitters: (0..SUBMITTERS)
+                .map(|_| tokio::spawn(jobs::submit(field.clone())))
+                .chain([tokio::spawn(tokens::race(field.clone()))])
+                .collect(),
             witnessed: tokio::spawn(witnessed::submit(field.clone())),
         }
     }

@@ -76,6 +76,14 @@ impl Plan {
         self.steps.iter().any(sets)
     }
 
+    /// How many nodes may join while it runs: at most one for each fault of membership.
+    #[must_use]
+    pub fn joins(&self) -> usize {
+        let joins =
+            |step: &Step| nemesis::kinds().any(|kind| kind.class == Class::Membership && kind.name == step.kind);
+        self.steps.iter().filter(|step| joins(step)).count()
+    }
+
     /// So many faults of any kind that suits so many nodes.
     #[must_use]
     pub fn random(seed: u64, nodes: usize, faults: usize) -> Self {

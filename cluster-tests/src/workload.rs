@@ -6,6 +6,7 @@
 pub mod events;
 pub mod jobs;
 pub mod polls;
+pub mod tokens;
 pub mod witnessed;
 
 use std::{

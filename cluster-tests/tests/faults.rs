@@ -76,3 +76,8 @@ async fn agents_die_and_are_cut_off() {
 async fn clocks_jump() {
     sample(Class::Clock, "clock").await;
 }
+
+#[tokio::test]
+async fn members_move_and_are_replaced() {
+    sample(Class::Membership, "membership").await;
+}

@@ -156,6 +156,13 @@ impl Agent {
         self.process = Some(Proc::spawn(&format!("{}.{}", self.name, self.starts), &mut command, dir));
     }
 
+    /// From its next start on it knows these nodes.
+    pub fn serve(&mut self, addresses: &[String]) {
+        if let Some(at) = self.flags.iter().position(|flag| flag == "--server") {
+            self.flags[at + 1] = addresses.join(",");
+        }
+    }
+
     /// The number of its process, while it runs.
     #[must_use]
     pub fn pid(&self) -> Option<Pid> {

@@ -127,6 +127,15 @@ impl Field {
         clients.entry((seat.address, lane % 16)).or_insert_with(made).clone()
     }
 
+    /// A connection to a node of somebody without an identity.
+    ///
+    /// # Panics
+    /// If there is no CA to trust.
+    #[must_use]
+    pub fn stranger(&self, seat: Seat) -> Client {
+        Client::without_identity(seat.address, &self.inner.identity).expect("there is a CA to trust")
+    }
+
     /// The number of a new process, and its own random numbers.
     #[must_use]
     pub fn process(&self) -> (u32, SmallRng) {

@@ -53,6 +53,10 @@ pub struct World {
     /// Whether clocks of nodes can be set.
     clocks: bool,
     ids: Vec<u64>,
+    /// How each node is started.
+    verbs: Vec<Vec<String>>,
+    /// For nodes that join later: made while there is a majority.
+    tokens: Vec<String>,
     dir: TempDir,
 }
 
@@ -88,15 +92,15 @@ impl World {
             gateways.rotate_left(index % nodes);
             cluster.agent_at(Some(host), &gateways, &["--capacity", &SLOTS.to_string()]).await;
         }
+        let mut tokens = Vec::new();
+        for _ in 0..plan.joins() {
+            tokens.push(cluster.token("node").await);
+        }
         let marks = dir.path().join("marks");
         fs::create_dir(&marks).expect("a directory can be made");
-        // A copy: the first node's disk may be without power when a client is made.
-        let identity = dir.path().join("admin");
-        fs::create_dir(&identity).expect("a directory can be made");
-        for name in ["ca.pem", "cert.pem", "key.pem"] {
-            fs::copy(cluster.admin().join(name), identity.join(name)).expect("an identity can be copied");
-        }
-        let field = Field::new(plan.seed, identity, marks);
+        // The first node's disk may be without power, or wiped.
+        cluster.keep_admin(&dir.path().join("admin"));
+        let field = Field::new(plan.seed, cluster.admin(), marks);
         let mut world = Self {
             cluster,
             disks,
@@ -108,6 +112,8 @@ impl World {
             held: vec![0; nodes],
             clocks,
             ids: Vec::new(),
+            verbs: vec![vec!["run".to_owned()]; nodes],
+            tokens,
             dir,
         };
         for index in 0..nodes {
@@ -227,6 +233,51 @@ impl World {
         set_clock(&clock_of(self.dir(), &self.disks[node]), ahead);
     }
 
+    /// kill -9, and lets it listen at another port from then on. It is told where the others are now.
+    pub fn relocate(&mut self, node: usize) {
+        let of = &mut self.cluster.nodes[node];
+        of.kill();
+        of.address.set_port(of.address.port() + 1);
+        self.seat();
+        for index in 0..self.nodes.len() {
+            let others = self.others(index);
+            match self.verbs[index][0].as_str() {
+                "join" => self.verbs[index][1] = others,
+                _ => self.verbs[index] = ["run", "--peer", &others].map(str::to_owned).to_vec(),
+            }
+        }
+    }
+
+    /// Starts agents again with the addresses that nodes have now.
+    pub fn relocate_agents(&mut self) {
+        let addresses: Vec<String> = self.cluster.nodes.iter().map(|node| node.address.to_string()).collect();
+        for agent in self.cluster.agents.iter_mut().filter(|agent| agent.pid().is_some()) {
+            agent.kill();
+            agent.serve(&addresses);
+            agent.start();
+        }
+    }
+
+    /// Ends a node and wipes its disk; when it is started next it joins as a new one.
+    ///
+    /// # Panics
+    /// If there is no token left for it, or the disk cannot be wiped.
+    pub fn join_anew(&mut self, node: usize) {
+        self.cluster.nodes[node].kill();
+        let data = self.cluster.nodes[node].data.clone();
+        if data.exists() {
+            fs::remove_dir_all(&data).expect("a disk can be wiped");
+        }
+        let token = self.tokens.pop().expect("the plan says how many nodes join");
+        self.verbs[node] = ["join", &self.others(node), "--token", &token].map(str::to_owned).to_vec();
+    }
+
+    /// The addresses of all other nodes.
+    fn others(&self, than: usize) -> String {
+        let others = self.cluster.nodes.iter().enumerate().filter(|(index, _)| *index != than);
+        others.map(|(_, node)| node.address.to_string()).collect::<Vec<_>>().join(",")
+    }
+
     /// Starts what runs no more and may, as an init system does; where a node stopped by itself, says so.
     pub fn supervise(&mut self) {
         let mut changed = false;
@@ -238,7 +289,8 @@ impl World {
                 node.kill();
             }
             if !node.is_started() && self.held[index] == 0 {
-                node.launch(&["run"]);
+                let verb: Vec<&str> = self.verbs[index].iter().map(String::as_str).collect();
+                node.launch(&verb);
                 changed = true;
             }
         }
@@ -264,6 +316,9 @@ impl World {
                 }
             })
             .await;
+        }
+        for index in 0..self.nodes.len() {
+            self.verbs[index] = ["run", "--peer", &self.others(index)].map(str::to_owned).to_vec();
         }
         self.seat();
         self.members();

@@ -1,0 +1,145 @@
+//! One-time tokens, raced by several parties at several nodes, repeated and revoked.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use hodei_proto::v1::{self as wire, CreateTokenRequest, EnrollRequest, RevokeTokenRequest};
+use rand::{Rng as _, RngCore as _, rngs::SmallRng};
+use rcgen::{CertificateParams, KeyPair, PublicKeyData as _};
+use sha2::{Digest as _, Sha256};
+use tonic::Status;
+use uuid::Uuid;
+
+use crate::{
+    history::{CreateToken, Enroll, Enrolled, Reply, Request},
+    run::field::{Field, Seat, within},
+};
+
+/// Between two tokens.
+const PAUSE: Duration = Duration::from_millis(1_500);
+/// How often a party asks again that got no answer.
+const REPEATS: u32 = 3;
+
+/// Somebody who wants to be let in.
+struct Party {
+    nonce: [u8; 16],
+    request: Vec<u8>,
+    public_key: String,
+}
+
+impl Party {
+    fn new(rng: &mut SmallRng) -> Self {
+        let key = KeyPair::generate().expect("a key can be made");
+        let request = CertificateParams::default().serialize_request(&key).expect("a key can sign");
+        let mut nonce = [0; 16];
+        rng.fill_bytes(&mut nonce);
+        Self { nonce, request: request.der().to_vec(), public_key: hex(&Sha256::digest(key.subject_public_key_info())) }
+    }
+}
+
+/// A token that somebody holds.
+struct Token {
+    id: String,
+    text: String,
+}
+
+/// One token after the other, until the end.
+pub async fn race(field: Field) {
+    let (proc, mut rng) = field.process();
+    // Each party is a process of its own: they ask at the same time.
+    let procs = [field.process().0, field.process().0, field.process().0];
+    while !field.is_quiet() {
+        let uses = if rng.random_bool(0.2) { 2 } else { 1 };
+        let seat = field.any(&mut rng);
+        if let Ok(token) = create(&field, proc, seat, uses, &mut rng).await {
+            let parties: Vec<Party> = (0..rng.random_range(1..=3)).map(|_| Party::new(&mut rng)).collect();
+            let seeds: Vec<SmallRng> = parties.iter().map(|_| rand::SeedableRng::from_rng(&mut rng)).collect();
+            let entering = parties
+                .iter()
+                .zip(procs)
+                .zip(seeds)
+                .map(|((party, proc), rng)| enter(&field, proc, &token, party, rng));
+            join_all(entering).await;
+            if rng.random_bool(0.25) {
+                revoke(&field, proc, field.any(&mut rng), &token.id).await;
+                let _ = enroll(&field, proc, field.any(&mut rng), &token, &Party::new(&mut rng)).await;
+            }
+        }
+        Field::pause(&mut rng, PAUSE).await;
+    }
+}
+
+/// Asks until there is a definite answer, on one node after the other, and sometimes once more.
+async fn enter(field: &Field, proc: u32, token: &Token, party: &Party, mut rng: SmallRng) {
+    for _ in 0..REPEATS {
+        let answer = enroll(field, proc, field.any(&mut rng), token, party).await;
+        if answer.is_ok() && rng.random_bool(0.6) {
+            return;
+        }
+        Field::pause(&mut rng, PAUSE / 8).await;
+    }
+}
+
+async fn create(field: &Field, proc: u32, seat: Seat, uses: u32, rng: &mut SmallRng) -> Result<Token, Status> {
+    let id = Uuid::now_v7().to_string();
+    let mut secret = [0; 32];
+    rng.fill_bytes(&mut secret);
+    let open = field.history().invoke(proc, seat.id, &id, Request::CreateToken(CreateToken { uses }));
+    let secret_sha256 = Sha256::digest(secret).to_vec();
+    let request = CreateTokenRequest { role: wire::Role::User.into(), ttl_ms: 0, uses, id: id.clone(), secret_sha256 };
+    let mut client = field.client(seat, proc).cluster();
+    let answer = within(client.create_token(Field::ask(request))).await.map(tonic::Response::into_inner);
+    open.answer(&answer, |_| (Reply::CreateToken, None));
+    answer.map(|made| Token { text: format!("hodei1.user.{}.{}", made.ca_hash, base32(&secret)), id })
+}
+
+async fn revoke(field: &Field, proc: u32, seat: Seat, id: &str) {
+    let open = field.history().invoke(proc, seat.id, id, Request::RevokeToken);
+    let request = RevokeTokenRequest { id: id.to_owned() };
+    let mut client = field.client(seat, proc).cluster();
+    let answer = within(client.revoke_token(Field::ask(request))).await.map(tonic::Response::into_inner);
+    open.answer(&answer, |done| (Reply::RevokeToken, done.position));
+}
+
+async fn enroll(field: &Field, proc: u32, seat: Seat, token: &Token, party: &Party) -> Result<(), Status> {
+    let asked = Enroll { nonce: hex(&party.nonce), public_key: party.public_key.clone() };
+    let open = field.history().invoke(proc, seat.id, &token.id, Request::Enroll(asked));
+    let request = EnrollRequest {
+        token: token.text.clone(),
+        nonce: party.nonce.to_vec(),
+        csr_der: party.request.clone(),
+        ..EnrollRequest::default()
+    };
+    let mut client = field.stranger(seat).cluster();
+    let answer = within(client.enroll(Field::ask(request))).await.map(tonic::Response::into_inner);
+    open.answer(&answer, |done| {
+        let identity = done.identity.as_ref().map(|of| format!("{}/{}", of.role, of.id)).unwrap_or_default();
+        (Reply::Enroll(Enrolled { identity }), done.position)
+    });
+    answer.map(|_| ())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// RFC 4648 in lower case, without padding.
+fn base32(bytes: &[u8]) -> String {
+    let bits = |at: usize| (0..5).fold(0, |value, bit| value << 1 | bit_of(bytes, at * 5 + bit));
+    (0..(bytes.len() * 8).div_ceil(5)).map(|at| char::from(b"abcdefghijklmnopqrstuvwxyz234567"[bits(at)])).collect()
+}
+
+fn bit_of(bytes: &[u8], at: usize) -> usize {
+    bytes.get(at / 8).map_or(0, |byte| usize::from(byte >> (7 - at % 8) & 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base_32_is_that_of_the_rfc() {
+        let pairs = [("", ""), ("f", "my"), ("fo", "mzxq"), ("foo", "mzxw6"), ("foobar", "mzxw6ytboi")];
+        pairs.iter().for_each(|(bytes, text)| assert_eq!(base32(bytes.as_bytes()), *text));
+    }
+}
