@@ -43,8 +43,11 @@ pub enum Stop {
         /// Between the two signals.
         grace: Duration,
     },
-    /// The agent ends: the attempt is killed and handed back.
-    HandBack,
+    /// The agent ends: the attempt gets SIGTERM, its grace period and SIGKILL, and is handed back.
+    HandBack {
+        /// The longest grace period.
+        within: Duration,
+    },
 }
 
 struct State {
@@ -194,7 +197,8 @@ impl Attempt {
     /// Asks its executor to stop it. A later request does not take back an earlier one, but hands back at once.
     pub fn stop(&self, stop: Stop) {
         self.stop.send_if_modified(|current| {
-            let newer = *current == Stop::No || (stop == Stop::HandBack && *current != Stop::HandBack);
+            let hands_back = |stop: &Stop| matches!(stop, Stop::HandBack { .. });
+            let newer = *current == Stop::No || (hands_back(&stop) && !hands_back(current));
             if newer {
                 *current = stop;
             }

@@ -9,6 +9,8 @@ use tokio::{
 
 use crate::{attempt::Stop, roster::Roster};
 
+/// The longest grace period of jobs that are handed back: whoever stops the agent waits for it.
+pub const GRACE_AT_MOST: Duration = Duration::from_secs(30);
 /// How long the results of jobs that were killed may take to be acknowledged.
 const HAND_BACK_WITHIN: Duration = Duration::from_secs(5);
 
@@ -41,7 +43,7 @@ impl Shutdown {
     }
 
     /// Waits until the process is asked to end, and then until its jobs have ended and their results are acknowledged.
-    /// Jobs that take longer than `patience` are killed and handed back. `announced` tells the cluster of it first, within a
+    /// Jobs that take longer than `patience` are terminated, killed after their grace period and handed back. `announced` tells the cluster of it first, within a
     /// time of its own, which counts too: until then jobs may be on their way, and none is declined that need not be.
     pub async fn drain(&self, roster: &Roster, patience: Duration, announced: impl Future<Output = ()>) -> Ending {
         self.at_least(1).await;
@@ -73,9 +75,9 @@ async fn hand_back(roster: &Roster, patience: Duration) {
     if timeout(patience, roster.empty()).await.is_ok() {
         return;
     }
-    tracing::warn!("jobs still run: they are killed and handed back");
-    roster.all().iter().for_each(|attempt| attempt.stop(Stop::HandBack));
-    if timeout(HAND_BACK_WITHIN, roster.empty()).await.is_err() {
+    tracing::warn!("jobs still run: they get SIGTERM, their grace period and SIGKILL, and are handed back");
+    roster.all().iter().for_each(|attempt| attempt.stop(Stop::HandBack { within: GRACE_AT_MOST }));
+    if timeout(GRACE_AT_MOST + HAND_BACK_WITHIN, roster.empty()).await.is_err() {
         tracing::warn!("not everything was acknowledged; it stays on disk for the next start");
     }
 }

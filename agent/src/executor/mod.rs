@@ -299,7 +299,9 @@ async fn wait_for_end(ear: &Ear, watchdog: &Voice, mut stops: watch::Receiver<St
                     let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
                     watchdog.say(&Order::Terminate { reason, grace_ms });
                 }
-                Stop::HandBack => watchdog.say(&Order::Kill(Cause::HandedBack)),
+                Stop::HandBack { within } => {
+                    watchdog.say(&Order::HandBack { within_ms: u64::try_from(within.as_millis()).unwrap_or(u64::MAX) });
+                }
             },
         }
     }

@@ -180,7 +180,7 @@ impl Plan {
         let (program, arguments) = match kind {
             Some(Kind::Shell(shell)) if !shell.cmd.is_empty() => {
                 let path = env.get("PATH").map_or("", String::as_str);
-                let program = lookup::program(&shell.cmd, path, &dir)?;
+                let program = lookup::program(&shell.cmd, path, &dir, user.map(|account| &account.ids))?;
                 (program, [&shell.cmd].into_iter().chain(&shell.args).map(c_string).collect())
             }
             Some(Kind::Script(script)) => {

@@ -63,6 +63,15 @@ impl Fate {
         }
     }
 
+    /// The agent ends, and can wait for so long. What ends it already goes on to do so.
+    pub fn hand_back(&mut self, within: Duration, now: Boot) {
+        if self.cause == Cause::Itself {
+            self.cause = Cause::HandedBack;
+            self.terminate = true;
+            self.kill_at = Some(now.plus(self.grace.min(within)));
+        }
+    }
+
     /// It is to end at once. A lost lease is what counts most, a lost guardian least.
     pub fn kill(&mut self, cause: Cause, now: Boot) {
         if self.cause == Cause::Itself || (self.cause != Cause::LeaseLost && cause != Cause::Unguarded) {
@@ -173,5 +182,20 @@ mod tests {
         cancelled.cancel("enough".into(), GRACE, at(1));
         cancelled.kill(Cause::Unguarded, at(2));
         assert_eq!((cancelled.due(at(2)), cancelled.cause()), (Some(Due::Kill), &Cause::Cancelled("enough".into())));
+    }
+
+    #[test]
+    fn what_is_handed_back_has_its_grace_period_as_far_as_the_agent_can_wait() {
+        for (within, killed) in [(30, 12), (4, 6)] {
+            let mut fate = Fate::new(at(60), None, GRACE, at(0));
+            fate.hand_back(Duration::from_secs(within), at(2));
+            assert_eq!((fate.due(at(2)), fate.cause()), (Some(Due::Terminate), &Cause::HandedBack));
+            assert_eq!((fate.due(at(killed - 1)), fate.due(at(killed))), (None, Some(Due::Kill)));
+        }
+        let mut fate = Fate::new(at(60), None, GRACE, at(0));
+        fate.cancel("wished".to_owned(), Duration::from_secs(5), at(1));
+        fate.hand_back(Duration::from_secs(1), at(2));
+        assert_eq!((fate.due(at(2)), fate.cause()), (Some(Due::Terminate), &Cause::Cancelled("wished".to_owned())));
+        assert_eq!((fate.due(at(5)), fate.due(at(6))), (None, Some(Due::Kill)));
     }
 }

@@ -217,6 +217,9 @@ impl Watchdog {
             (Order::Terminate { reason, grace_ms }, Phase::Running(_, fate)) => {
                 fate.cancel(reason, Duration::from_millis(grace_ms), now);
             }
+            (Order::HandBack { within_ms }, Phase::Running(_, fate)) => {
+                fate.hand_back(Duration::from_millis(within_ms), now);
+            }
             (Order::Kill(cause), Phase::Running(_, fate)) => fate.kill(cause, now),
             (Order::Forget, Phase::Told { .. }) => self.phase = Phase::Over,
             _ => {}

@@ -31,6 +31,11 @@ pub enum Order {
         /// Between the two signals.
         grace_ms: u64,
     },
+    /// SIGTERM, then SIGKILL after the job's own grace period, or after this time where that is shorter: the agent ends.
+    HandBack {
+        /// The longest time between the two signals.
+        within_ms: u64,
+    },
     /// SIGKILL at once.
     Kill(Cause),
     /// The result is on disk: the watchdog may go.

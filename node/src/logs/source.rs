@@ -139,7 +139,8 @@ impl Task {
         for &holder in &place.holders {
             let turn = match (holder == self.hub.node(), &own) {
                 (true, Some(own)) => {
-                    self.publish(own.clone(), true);
+                    // Somebody else may have the rest.
+                    self.publish(own.clone(), place.figures.is_none());
                     if place.figures.is_some() { Turn::Short } else { self.until_moved(place, wakes).await }
                 }
                 (true, None) => Turn::Failed,
@@ -222,8 +223,8 @@ impl Task {
         if !matches!(waited, Ok(Ok(false))) {
             return Some(Turn::Failed);
         }
-        self.publish(cache.clone(), true);
         let place = Place::of(&self.hub.ledger().state(), self.key);
+        self.publish(cache.clone(), place.figures.is_none() || place.is_reached(cache));
         match place.figures {
             _ if mark.closed || place.is_reached(cache) => Some(Turn::Complete),
             Some(_) => Some(Turn::Short),

@@ -327,6 +327,27 @@ async fn without_follow_there_is_what_there_is() {
     }
 }
 
+/// The gateway of an ended attempt's worker has only the beginning of its log: the last lines are those of the whole.
+#[tokio::test]
+async fn the_tail_is_that_of_the_longest_copy() {
+    let nodes = Nodes::new();
+    let (first, second, reading) = (nodes.start(1), nodes.start(2), nodes.start(3));
+    let attempt = nodes.replica.assigned();
+    let batches = [lines(1, &["a\n", "b\n"]), lines(3, &["c\n", "d\n", "e\n"])];
+    write(&first, attempt, batches[0].clone()).await;
+    nodes.place(attempt, 1);
+    for batch in &batches {
+        write(&second, attempt, batch.clone()).await;
+    }
+    nodes.place(attempt, 2);
+    nodes.replica.result(attempt, figures(&batches));
+    for hub in [&first, &second, &reading] {
+        let mut reader = Reader::open(hub, &v1::SubscribeLogsRequest { tail: 2, ..Default::default() });
+        assert_eq!(reader.text(2).await, "d\ne\n");
+        assert!(reader.attempt_end().await.complete);
+    }
+}
+
 /// Somebody who reads nothing holds up neither the writer nor another reader.
 #[tokio::test]
 async fn a_slow_subscriber_slows_nobody() {
