@@ -43,7 +43,7 @@ pub fn duration_ms(text: &str) -> Result<u64, BadUnit> {
 }
 
 /// Mebibytes of `512M`, rounded up. K, M, G, T (also with `i` or `iB`) are powers of 1,024; KB, MB, GB, TB are powers
-/// of 1,000, as their names say; `B` or no unit is bytes.
+/// of 1,000, as their names say; `B` is bytes. A number without a unit could mean anything and is none, but for 0.
 ///
 /// # Errors
 /// The text is no size.
@@ -53,7 +53,8 @@ pub fn size_mb(text: &str) -> Result<u64, BadUnit> {
     let (number, unit) = split_number(text.trim());
     let number: u64 = number.parse().map_err(|_| bad.clone())?;
     let factor: u64 = match unit {
-        "" | "B" => 1,
+        "" if number == 0 => 1,
+        "B" => 1,
         "K" | "k" | "Ki" | "KiB" => 1 << 10,
         "M" | "m" | "Mi" | "MiB" => 1 << 20,
         "G" | "g" | "Gi" | "GiB" => 1 << 30,
@@ -133,7 +134,7 @@ mod tests {
         for (text, mb) in [("512M", 512), ("2GiB", 2048), ("1B", 1), ("0", 0), ("1500KB", 2), ("1T", 1 << 20)] {
             assert_eq!(size_mb(text), Ok(mb), "{text}");
         }
-        for text in ["", "M", "1.5G", "-1M", "1Q", "99999999T"] {
+        for text in ["", "M", "512", "1.5G", "-1M", "1Q", "99999999T"] {
             assert_eq!(size_mb(text), Err(BadUnit(SIZE)), "{text}");
         }
     }
