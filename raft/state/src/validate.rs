@@ -150,6 +150,7 @@ fn retry(retry: &Retry) -> Result<(), Invalid> {
     for (at, code) in retry.exit_codes.iter().enumerate() {
         check((1..=255).contains(code), &format!("retry.exit_codes[{at}]"), "1 to 255 (0 is success)")?;
     }
+    check(retry.backoff_initial_ms <= DAY_MS, "retry.backoff_initial", "at most 24 h")?;
     check(retry.backoff_max_ms <= DAY_MS, "retry.backoff_max", "at most 24 h")?;
     check(retry.backoff_initial_ms <= retry.backoff_max_ms, "retry.backoff_initial", "at most retry.backoff_max")
 }
