@@ -10,20 +10,12 @@ use std::{
 };
 
 use fake::{
-    Agent, Cluster, KIND, Manners, Node, PATIENCE, parent, printed_pid, script, signal, started, text, until_empty,
-    until_gone,
+    Agent, Cluster, KIND, Manners, Node, parent, printed_pid, script, signal, started, text, until_empty, until_gone,
+    until_there,
 };
 use hodei_agent::executor::cgroup::CgroupRoot;
 use hodei_proto::v1::{CancelAttempt, KeepAlive, Release, SecretValue, node_message::Kind};
 use nix::sys::signal::Signal;
-
-async fn appears(path: &std::path::Path) {
-    let begun = Instant::now();
-    while !path.exists() {
-        assert!(begun.elapsed() < PATIENCE, "{} never appears", path.display());
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
 
 #[tokio::test]
 async fn a_job_goes_on_under_the_next_agent_and_not_a_line_is_lost_or_doubled() {
@@ -234,7 +226,7 @@ async fn a_cancellation_goes_on_without_the_agent_that_passed_it_on() {
     let attempt = Some(key.to_wire());
     let cancel = CancelAttempt { attempt, session_id, reason: "enough".into(), grace_period_ms: 500 };
     cluster.say(Kind::Cancel(cancel)).await;
-    appears(&noticed).await;
+    until_there(&noticed).await;
     drop(agent);
     until_gone(watchdog).await;
     let _agent = Agent::start(dir.path(), vec![node.address.clone()]);

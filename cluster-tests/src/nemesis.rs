@@ -27,7 +27,7 @@ pub struct Kind {
     pub nodes: usize,
     /// What it brings about is judged by itself: no other fault at the same time.
     pub alone: bool,
-    begin: fn(&mut World, &mut SmallRng) -> Option<Done>,
+    begin: fn(&mut World, &mut SmallRng) -> Option<Active>,
 }
 
 impl std::fmt::Debug for Kind {
@@ -60,14 +60,6 @@ pub const KINDS: &[&[Kind]] =
 /// All kinds, one after the other.
 pub fn kinds() -> impl Iterator<Item = &'static Kind> {
     KINDS.iter().copied().flatten()
-}
-
-/// A fault that has begun.
-struct Done {
-    fault: Fault,
-    nodes: Vec<usize>,
-    agents: Vec<usize>,
-    undo: Vec<Undo>,
 }
 
 /// What takes a fault back.
@@ -128,9 +120,10 @@ impl Active {
 
 /// Begins a fault, if there is somebody left for it.
 pub fn begin(world: &mut World, kind: &Kind, rng: &mut SmallRng) -> Option<Active> {
-    let Done { fault, nodes, agents, undo } = (kind.begin)(world, rng)?;
-    world.reserve(&nodes, &agents, true);
-    Some(Active { fault: Fault { kind: kind.name.to_owned(), ..fault }, nodes, agents, undo })
+    let mut active = (kind.begin)(world, rng)?;
+    active.fault.kind = kind.name.to_owned();
+    world.reserve(&active.nodes, &active.agents, true);
+    Some(active)
 }
 
 /// Takes a fault back.

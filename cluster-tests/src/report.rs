@@ -139,7 +139,7 @@ fn page(summaries: &[Summary]) -> String {
     page
 }
 
-/// Pixels per second of a run, at least a pixel for each run's second where there are few.
+/// Of the picture, in pixels, for the longest run; and of each run.
 const WIDTH: f64 = 1600.0;
 const ROW: f64 = 90.0;
 

@@ -7,8 +7,13 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
+
+use crate::wait;
+
+/// How long a witness may keep silent: attempts may have to wait for the lease of an earlier one.
+const SOON: Duration = Duration::from_secs(60);
 
 /// One job's lock and file.
 #[derive(Debug)]
@@ -76,6 +81,18 @@ impl Witness {
     #[must_use]
     pub fn starts(&self) -> usize {
         self.marks().iter().filter(|mark| mark.what == "START").count()
+    }
+
+    /// Waits until so many attempts have begun.
+    pub async fn attempts(&self, count: usize) {
+        let what = format!("attempt {count} begins");
+        wait::until_true(&what, SOON, || async { self.starts() >= count }).await;
+    }
+
+    /// Waits until something new is written.
+    pub async fn beats(&self) {
+        let before = self.last();
+        wait::until_true("the job goes on", SOON, || async { self.last() > before }).await;
     }
 
     /// Checks that attempts came one after the other, under fences that grow.

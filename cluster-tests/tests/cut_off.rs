@@ -32,22 +32,12 @@ impl Job {
         let script = witness.script(&format!("[ ! -e {}.$HODEI_ATTEMPT ]", gate.display()), 0);
         let id = cluster.submit(&["--lost-after", "5s"], &["bash", "-c", &script]).await;
         let job = Self { id, witness, gate };
-        job.attempts(1).await;
+        job.witness.attempts(1).await;
         job
     }
 
     fn open_gate(&self, attempt: u32) {
         fs::write(self.gate.with_extension(format!("gate.{attempt}")), "").expect("the directory can be written to");
-    }
-
-    async fn attempts(&self, count: usize) {
-        let what = format!("attempt {count} begins");
-        wait::until_true(&what, SOON, || async { self.witness.starts() >= count }).await;
-    }
-
-    async fn beats(&self) {
-        let before = self.witness.last();
-        wait::until_true("the job goes on", SOON, || async { self.witness.last() > before }).await;
     }
 
     /// When an attempt last wrote something.
@@ -73,12 +63,12 @@ async fn cut_off_together(leads: bool) {
     let ending = Job::start(&cluster, "ending").await;
     let second = cluster.agent_at(Some(&near), &[0, 1], &["--capacity", "2"]).await;
     let [first, second] = [first, second].map(|agent| cluster.agents[agent].worker.clone());
-    lasting.beats().await;
+    lasting.witness.beats().await;
 
     let cut = now();
     net.part(&[&far], &[&near, &other]);
     // One ends by itself, and its agent has nobody to tell who could note it.
-    ending.beats().await;
+    ending.witness.beats().await;
     ending.open_gate(1);
     wait::until_true("it ends", SOON, || async { ending.witness.marks().iter().any(|mark| mark.what == "END") }).await;
     assert!(ending.last_of(1) - cut < LEASE, "this machine is too slow to tell the two ends apart");
@@ -91,7 +81,7 @@ async fn cut_off_together(leads: bool) {
 
     // The majority runs both again elsewhere, and not before.
     for job in [&lasting, &ending] {
-        job.attempts(2).await;
+        job.witness.attempts(2).await;
         let row = cluster.cli_at(0).json(&["job", "get", &job.id]).await;
         assert_eq!(row["worker_id"], second.as_str(), "{row}");
         assert_eq!(row["attempts"][0]["ended_by"], "expiry", "{row}");
@@ -107,7 +97,7 @@ async fn cut_off_together(leads: bool) {
     for job in [&lasting, &ending] {
         let row = cluster.job(&job.id).await;
         assert_eq!((&row["state"], &row["attempt"]), (&"Running".into(), &2.into()), "{row}");
-        job.beats().await;
+        job.witness.beats().await;
         job.open_gate(2);
         let row = cluster.wait_state(&job.id, "Succeeded").await;
         assert_eq!((&row["attempt"], &row["worker_id"]), (&2.into(), &second.as_str().into()), "{row}");

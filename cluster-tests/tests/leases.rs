@@ -32,24 +32,12 @@ impl Job {
         let id = cluster.submit(options, &["bash", "-c", &script]).await;
         let job = Self { id, witness, gate };
         cluster.wait_state(&job.id, "Running").await;
-        job.attempts(1).await;
+        job.witness.attempts(1).await;
         job
     }
 
     fn open_gate(&self) {
         fs::write(&self.gate, "").expect("the directory of the cluster can be written to");
-    }
-
-    /// Waits until so many attempts have begun.
-    async fn attempts(&self, count: usize) {
-        let what = format!("attempt {count} begins");
-        wait::until_true(&what, SOON, || async { self.witness.starts() >= count }).await;
-    }
-
-    /// Waits until something new is written.
-    async fn beats(&self) {
-        let before = self.witness.last();
-        wait::until_true("the job goes on", SOON, || async { self.witness.last() > before }).await;
     }
 
     /// It succeeds or fails as it was made to, in this attempt, and nothing ran twice at once.
@@ -83,7 +71,7 @@ async fn a_stopped_agents_job_dies_at_its_deadline_and_only_then_runs_elsewhere(
     let first = cluster.agent(&[0], &[]).await;
     let job = Job::start(&cluster, "job", &["--lost-after", "5s"], 0).await;
     let second = cluster.agent(&[0], &[]).await;
-    job.beats().await;
+    job.witness.beats().await;
     let stopped = now();
     cluster.agents[first].freeze();
     wait::until_true("its tree is dead while it is stopped", SOON, || async { cluster.job_processes().is_empty() })
@@ -91,8 +79,8 @@ async fn a_stopped_agents_job_dies_at_its_deadline_and_only_then_runs_elsewhere(
     let died = job.witness.last();
     assert!(died - stopped < LEASE + 0.5, "it lived for {} s", died - stopped);
     assert_eq!(job.witness.starts(), 1, "nothing else has begun before");
-    job.attempts(2).await;
-    job.beats().await;
+    job.witness.attempts(2).await;
+    job.witness.beats().await;
     cluster.agents[first].thaw();
     // It comes back, says what it has to say, and takes jobs again.
     let worker = cluster.agents[first].worker.clone();
@@ -110,9 +98,9 @@ async fn a_restarted_agent_adopts_its_jobs_and_not_a_line_is_lost() {
     let agent = cluster.agent(&[0], &[]).await;
     let job = Job::start(&cluster, "job", &["--lost-after", "5s"], 0).await;
     for _ in 0..3 {
-        job.beats().await;
+        job.witness.beats().await;
         cluster.agents[agent].kill();
-        job.beats().await;
+        job.witness.beats().await;
         cluster.agents[agent].start();
         let worker = cluster.agents[agent].worker.clone();
         cluster.wait_worker(&worker, |row| row["state"] == "Busy").await;
@@ -131,7 +119,7 @@ async fn a_job_that_ended_without_its_agent_is_reported_and_not_run_again() {
     let mut cluster = Cluster::one().await;
     let agent = cluster.agent(&[0], &[]).await;
     let job = Job::start(&cluster, "job", &["--lost-after", "5s"], 7).await;
-    job.beats().await;
+    job.witness.beats().await;
     cluster.agents[agent].kill();
     job.open_gate();
     nothing_is_left(&cluster).await;
@@ -147,14 +135,14 @@ async fn a_dead_agents_job_dies_at_its_deadline_and_runs_elsewhere() {
     let first = cluster.agent(&[0], &[]).await;
     let job = Job::start(&cluster, "job", &["--lost-after", "5s"], 0).await;
     cluster.agent(&[0], &[]).await;
-    job.beats().await;
+    job.witness.beats().await;
     let killed = now();
     cluster.agents[first].kill();
     // It goes on for as long as its lease lasts: an agent that comes back in time would adopt it.
-    job.beats().await;
+    job.witness.beats().await;
     nothing_is_left(&cluster).await;
     assert!(job.witness.last() - killed < LEASE + 0.5);
-    job.attempts(2).await;
+    job.witness.attempts(2).await;
     job.open_gate();
     job.ends(&cluster, "Succeeded", 2).await;
     // What the first attempt left is known to the next agent, which has nothing more to say of it.
@@ -175,7 +163,7 @@ async fn when_a_watchdog_is_killed_its_tree_dies_and_the_attempt_ends_as_lost() 
     let watchdogs = cluster.watchdogs();
     assert_eq!(watchdogs.len(), 1);
     kill(watchdogs[0], Signal::SIGKILL).unwrap();
-    job.attempts(2).await;
+    job.witness.attempts(2).await;
     job.open_gate();
     job.ends(&cluster, "Succeeded", 2).await;
     job.log_is_whole(&cluster).await;
@@ -197,9 +185,9 @@ async fn when_agent_and_watchdog_are_killed_at_once_nothing_lives_on_beside_the_
     let id = cluster.submit(&["--lost-after", "5s"], &["bash", "-c", &outer, "outer", &beating]).await;
     let job = Job { id, witness, gate };
     cluster.wait_state(&job.id, "Running").await;
-    job.attempts(1).await;
+    job.witness.attempts(1).await;
     let second = cluster.agent(&[0], &[]).await;
-    job.beats().await;
+    job.witness.beats().await;
     let watchdogs = cluster.watchdogs();
     assert_eq!((watchdogs.len(), cluster.guardians().len()), (1, 1));
     cluster.agents[first].freeze();
@@ -209,8 +197,8 @@ async fn when_agent_and_watchdog_are_killed_at_once_nothing_lives_on_beside_the_
     nothing_is_left(&cluster).await;
     assert!(job.witness.last() - killed < 2.0, "it lived for {} s", job.witness.last() - killed);
     assert_eq!(job.witness.starts(), 1, "the lease has not run out");
-    job.attempts(2).await;
-    job.beats().await;
+    job.witness.attempts(2).await;
+    job.witness.beats().await;
     // The next agent finds what the guardian has left, which is of no interest any more.
     cluster.agents[first].start();
     let worker = cluster.agents[first].worker.clone();
@@ -231,7 +219,7 @@ async fn what_agent_and_watchdog_left_together_is_free_when_the_agent_is_back() 
         kill(watchdog, Signal::SIGKILL).unwrap();
     }
     cluster.agents[agent].start();
-    job.attempts(2).await;
+    job.witness.attempts(2).await;
     job.open_gate();
     job.ends(&cluster, "Succeeded", 2).await;
     nothing_is_left(&cluster).await;
@@ -248,11 +236,11 @@ async fn an_outage_of_all_nodes_kills_no_job_and_loses_no_line_and_no_result() {
     wait::until_true("half of the outage", SOON, || async { begun.elapsed() > Duration::from_secs(10) }).await;
     ending.open_gate();
     wait::until_true("all of it", SOON, || async { begun.elapsed() > Duration::from_secs(20) }).await;
-    lasting.beats().await;
+    lasting.witness.beats().await;
     cluster.nodes.iter_mut().for_each(cluster_tests::Node::thaw);
     ending.ends(&cluster, "Failed", 1).await;
     assert_eq!(cluster.job(&ending.id).await["exit_code"], 5);
-    lasting.beats().await;
+    lasting.witness.beats().await;
     lasting.open_gate();
     lasting.ends(&cluster, "Succeeded", 1).await;
     lasting.log_is_whole(&cluster).await;
@@ -266,7 +254,7 @@ async fn an_agent_that_reaches_only_a_node_without_a_majority_gives_its_job_up_i
     let first = cluster.agent(&[2], &[]).await;
     let job = Job::start(&cluster, "job", &["--lost-after", "5s"], 0).await;
     cluster.agent(&[0], &[]).await;
-    job.beats().await;
+    job.witness.beats().await;
     let cut = now();
     for node in [0, 1] {
         cluster.nodes[node].freeze();
@@ -276,7 +264,7 @@ async fn an_agent_that_reaches_only_a_node_without_a_majority_gives_its_job_up_i
     for node in [0, 1] {
         cluster.nodes[node].thaw();
     }
-    job.attempts(2).await;
+    job.witness.attempts(2).await;
     job.open_gate();
     job.ends(&cluster, "Succeeded", 2).await;
     let worker = cluster.agents[first].worker.clone();
@@ -293,7 +281,7 @@ async fn a_job_outlives_leaders_that_die_and_one_that_was_stopped_revives_nothin
     let dead = cluster.leader().await;
     cluster.nodes[dead].kill();
     let stopped = cluster.leader_other_than(Some(dead)).await;
-    job.beats().await;
+    job.witness.beats().await;
     cluster.nodes[dead].restart().await;
     cluster.wait_healthy(3).await;
     // This one is stopped for longer than a lease with its margin, and wakes up as if it still led.
@@ -302,7 +290,7 @@ async fn a_job_outlives_leaders_that_die_and_one_that_was_stopped_revives_nothin
     wait::until_true("a lease has passed", SOON, || async { now() - begun > 15.0 + LATE }).await;
     cluster.nodes[stopped].thaw();
     cluster.wait_healthy(3).await;
-    job.beats().await;
+    job.witness.beats().await;
     job.open_gate();
     job.ends(&cluster, "Succeeded", 1).await;
     job.log_is_whole(&cluster).await;
@@ -332,7 +320,7 @@ async fn a_gateway_that_was_stopped_comes_back_to_nothing() {
     cluster.nodes[gateway].thaw();
     cluster.wait_healthy(3).await;
     // What it still had to say of the stream that it had is refused.
-    job.beats().await;
+    job.witness.beats().await;
     let row = cluster.wait_worker(&worker, moved).await;
     assert_eq!(row["state"], "Busy");
     job.open_gate();

@@ -29,26 +29,31 @@ pub async fn printed_pid(cluster: &Cluster, key: AttemptKey) -> u32 {
     cluster.until("a pid in the log", look).await
 }
 
-/// Waits until a process is gone (or a zombie that somebody else has to reap).
-pub async fn until_gone(pid: u32) {
-    let gone = async {
-        while std::fs::read_to_string(format!("/proc/{pid}/stat"))
-            .is_ok_and(|stat| !stat.rsplit_once(')').unwrap().1.starts_with(" Z"))
-        {
+/// Waits until something that nobody tells of is so.
+async fn until_true(what: &str, so: impl Fn() -> bool) {
+    let wait = async {
+        while !so() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(PATIENCE, gone).await.unwrap_or_else(|_| panic!("process {pid} still lives"));
+    timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("waited in vain: {what}"));
+}
+
+/// Waits until a process is gone (or a zombie that somebody else has to reap).
+pub async fn until_gone(pid: u32) {
+    let stat = || std::fs::read_to_string(format!("/proc/{pid}/stat"));
+    let gone = || !stat().is_ok_and(|stat| !stat.rsplit_once(')').unwrap().1.starts_with(" Z"));
+    until_true(&format!("process {pid} is gone"), gone).await;
 }
 
 /// Waits until a directory is empty.
 pub async fn until_empty(dir: &Path) {
-    let empty = async {
-        while std::fs::read_dir(dir).unwrap().next().is_some() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(PATIENCE, empty).await.unwrap_or_else(|_| panic!("{} is never empty", dir.display()));
+    until_true(&format!("{} is empty", dir.display()), || std::fs::read_dir(dir).unwrap().next().is_none()).await;
+}
+
+/// Waits until a file is there.
+pub async fn until_there(path: &Path) {
+    until_true(&format!("{} is there", path.display()), || path.exists()).await;
 }
 
 /// The parent of a process.

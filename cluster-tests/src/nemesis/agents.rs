@@ -3,14 +3,14 @@
 use nix::sys::signal::{Signal, kill};
 use rand::{rngs::SmallRng, seq::IndexedRandom as _};
 
-use super::{Class, Done, Kind, Undo, agent, leader, of_nodes};
+use super::{Active, Class, Kind, Undo, agent, leader, of_nodes};
 use crate::{
     history::Effect,
     netns::{Link, Way},
     run::world::World,
 };
 
-const fn kind(name: &'static str, begin: fn(&mut World, &mut SmallRng) -> Option<Done>) -> Kind {
+const fn kind(name: &'static str, begin: fn(&mut World, &mut SmallRng) -> Option<Active>) -> Kind {
     Kind { name, class: Class::Agents, nodes: 3, alone: false, begin }
 }
 
@@ -67,18 +67,18 @@ pub(super) const KINDS: &[Kind] = &[
         let mut fault = of_nodes(world, &[leader]);
         fault.minority = world.ids(&[leader]);
         fault.workers = world.workers(&[agent]);
-        Some(Done { fault, nodes: vec![leader], agents: vec![agent], undo: vec![Undo::Lift(laid)] })
+        Some(Active { fault, nodes: vec![leader], agents: vec![agent], undo: vec![Undo::Lift(laid)] })
     }),
 ];
 
-fn done(world: &World, agent: usize, undo: Undo) -> Done {
+fn done(world: &World, agent: usize, undo: Undo) -> Active {
     let mut fault = of_nodes(world, &[]);
     fault.workers = world.workers(&[agent]);
-    Done { fault, nodes: Vec::new(), agents: vec![agent], undo: vec![undo] }
+    Active { fault, nodes: Vec::new(), agents: vec![agent], undo: vec![undo] }
 }
 
 /// Cut off from all nodes: what it says, what it hears, or both.
-fn cut(world: &mut World, rng: &mut SmallRng, [mute, deaf]: [bool; 2]) -> Option<Done> {
+fn cut(world: &mut World, rng: &mut SmallRng, [mute, deaf]: [bool; 2]) -> Option<Active> {
     let agent = *world.free_agents().choose(rng)?;
     let host = &world.agents[agent];
     let ways = world.nodes.iter().flat_map(|node| {

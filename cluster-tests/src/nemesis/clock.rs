@@ -2,10 +2,10 @@
 
 use rand::{Rng as _, rngs::SmallRng};
 
-use super::{Class, Done, Kind, Undo, everyone, follower, leader, of_nodes};
+use super::{Active, Class, Kind, Undo, everyone, follower, leader, of_nodes};
 use crate::run::world::World;
 
-const fn kind(name: &'static str, begin: fn(&mut World, &mut SmallRng) -> Option<Done>) -> Kind {
+const fn kind(name: &'static str, begin: fn(&mut World, &mut SmallRng) -> Option<Active>) -> Kind {
     Kind { name, class: Class::Clock, nodes: 3, alone: false, begin }
 }
 
@@ -27,7 +27,7 @@ pub(super) const KINDS: &[Kind] = &[
     }),
 ];
 
-fn jump(world: &mut World, nodes: &[usize], way: i64, rng: &mut SmallRng) -> Option<Done> {
+fn jump(world: &mut World, nodes: &[usize], way: i64, rng: &mut SmallRng) -> Option<Active> {
     let seconds = way * rng.random_range(60..=3_600);
     if !world.has_clocks() {
         return None;
@@ -36,5 +36,5 @@ fn jump(world: &mut World, nodes: &[usize], way: i64, rng: &mut SmallRng) -> Opt
     let mut fault = of_nodes(world, nodes);
     fault.detail = format!("{seconds} s");
     let undo = nodes.iter().map(|&node| Undo::Clock(node)).collect();
-    Some(Done { fault, nodes: nodes.to_vec(), agents: Vec::new(), undo })
+    Some(Active { fault, nodes: nodes.to_vec(), agents: Vec::new(), undo })
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use hodei_proto::v1::RemoveRequest;
 use rand::rngs::SmallRng;
 
-use super::{Class, Done, Kind, Undo, everyone, follower, leader, of_nodes};
+use super::{Active, Class, Kind, Undo, everyone, follower, leader, of_nodes};
 use crate::run::{
     field::{Field, within},
     world::World,
@@ -14,12 +14,12 @@ use crate::run::{
 /// How often somebody tries to have a node removed.
 const AGAIN: Duration = Duration::from_millis(500);
 
-const fn kind(name: &'static str, begin: fn(&mut World, &mut SmallRng) -> Option<Done>) -> Kind {
+const fn kind(name: &'static str, begin: fn(&mut World, &mut SmallRng) -> Option<Active>) -> Kind {
     Kind { name, class: Class::Membership, nodes: 3, alone: false, begin }
 }
 
 /// Of two such at once a cluster of three does not recover: the second disk is that of a majority.
-const fn alone(name: &'static str, begin: fn(&mut World, &mut SmallRng) -> Option<Done>) -> Kind {
+const fn alone(name: &'static str, begin: fn(&mut World, &mut SmallRng) -> Option<Active>) -> Kind {
     Kind { alone: true, ..kind(name, begin) }
 }
 
@@ -48,16 +48,16 @@ pub(super) const KINDS: &[Kind] = &[
 ];
 
 /// Killed, and started again somewhere else.
-fn moved(world: &mut World, nodes: &[usize]) -> Done {
+fn moved(world: &mut World, nodes: &[usize]) -> Active {
     nodes.iter().for_each(|&node| world.relocate(node));
     if nodes.len() == world.nodes.len() {
         world.relocate_agents();
     }
-    Done { fault: of_nodes(world, nodes), nodes: nodes.to_vec(), agents: Vec::new(), undo: Vec::new() }
+    Active { fault: of_nodes(world, nodes), nodes: nodes.to_vec(), agents: Vec::new(), undo: Vec::new() }
 }
 
 /// Somebody removes it from the cluster; it comes back as a new node, with an empty disk.
-fn gone(world: &World, node: usize) -> Done {
+fn gone(world: &World, node: usize) -> Active {
     let (id, field) = (world.id(node), world.field.clone());
     tokio::spawn(async move {
         while !field.is_quiet() {
@@ -73,5 +73,5 @@ fn gone(world: &World, node: usize) -> Done {
             }
         }
     });
-    Done { fault: of_nodes(world, &[node]), nodes: vec![node], agents: Vec::new(), undo: vec![Undo::JoinAnew(node)] }
+    Active { fault: of_nodes(world, &[node]), nodes: vec![node], agents: Vec::new(), undo: vec![Undo::JoinAnew(node)] }
 }

@@ -4,18 +4,18 @@ use std::{sync::mpsc, thread, time::Duration};
 
 use rand::{Rng as _, rngs::SmallRng, seq::IndexedRandom as _};
 
-use super::{Class, Done, Kind, Undo, everyone, follower, leader, majority, moment, of_nodes};
+use super::{Active, Class, Kind, Undo, everyone, follower, leader, majority, moment, of_nodes};
 use crate::{
     history::Effect,
     netns::{Link, Way},
     run::world::World,
 };
 
-const fn kind(name: &'static str, begin: fn(&mut World, &mut SmallRng) -> Option<Done>) -> Kind {
+const fn kind(name: &'static str, begin: fn(&mut World, &mut SmallRng) -> Option<Active>) -> Kind {
     Kind { name, class: Class::Network, nodes: 3, alone: false, begin }
 }
 
-const fn alone(name: &'static str, begin: fn(&mut World, &mut SmallRng) -> Option<Done>) -> Kind {
+const fn alone(name: &'static str, begin: fn(&mut World, &mut SmallRng) -> Option<Active>) -> Kind {
     Kind { name, class: Class::Network, nodes: 3, alone: true, begin }
 }
 
@@ -74,25 +74,25 @@ fn others(world: &World, than: usize) -> Vec<usize> {
     (0..world.nodes.len()).filter(|&node| node != than).collect()
 }
 
-fn lay(world: &World, nodes: Vec<usize>, ways: Vec<Way>, link: Link) -> Done {
+fn lay(world: &World, nodes: Vec<usize>, ways: Vec<Way>, link: Link) -> Active {
     let laid = world.net.lay(ways.into_iter().map(|way| (way, link)).collect());
     let mut fault = of_nodes(world, &nodes);
     fault.detail = format!("{link:?}");
-    Done { fault, nodes, agents: Vec::new(), undo: vec![Undo::Lift(laid)] }
+    Active { fault, nodes, agents: Vec::new(), undo: vec![Undo::Lift(laid)] }
 }
 
-fn cut(world: &World, nodes: Vec<usize>, ways: Vec<Way>) -> Done {
+fn cut(world: &World, nodes: Vec<usize>, ways: Vec<Way>) -> Active {
     lay(world, nodes, ways, Link::CUT)
 }
 
-fn isolate(world: &World, node: usize) -> Option<Done> {
+fn isolate(world: &World, node: usize) -> Option<Active> {
     let mut done = cut(world, vec![node], ways(world, &[node], &others(world, node)));
     done.fault.minority = world.ids(&[node]);
     Some(done)
 }
 
 /// A minority with the leader, and a majority without it.
-fn halves(world: &mut World, rng: &mut SmallRng) -> Option<Done> {
+fn halves(world: &mut World, rng: &mut SmallRng) -> Option<Active> {
     let (mut majority, mut minority) = majority(world, rng)?;
     // The leader goes with the smaller part: it came first.
     if let (Some(with), true) = (minority.first_mut(), world.leader().is_some()) {
@@ -104,7 +104,7 @@ fn halves(world: &mut World, rng: &mut SmallRng) -> Option<Done> {
 }
 
 /// Each node sees a majority, and no two see the same one.
-fn ring(world: &mut World, _: &mut SmallRng) -> Option<Done> {
+fn ring(world: &mut World, _: &mut SmallRng) -> Option<Active> {
     let nodes = everyone(world)?;
     let count = nodes.len();
     let apart = |one: usize, other: usize| {
@@ -119,14 +119,14 @@ fn ring(world: &mut World, _: &mut SmallRng) -> Option<Done> {
 }
 
 /// Two halves that only one node sees both of.
-fn bridge(world: &mut World, _: &mut SmallRng) -> Option<Done> {
+fn bridge(world: &mut World, _: &mut SmallRng) -> Option<Active> {
     let nodes = everyone(world)?;
     let half = nodes.len() / 2;
     let ways = ways(world, &nodes[..half], &nodes[half + 1..]);
     Some(cut(world, nodes, ways))
 }
 
-fn one_way(world: &World, node: usize, mute: bool) -> Option<Done> {
+fn one_way(world: &World, node: usize, mute: bool) -> Option<Active> {
     let to = |other: usize| {
         let (from, to) = if mute { (node, other) } else { (other, node) };
         world.nodes[from].to(&world.nodes[to])
@@ -138,7 +138,7 @@ fn one_way(world: &World, node: usize, mute: bool) -> Option<Done> {
 }
 
 /// All links between nodes are bad, so that it can be had beside other faults.
-fn bad(world: &World, link: Link) -> Done {
+fn bad(world: &World, link: Link) -> Active {
     let nodes: Vec<usize> = (0..world.nodes.len()).collect();
     let mut done = lay(world, nodes.clone(), ways(world, &nodes, &nodes), link);
     // It keeps nobody from anything, so that other faults may act upon the same nodes.
@@ -147,24 +147,24 @@ fn bad(world: &World, link: Link) -> Done {
 }
 
 /// What a node says and hears is kept, and all of it comes at once in the end.
-fn jam(world: &World, node: usize) -> Done {
+fn jam(world: &World, node: usize) -> Active {
     let ways = ways(world, &[node], &others(world, node));
     lay(world, vec![node], ways, Link { jammed: true, ..Link::GOOD })
 }
 
-fn reset(world: &mut World, rng: &mut SmallRng) -> Option<Done> {
+fn reset(world: &mut World, rng: &mut SmallRng) -> Option<Active> {
     let nodes = everyone(world)?;
     let one = *nodes.choose(rng)?;
     for other in others(world, one) {
         world.nodes[one].reset_connections(&world.nodes[other]);
     }
-    Some(Done { fault: of_nodes(world, &[one]), nodes: vec![one], agents: Vec::new(), undo: Vec::new() })
+    Some(Active { fault: of_nodes(world, &[one]), nodes: vec![one], agents: Vec::new(), undo: Vec::new() })
 }
 
-fn unplug(world: &World, node: usize) -> Done {
+fn unplug(world: &World, node: usize) -> Active {
     world.nodes[node].carrier(false);
     let fault = of_nodes(world, &[node]);
-    Done { fault, nodes: vec![node], agents: Vec::new(), undo: vec![Undo::Carrier(node)] }
+    Active { fault, nodes: vec![node], agents: Vec::new(), undo: vec![Undo::Carrier(node)] }
 }
 
 pub(super) fn plug(world: &World, node: usize) {
@@ -172,7 +172,7 @@ pub(super) fn plug(world: &World, node: usize) {
 }
 
 /// Cut and joined again and again, until its thread is told to end.
-fn flap(world: &World, node: usize, rng: &mut SmallRng) -> Done {
+fn flap(world: &World, node: usize, rng: &mut SmallRng) -> Active {
     let ways = ways(world, &[node], &others(world, node));
     let moments: Vec<Duration> = (0..64).map(|_| moment(rng)).collect();
     let (stop, stopped) = mpsc::channel::<()>();
@@ -189,5 +189,5 @@ fn flap(world: &World, node: usize, rng: &mut SmallRng) -> Done {
     };
     let thread = thread::Builder::new().name("flap".to_owned()).spawn(flapping).ok();
     let fault = of_nodes(world, &[node]);
-    Done { fault, nodes: vec![node], agents: Vec::new(), undo: vec![Undo::Flap(stop, thread)] }
+    Active { fault, nodes: vec![node], agents: Vec::new(), undo: vec![Undo::Flap(stop, thread)] }
 }

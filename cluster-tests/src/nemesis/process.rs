@@ -3,10 +3,10 @@
 use hodei_proto::v1::TransferLeaderRequest;
 use rand::rngs::SmallRng;
 
-use super::{Class, Done, Kind, Undo, everyone, follower, leader, majority, of_nodes};
+use super::{Active, Class, Kind, Undo, everyone, follower, leader, majority, of_nodes};
 use crate::run::world::World;
 
-const fn kind(name: &'static str, begin: fn(&mut World, &mut SmallRng) -> Option<Done>) -> Kind {
+const fn kind(name: &'static str, begin: fn(&mut World, &mut SmallRng) -> Option<Active>) -> Kind {
     Kind { name, class: Class::Process, nodes: 3, alone: false, begin }
 }
 
@@ -22,7 +22,7 @@ pub(super) const KINDS: &[Kind] = &[
     kind("blink_all", |world, _| {
         let nodes = everyone(world)?;
         nodes.iter().for_each(|&node| world.cluster.nodes[node].kill());
-        Some(Done { fault: of_nodes(world, &nodes), nodes, agents: Vec::new(), undo: Vec::new() })
+        Some(Active { fault: of_nodes(world, &nodes), nodes, agents: Vec::new(), undo: Vec::new() })
     }),
     kind("stop_leader", |world, _| Some(stop(world, leader(world)?))),
     kind("stop_follower", |world, rng| Some(stop(world, follower(world, rng)?))),
@@ -37,40 +37,40 @@ pub(super) const KINDS: &[Kind] = &[
 ];
 
 /// Down until it is healed; `alone` are left without a majority.
-fn kill(world: &mut World, nodes: &[usize], alone: &[usize]) -> Done {
+fn kill(world: &mut World, nodes: &[usize], alone: &[usize]) -> Active {
     nodes.iter().for_each(|&node| world.hold(node));
     let mut fault = of_nodes(world, nodes);
     fault.minority = world.ids(alone);
     let undo = nodes.iter().map(|&node| Undo::Release(node)).collect();
-    Done { fault, nodes: [nodes, alone].concat(), agents: Vec::new(), undo }
+    Active { fault, nodes: [nodes, alone].concat(), agents: Vec::new(), undo }
 }
 
 /// Killed, and started again at once.
-fn blink(world: &mut World, node: usize) -> Done {
+fn blink(world: &mut World, node: usize) -> Active {
     world.cluster.nodes[node].kill();
-    Done { fault: of_nodes(world, &[node]), nodes: vec![node], agents: Vec::new(), undo: Vec::new() }
+    Active { fault: of_nodes(world, &[node]), nodes: vec![node], agents: Vec::new(), undo: Vec::new() }
 }
 
 /// SIGTERM, and down until it is healed.
-fn stop(world: &mut World, node: usize) -> Done {
+fn stop(world: &mut World, node: usize) -> Active {
     world.hold_down(node);
     world.cluster.nodes[node].process().signal(nix::sys::signal::Signal::SIGTERM);
     let fault = of_nodes(world, &[node]);
-    Done { fault, nodes: vec![node], agents: Vec::new(), undo: vec![Undo::Release(node)] }
+    Active { fault, nodes: vec![node], agents: Vec::new(), undo: vec![Undo::Release(node)] }
 }
 
-fn pause(world: &mut World, nodes: &[usize], alone: &[usize]) -> Done {
+fn pause(world: &mut World, nodes: &[usize], alone: &[usize]) -> Active {
     nodes.iter().for_each(|&node| world.cluster.nodes[node].freeze());
     let mut fault = of_nodes(world, nodes);
     fault.minority = world.ids(alone);
     let undo = nodes.iter().map(|&node| Undo::Thaw(node)).collect();
-    Done { fault, nodes: [nodes, alone].concat(), agents: Vec::new(), undo }
+    Active { fault, nodes: [nodes, alone].concat(), agents: Vec::new(), undo }
 }
 
 /// Somebody asks for another leader.
-fn transfer(world: &mut World, _: &mut SmallRng) -> Option<Done> {
+fn transfer(world: &mut World, _: &mut SmallRng) -> Option<Active> {
     let leader = leader(world)?;
     let mut client = world.cluster.client(leader).cluster();
     tokio::spawn(async move { client.transfer_leader(TransferLeaderRequest { to: 0 }).await });
-    Some(Done { fault: of_nodes(world, &[leader]), nodes: vec![leader], agents: Vec::new(), undo: Vec::new() })
+    Some(Active { fault: of_nodes(world, &[leader]), nodes: vec![leader], agents: Vec::new(), undo: Vec::new() })
 }

@@ -2,10 +2,10 @@
 
 use rand::rngs::SmallRng;
 
-use super::{Class, Done, Kind, Undo, everyone, follower, leader, majority, of_nodes};
+use super::{Active, Class, Kind, Undo, everyone, follower, leader, majority, of_nodes};
 use crate::{disk, run::world::World};
 
-const fn kind(name: &'static str, begin: fn(&mut World, &mut SmallRng) -> Option<Done>) -> Kind {
+const fn kind(name: &'static str, begin: fn(&mut World, &mut SmallRng) -> Option<Active>) -> Kind {
     Kind { name, class: Class::Storage, nodes: 3, alone: false, begin }
 }
 
@@ -26,7 +26,7 @@ pub(super) const KINDS: &[Kind] = &[
 ];
 
 /// What was not durable is gone, and so is the process; down until it is healed.
-fn power(world: &mut World, nodes: &[usize], alone: &[usize]) -> Done {
+fn power(world: &mut World, nodes: &[usize], alone: &[usize]) -> Active {
     // All disks first: no process is to learn of another one's end while its own disk still takes writes.
     nodes.iter().for_each(|&node| world.disks[node].cut_power());
     nodes.iter().for_each(|&node| world.hold(node));
@@ -34,27 +34,27 @@ fn power(world: &mut World, nodes: &[usize], alone: &[usize]) -> Done {
     fault.minority = world.ids(alone);
     // Undone from the last to the first: power, then the process.
     let undo = nodes.iter().flat_map(|&node| [Undo::Release(node), Undo::Power(node)]).collect();
-    Done { fault, nodes: [nodes, alone].concat(), agents: Vec::new(), undo }
+    Active { fault, nodes: [nodes, alone].concat(), agents: Vec::new(), undo }
 }
 
 /// Not a byte is left. The node may end by itself, and is started again, in vain, until there is room.
-fn fill(world: &mut World, node: usize) -> Option<Done> {
+fn fill(world: &mut World, node: usize) -> Option<Active> {
     let path = world.disks[node].path().join("filler");
     disk::fill(&path).ok()?;
     let fault = of_nodes(world, &[node]);
-    Some(Done { fault, nodes: vec![node], agents: Vec::new(), undo: vec![Undo::Empty(path)] })
+    Some(Active { fault, nodes: vec![node], agents: Vec::new(), undo: vec![Undo::Empty(path)] })
 }
 
 /// As a file system becomes that has found an error in itself.
-fn read_only(world: &mut World, node: usize) -> Done {
+fn read_only(world: &mut World, node: usize) -> Active {
     world.disks[node].find_error();
     let fault = of_nodes(world, &[node]);
-    Done { fault, nodes: vec![node], agents: Vec::new(), undo: vec![Undo::Remount(node)] }
+    Active { fault, nodes: vec![node], agents: Vec::new(), undo: vec![Undo::Remount(node)] }
 }
 
 /// Writes succeed, and making them durable fails. The node ends, and is started again, in vain, until it is healed.
-fn exhaust(world: &mut World, node: usize) -> Done {
+fn exhaust(world: &mut World, node: usize) -> Active {
     world.disks[node].exhaust();
     let fault = of_nodes(world, &[node]);
-    Done { fault, nodes: vec![node], agents: Vec::new(), undo: vec![Undo::Replenish(node)] }
+    Active { fault, nodes: vec![node], agents: Vec::new(), undo: vec![Undo::Replenish(node)] }
 }

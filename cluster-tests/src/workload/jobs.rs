@@ -69,7 +69,6 @@ impl Asker<'_> {
         let mut accepted = false;
         for _ in 0..REPEATS {
             let seat = self.field.any(rng);
-            // A repetition under a key may have an id of its own.
             match queue(self.field, self.proc, seat, id, key, nothing(), ("true", Some(0))).await {
                 Ok(_) if accepted || !rng.random_bool(0.1) => return true,
                 Ok(_) => accepted = true,
