@@ -26,6 +26,9 @@ pub mod data_dir;
 pub mod disk;
 pub mod error;
 pub mod executor;
+// One source for both sides of the wire, which have no crate in common that could hold it.
+#[path = "../../raft/state/src/failpoint.rs"]
+pub mod failpoint;
 pub mod gpu;
 pub mod keeper;
 pub mod key;

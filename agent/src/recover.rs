@@ -117,6 +117,7 @@ fn recover_attempt(record: &Path, intent: &Intent, found: &mut Found) -> io::Res
 
 /// The result of an attempt that ended without an agent, durably.
 fn inherit(record: &Path, key: AttemptKey, testament: Testament) -> io::Result<JobResult> {
+    crate::failpoint!("recover::before-inherit");
     let log = match testament.progress {
         Some(progress) => rest::complete(record, &progress, output::left(record)?)?.1,
         None => {
@@ -154,6 +155,7 @@ impl Found {
     }
 
     fn goes_on(&mut self, record: &Path, intent: &Intent, guarded: Guarded, deadline: Boot) -> io::Result<()> {
+        crate::failpoint!("recover::before-adopt");
         let key = intent.key();
         let progress = Progress::read(&guarded.output.progress)?;
         let (index, last) = spool::recover(record, progress.last_sequence)?;

@@ -38,7 +38,7 @@ impl Config {
             cluster_id,
             dir,
             timing: Timing::default(),
-            storage: Storage::default(),
+            storage: Storage::for_process(),
             clock: Arc::new(SystemClock::default()),
         }
     }
@@ -110,6 +110,19 @@ impl Default for Storage {
             sled_cache: 64 << 20,
             write_interval: Duration::from_secs(1),
         }
+    }
+}
+
+impl Storage {
+    /// The default. Tests may want snapshots and new segments every few seconds.
+    fn for_process() -> Self {
+        let mut storage = Self::default();
+        if hodei_state::armed!("tune::small-logs") {
+            storage.log.wal.segment_bytes = 256 << 10;
+            storage.snapshot_log_bytes = 64 << 10;
+            (storage.keep_entries, storage.purge_batch, storage.lag_entries) = (10, 1, 20);
+        }
+        storage
     }
 }
 

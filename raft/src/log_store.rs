@@ -279,6 +279,7 @@ impl<F: Fs> RaftLogStorage<TypeConfig> for LogStore<F> {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
+        hodei_state::failpoint!("vote::before-save");
         let (done, durable) = oneshot::channel();
         let done: Done = Box::new(move || {
             // The caller may have gone; the vote is durable all the same.
@@ -288,7 +289,9 @@ impl<F: Fs> RaftLogStorage<TypeConfig> for LogStore<F> {
         self.submit(Record::Vote(to_wal(&vote)), Some(done), move |recent| recent.vote = Some(vote)).await?;
         durable
             .await
-            .map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "the log closed before the vote was durable"))
+            .map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "the log closed before the vote was durable"))?;
+        hodei_state::failpoint!("vote::after-save");
+        Ok(())
     }
 
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>
@@ -296,6 +299,7 @@ impl<F: Fs> RaftLogStorage<TypeConfig> for LogStore<F> {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
+        hodei_state::failpoint!("log::before-append");
         let entries: Vec<Entry> = entries.into_iter().collect();
         let record = |entry: &Entry| Record::Append { id: id(&entry.log_id), body: entry::encode(entry) };
         let records: Vec<Record> = entries.iter().map(record).collect();
@@ -312,6 +316,7 @@ impl<F: Fs> RaftLogStorage<TypeConfig> for LogStore<F> {
         if from >= self.inner.wal.range().end {
             return Ok(());
         }
+        hodei_state::failpoint!("log::before-truncate");
         self.submit(Record::Truncate { from }, None, |recent| recent.truncate(from)).await
     }
 
@@ -320,6 +325,7 @@ impl<F: Fs> RaftLogStorage<TypeConfig> for LogStore<F> {
         if self.inner.wal.purged().is_some_and(|purged| purged.index >= upto.index) {
             return Ok(());
         }
+        hodei_state::failpoint!("log::before-purge");
         self.submit(Record::Purge { upto }, None, |recent| recent.purge(upto.index)).await
     }
 }

@@ -249,6 +249,7 @@ impl Executor {
     /// The result is on disk before anybody is told, and before the control group goes: one that is missing without a
     /// result proves nothing to a successor.
     async fn conclude(&self, attempt: &Arc<Attempt>, dirs: &AttemptDirs, result: JobResult, guard: Option<Guard>) {
+        crate::failpoint!("agent::before-result");
         let bytes = Arc::new(result.encode_to_vec());
         while let Err(error) = {
             let (record, bytes) = (dirs.record.clone(), Arc::clone(&bytes));
@@ -257,6 +258,7 @@ impl Executor {
             tracing::error!(attempt = %attempt.key, %error, "cannot write a result to disk; trying again");
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
+        crate::failpoint!("agent::after-result");
         attempt.ended(result);
         self.roster.changed(attempt);
         let dirs = dirs.clone();

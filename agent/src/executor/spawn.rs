@@ -102,9 +102,12 @@ impl Plan {
             Started::start(&self.watchdog.0, &self.dirs.record, &self.dirs.name())?
         };
         // While it becomes ready.
+        crate::failpoint!("agent::before-intent");
         let intent = Intent::new(self.key, &self.session, self.terms(), cgroup.as_ref(), &limits)
             .having(self.gpus.as_deref().unwrap_or_default());
-        match intent.write(&self.dirs.record) {
+        let written = intent.write(&self.dirs.record);
+        crate::failpoint!("agent::after-intent");
+        match written {
             Ok(()) => Ok(Prepared { intent, watchdog, cgroup, limits }),
             Err(error) => {
                 watchdog.dismiss();
@@ -143,7 +146,9 @@ impl Plan {
             grace: ms(self.spec.grace_period_ms).unwrap_or(GRACE_PERIOD),
             masked,
         };
+        crate::failpoint!("agent::before-spawn");
         let guarded = prepared.watchdog.launch(&launch, stdin.as_ref())?;
+        crate::failpoint!("agent::after-spawn");
         if !has_group && let Err(error) = ProcessMark::of(guarded.pid).and_then(|mark| mark.write(&self.dirs.record)) {
             tracing::warn!(attempt = %self.key, %error, "cannot record the process");
         }

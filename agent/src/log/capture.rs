@@ -115,6 +115,7 @@ impl<F: Fn() + Send> Capture<F> {
         }
         batcher.flush(wall_ms());
         self.write(&mut batcher, &file).await?;
+        crate::failpoint!("spool::before-fsync");
         let mut writer = self.writer;
         blocking(move || writer.sync()).await?;
         Ok(batcher.figures())
@@ -146,6 +147,7 @@ impl<F: Fn() + Send> Capture<F> {
         if batches.is_empty() {
             return Ok(false);
         }
+        crate::failpoint!("spool::before-write");
         let batches = Arc::new(batches);
         let placed = loop {
             let mut writer = std::mem::replace(&mut self.writer, Writer::new("".as_ref()).0);
@@ -165,7 +167,9 @@ impl<F: Fn() + Send> Capture<F> {
             }
         };
         let batches = Arc::try_unwrap(batches).expect("the writer has given its share back");
+        crate::failpoint!("spool::after-write");
         batcher.progress().write(progress)?;
+        crate::failpoint!("spool::before-publish");
         let gone = self.log.publish(batches, placed);
         (self.published)();
         if !gone.is_empty() {

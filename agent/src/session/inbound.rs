@@ -40,6 +40,7 @@ fn run_job(shared: &Arc<Shared>, run: RunJob) {
     if run.session_id != shared.id {
         return;
     }
+    crate::failpoint!("agent::before-admit");
     let gpus = run.spec.as_ref().and_then(|spec| spec.resources.as_ref()).map_or(0, |wanted| wanted.gpu);
     let Admission::New(attempt) = shared.roster.admit(key, gpus) else { return };
     let Some(spec) = run.spec else {
@@ -52,6 +53,7 @@ fn run_job(shared: &Arc<Shared>, run: RunJob) {
     // It stands on a heartbeat that the leader has just confirmed, answered or not.
     *shared.answered.lock() = Instant::now();
     tracing::info!(attempt = %key, name = spec.name, "starting");
+    crate::failpoint!("agent::after-admit");
     let executor = Arc::clone(&shared.executor);
     let secrets = Secrets::new(run.secrets, run.missing_secret);
     shared.tasks.spawn(async move { executor.run(attempt, spec, secrets, lost_after).await });
@@ -91,6 +93,7 @@ fn lease_extended(shared: &Shared, grants: &LeaseExtended) {
     *shared.answered.lock() = Instant::now();
     let keys =
         |refs: &[AttemptRef]| refs.iter().filter_map(|wire| AttemptKey::from_wire(Some(wire))).collect::<Vec<_>>();
+    crate::failpoint!("agent::before-extend");
     shared.leases.answered(grants.sequence, &keys(&grants.extended), &keys(&grants.refused));
 }
 
@@ -121,6 +124,7 @@ pub fn sweep(shared: &Shared) {
 }
 
 fn forget(shared: &Shared, key: AttemptKey) {
+    crate::failpoint!("agent::before-forget");
     if shared.roster.forget(key) {
         shared.leases.forget(key);
         let record = shared.dir.of(key).record;

@@ -208,6 +208,7 @@ impl<D: Dial> Session<D> {
     }
 
     async fn register(&self, client: &mut WorkerAgentServiceClient<Channel>) -> Result<(), Lost> {
+        crate::failpoint!("agent::before-register");
         match timeout(REGISTER_WITHIN, client.register(self.registration.clone())).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(status)) => Err(status.into()),

@@ -64,6 +64,7 @@ fn heartbeat_at(shared: &Shared, last: Option<Instant>) -> Instant {
 
 /// The clock is read before the message leaves: a deadline that counts from here is never too late.
 fn heartbeat(shared: &Shared) -> WorkerMessage {
+    crate::failpoint!("agent::before-heartbeat");
     let sequence = shared.next_sequence();
     let attempts = shared.roster.take_heartbeat();
     shared.leases.sent(sequence);

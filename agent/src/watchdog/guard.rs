@@ -89,6 +89,8 @@ impl Started {
         let mut command = Command::new(program);
         command.arg0(NAME).arg(COMMAND).arg(name).env_clear().current_dir(record);
         command.stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(said);
+        #[cfg(feature = "failpoints")]
+        command.envs(crate::failpoint::VARIABLES.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
         Ok(Self { socket, guardian: Own(command.spawn()?), record: record.to_owned() })
     }
 

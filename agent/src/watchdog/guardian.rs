@@ -110,6 +110,7 @@ fn watch(watchdog: Pid) -> ExitCode {
             Ok(_) | Err(_) => break,
         }
     }
+    crate::failpoint!("guardian::before-end");
     eprintln!("the watchdog has died: what it had is killed");
     let cgroup = Intent::read(Path::new(HERE)).and_then(|intent| intent.cgroup());
     if Descendants::new(cgroup).end() {

@@ -244,6 +244,7 @@ impl Watchdog {
             stdin: along.next(),
             oom_score: self.oom_score.clone(),
         };
+        crate::failpoint!("watchdog::before-spawn");
         let made = Memory::new(&launch.masked)
             .map_err(|error| NotStarted::io("no memory for the output", &error))
             .and_then(|memory| Ok((launch.image.spawn(&around)?, memory)));
@@ -256,6 +257,7 @@ impl Watchdog {
         let output = memory.of(made.stdout, made.stderr);
         let limits = around.limits.into_iter().map(Cgroup::at).collect();
         let job = Box::new(Job { tree, output, limits });
+        crate::failpoint!("watchdog::after-spawn");
         self.tell_with(&Report::Launched { pid: job.tree.main() }, &job.output);
         self.phase = Phase::Running(job, fate);
     }
@@ -306,6 +308,7 @@ impl Watchdog {
             self.phase = Phase::Running(job, fate);
             return;
         }
+        crate::failpoint!("watchdog::before-reap");
         job.tree.kill();
         if let Err(error) = job.tree.reap_main() {
             eprintln!("cannot wait for the process: {error}");
@@ -329,9 +332,11 @@ impl Watchdog {
 
     /// The end is noted, then told; where nobody is there to be told, it is left on disk.
     fn told(&mut self, job: Option<Box<Job>>, fallen: Fallen, until: Boot) {
+        crate::failpoint!("watchdog::before-note");
         if let Err(error) = Testament::note(Path::new(HERE), &fallen) {
             eprintln!("cannot note the end: {error}");
         }
+        crate::failpoint!("watchdog::after-note");
         let report = match &fallen {
             Fallen::Ended(end) => Report::Ended(end.clone()),
             Fallen::NotStarted(why) => Report::NotStarted(why.clone()),
@@ -359,6 +364,7 @@ impl Watchdog {
 /// Leaves the end on disk, and takes the control groups away: it says that they were empty. Gives up where the directory
 /// is gone, or the disk takes nothing for longer than anybody would want to know.
 fn leave(job: Option<&Job>, fallen: &Fallen, until: Boot) {
+    crate::failpoint!("watchdog::before-leave");
     let patience = until.max(Boot::now().plus(DISK_PATIENCE));
     while let Err(error) = Testament::leave(Path::new(HERE), fallen, job.map(|job| &job.output)) {
         if error.kind() == io::ErrorKind::NotFound || Boot::now() >= patience {

@@ -95,7 +95,9 @@ impl JobExecutionService for Jobs {
         let submission = from_proto::submission(request.into_inner())?;
         let (id, key) = (submission.job, submission.idempotency_key.clone());
         let command = Command::SubmitJob(Box::new(submission));
+        hodei_state::failpoint!("submit::before-commit");
         let reply = self.handle.propose(Envelope { caller, command }, by).await.map_err(error::propose)?;
+        hodei_state::failpoint!("submit::before-answer");
         let position = Some(to_proto::position(reply.position.term, reply.position.index));
         match reply.outcome {
             Outcome::Submitted { job, existing } => {

@@ -60,7 +60,9 @@ impl WorkerAgentService for Workers {
     async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<RegisterResponse>, Status> {
         let (worker, by) = (worker(&request)?, deadline::of(&request));
         let open = from_proto::session(request.into_inner(), worker)?;
+        hodei_state::failpoint!("session::before-open");
         let position = self.commit(worker.into(), Command::OpenSession(Box::new(open)), by).await?;
+        hodei_state::failpoint!("session::after-open");
         Ok(Response::new(RegisterResponse { worker_id: worker.to_string(), position: Some(position) }))
     }
 

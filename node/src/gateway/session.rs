@@ -137,6 +137,7 @@ impl Gateway {
             Some(worker) if worker.session == on.session => {}
             _ => return Err(error::failed_precondition("the session is not open: register first")),
         }
+        hodei_state::failpoint!("gateway::before-attach");
         let command = Command::AttachWorker { worker: on, stream, gateway: self.handle.node_id() };
         let envelope = Envelope { caller: Caller::Agent(on.worker), command };
         let reply = self.handle.propose(envelope, deadline).await.map_err(error::propose)?;
@@ -153,6 +154,7 @@ impl Gateway {
     /// The stream broke: says so, for as long as nobody else has said something newer.
     async fn detach(&self, on: SessionRef, stream: u64) {
         let within = if self.hub.stop().is_cancelled() { LAST_PROPOSAL } else { PROPOSE_TIMEOUT };
+        hodei_state::failpoint!("gateway::before-detach");
         let command = Command::DetachWorker { worker: on, stream };
         let envelope = Envelope { caller: Caller::Node(self.handle.node_id()), command };
         if let Err(error) = self.handle.propose(envelope, Instant::now() + within).await {

@@ -152,6 +152,7 @@ impl Term {
     /// Starts what can be started.
     fn begin(&mut self) {
         if self.reading.is_none() && !self.waiting.is_empty() {
+            hodei_state::failpoint!("lease::before-read-index");
             let (handle, beats) = (self.handle.clone(), std::mem::take(&mut self.waiting));
             let deadline = Instant::now() + READ_TIMEOUT;
             self.reading = Some(async move { (handle.read(deadline).await, beats) }.boxed());
@@ -195,6 +196,7 @@ impl Term {
                 return;
             }
         };
+        hodei_state::failpoint!("lease::after-read-index");
         let now = self.clock.mono(Instant::now());
         let mut answers: BTreeMap<u64, Vec<WorkerGrants>> = BTreeMap::new();
         for Beat { gate, on, sequence, attempts, usage, received } in beats {
@@ -205,6 +207,7 @@ impl Term {
             self.asked.remove(&on.worker);
             answers.entry(gate).or_default().push(worker_grants(on, &grants));
         }
+        hodei_state::failpoint!("lease::before-grant");
         for (gate, grants) in answers {
             self.answer(gate, LivenessResponse { term: self.term, grants, ask_heartbeat: Vec::new() });
         }
@@ -226,6 +229,7 @@ impl Term {
         self.proposing = None;
         match outcome {
             Ok(outcomes) => {
+                hodei_state::failpoint!("decide::after-commit");
                 for refusal in outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Refused(_))) {
                     tracing::debug!(?refusal, "a decision was out of date");
                 }
@@ -252,6 +256,7 @@ impl Term {
         // A deadline that has passed was acted on above, or waits for what is proposed now.
         self.wake_at = deadline.into_iter().chain(wake).min().map(|wake| wake.max(at + Duration::from_millis(1)));
         if !commands.is_empty() {
+            hodei_state::failpoint!("decide::before-propose");
             let (handle, term) = (self.handle.clone(), self.term);
             let deadline = at + PROPOSE_TIMEOUT;
             self.proposing = Some(async move { handle.propose_in_term(term, commands, deadline).await }.boxed());

@@ -119,6 +119,7 @@ impl LogFile {
         };
         buffer.clear();
         frame::write(&batch, flags, buffer);
+        hodei_state::failpoint!("segment::before-write");
         if let Err(error) = self.file.write_all_at(buffer, progress.len) {
             tracing::error!(path = %self.path.display(), %error, "cannot write a log segment");
             self.update(|progress| progress.failed = true);
@@ -133,7 +134,9 @@ impl LogFile {
     /// Makes durable what is written; blocking; the sync thread only.
     pub(super) fn sync(&self) {
         let written = self.progress().tally.last_sequence;
+        hodei_state::failpoint!("segment::before-fsync");
         let synced = self.file.sync_data().and_then(|()| self.sync_name());
+        hodei_state::failpoint!("segment::after-fsync");
         self.update(|progress| match &synced {
             // After a failed sync the kernel may have dropped the pages: what is in the file is no longer known.
             Err(_) => progress.failed = true,

@@ -95,6 +95,7 @@ impl Puller {
                     for batch in batches {
                         let Some(batch) = entries::from_sequence(batch, self.next) else { continue };
                         self.next = entries::last_sequence(&batch) + 1;
+                        hodei_state::failpoint!("segment::before-forward");
                         self.send(Kind::Batch(batch)).await?;
                     }
                 }

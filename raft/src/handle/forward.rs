@@ -151,6 +151,7 @@ impl Link {
             call.register(self.next_id, forwarded.answer);
         }
         let message = bare(codec::encode(&ForwardRequestV1 { commands }).into());
+        hodei_state::failpoint!("forward::before-send");
         let sent = tokio::time::timeout(CONNECT, call.outgoing.send(message)).await;
         if !matches!(sent, Ok(Ok(()))) {
             self.call = None;

@@ -82,6 +82,7 @@ impl Leader {
                 let voters: Vec<NodeId> = self.voters();
                 tokio::select! {
                     base = prepare(&replica, &peers, &*self.clock, &voters, term) => {
+                        hodei_state::failpoint!("lead::before-leading");
                         self.reign.send_replace(Some(Reign { term, base, since: self.clock.mono() }));
                         self.publish(self.observe());
                     }

@@ -261,6 +261,7 @@ impl Coalescer {
 
     async fn write(&mut self, batch: Vec<Proposal>, data: Batch, term: u64) {
         let (responder, done): (WriteResponderOf<TypeConfig>, _) = ProgressResponder::complete_only();
+        hodei_state::failpoint!("propose::before-append");
         if self.raft.write(data).responder(responder).with_leader(term).await.is_err() {
             for proposal in batch {
                 answer(proposal, Answer::NotDone(NotDone::Stopped));
@@ -293,6 +294,7 @@ fn settle(batch: Vec<Proposal>, result: Option<ClientWriteResult<TypeConfig>>) {
         Some(Err(error)) => return settle_unknown(batch, &error.to_string()),
         None => return settle_unknown(batch, "the node stopped before the command was applied"),
     };
+    hodei_state::failpoint!("propose::before-answer");
     let position = Position::from(response.log_id);
     let mut outcomes = response.data.into_iter();
     for proposal in batch {

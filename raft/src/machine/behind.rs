@@ -255,6 +255,7 @@ impl Writer {
             return;
         }
         let Some(store) = &mut self.store else { return };
+        hodei_state::failpoint!("sled::before-write");
         let meta = MetaV1 {
             applied: held.applied.map(Into::into),
             membership: StoredMembershipV1::from(&*held.membership),
@@ -268,6 +269,7 @@ impl Writer {
             keys.sort_unstable();
             store.write(held.state, &keys, &meta)
         };
+        hodei_state::failpoint!("sled::after-write");
         match written {
             Ok(()) => self.shared.written.store(held.applied.map_or(0, |id| id.index()), Ordering::Release),
             Err(error) => {

@@ -173,7 +173,9 @@ impl RaftStateMachine<TypeConfig> for Machine {
         Strm: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
     {
         while let Some((entry, responder)) = entries.try_next().await? {
+            hodei_state::failpoint!("apply::before");
             let outcomes = self.apply_entry(entry)?;
+            hodei_state::failpoint!("apply::after");
             if let Some(responder) = responder {
                 responder.send(outcomes);
             }
@@ -194,11 +196,14 @@ impl RaftStateMachine<TypeConfig> for Machine {
     async fn install_snapshot(&mut self, meta: &SnapshotMetaOf<TypeConfig>, snapshot: SnapshotFile) -> io::Result<()> {
         // A truncation that made room for it must not be forgotten after it.
         self.log.barrier().await?;
+        hodei_state::failpoint!("install::before-load");
         let (held, file) = self.load(snapshot).await?;
         if held.applied != meta.last_log_id {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the snapshot is of another entry than announced"));
         }
+        hodei_state::failpoint!("install::before-replace");
         self.replica.replace(held, || self.stage.replaced());
+        hodei_state::failpoint!("install::after");
         self.replica.snapshot_taken(file.len);
         Ok(())
     }

@@ -89,11 +89,13 @@ impl Payloads {
         if unwritten.is_empty() {
             return Ok(());
         }
+        hodei_state::failpoint!("payload::before-write");
         let files = unwritten.iter().map(|(digest, bytes)| (self.path(digest), bytes.as_ref()));
         let missing: Vec<_> = files
             .filter(|(path, bytes)| fs::metadata(path).map_or(true, |found| found.len() != bytes.len() as u64))
             .collect();
         files::write_all_synced(&self.dir, &missing)?;
+        hodei_state::failpoint!("payload::after-write");
         let mut map = self.unwritten.lock();
         for (digest, bytes) in &unwritten {
             map.remove(digest);

@@ -112,6 +112,7 @@ impl Session {
     fn send(&mut self, request: Option<(mpsc::OwnedPermit<RaftMessage>, AppendEntriesRequest<TypeConfig>)>) {
         match request {
             Some((permit, request)) => {
+                hodei_state::failpoint!("replicate::before-send");
                 permit.send(bare(encode(request)));
                 self.owed.push_back(Instant::now());
             }

@@ -77,6 +77,7 @@ pub(super) async fn snapshot(
     }
     let (meta, file) = blocking(move || receiver.finish()).await?;
     handle.inner.replica.payloads.pin(token, file.digests.iter().copied());
+    hodei_state::failpoint!("snapshot::before-install");
     let snapshot = SnapshotOf::<TypeConfig, _> { meta, snapshot: file };
     let installed = handle.inner.raft.install_full_snapshot(Vote::from(vote), snapshot).await;
     let response = installed.map_err(|_| Status::unavailable("the node is stopping"))?;
@@ -128,6 +129,7 @@ impl Receiver {
             return Err(invalid("a damaged piece"));
         }
         self.file.write_all(bytes)?;
+        hodei_state::failpoint!("snapshot::receiving");
         self.at += bytes.len() as u64;
         Ok(self)
     }

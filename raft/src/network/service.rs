@@ -93,7 +93,10 @@ impl RaftService for Service {
         let quorum = self.handle.inner.quorum.clone();
         let requests = futures::stream::once(async { first }).chain(rest).inspect(move |_| quorum.heard());
         let results = self.handle.inner.raft.stream_append(requests).map(|result| match result {
-            Ok(Ok(matched)) => Ok(answer(&AppendResponseV1::Matched(matched.map(Into::into)))),
+            Ok(Ok(matched)) => {
+                hodei_state::failpoint!("replicate::before-answer");
+                Ok(answer(&AppendResponseV1::Matched(matched.map(Into::into))))
+            }
             Ok(Err(StreamAppendError::Conflict(id))) => Ok(answer(&AppendResponseV1::Conflict(id.into()))),
             Ok(Err(StreamAppendError::HigherVote(vote))) => Ok(answer(&AppendResponseV1::HigherVote(vote.into()))),
             Err(_) => Err(stopping()),
@@ -104,6 +107,7 @@ impl RaftService for Service {
     async fn vote(&self, request: Request<RaftMessage>) -> Result<Response<RaftMessage>, Status> {
         let question = self.question(&request)?;
         let response = self.handle.inner.raft.vote(vote_request(question)).await.map_err(|_| stopping())?;
+        hodei_state::failpoint!("vote::before-answer");
         Ok(Response::new(answer(&vote_response(&response))))
     }
 
@@ -221,6 +225,7 @@ impl Forwarding {
                     while answers.len() < ANSWERS && let Some(Some(ready)) = self.under_way.next().now_or_never() {
                         answers.push(ready);
                     }
+                    hodei_state::failpoint!("forward::before-answer");
                     return Some(answer(&ForwardResponseV1 { answers }));
                 }
                 message = message, if room => match message {

@@ -92,6 +92,7 @@ async fn pump(
     put(&parts, begin, patience).await?;
     while offset < file.len {
         let bytes = read(file, offset, PIECE.min(file.len - offset)).await?;
+        hodei_state::failpoint!("snapshot::before-send");
         let len = bytes.len() as u64;
         let part = SnapshotPartV1::File { offset, crc: crc32c::crc32c(&bytes), bytes };
         put(&parts, bare(codec::encode(&part).into()), patience).await?;

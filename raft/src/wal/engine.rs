@@ -102,8 +102,11 @@ impl<F: Fs> Engine<F> {
         }
         debug_assert!(self.buffer.len() > HEADER_BYTES, "only whole records are flushed");
         let file = &self.active().file;
+        hodei_state::failpoint!("wal::before-write");
         file.write_at(&self.buffer, self.offset as u64).map_err(Failure::write("write to the log"))?;
+        hodei_state::failpoint!("wal::before-fsync");
         file.sync_data().map_err(Failure::sync("fdatasync of the log"))?;
+        hodei_state::failpoint!("wal::after-fsync");
         self.offset += self.buffer.len();
         self.buffer.clear();
         Ok(())
@@ -112,8 +115,10 @@ impl<F: Fs> Engine<F> {
     /// Goes on in a new segment; everything before is durable.
     fn roll(&mut self, prepared: Prepared<F::File>) -> Result<Arc<Segment<F::File>>, Failure> {
         debug_assert!(self.buffer.is_empty(), "a segment's existence proves that all before it is durable");
+        hodei_state::failpoint!("wal::before-new-segment");
         let segment = Arc::new(prepared.install(&self.fs, &self.dir, &self.shape)?);
         let live = self.shape.live.end..self.shape.live.end;
+        hodei_state::failpoint!("wal::after-new-segment");
         self.stretches.push_back(Stretch { segment: segment.clone(), live });
         self.offset = FIRST_RECORD;
         Ok(segment)

@@ -401,8 +401,11 @@ impl<D: File> Marker<D> {
             batch.extend(groups.try_iter());
             let newest = batch.last().expect("there is at least the first");
             let point = DurablePoint { lsn: newest.mark.lsn, last: newest.last };
+            hodei_state::failpoint!("wal::before-mark");
             or_abort(self.file.write(&newest.mark));
+            hodei_state::failpoint!("wal::before-mark-fsync");
             or_abort(self.file.sync());
+            hodei_state::failpoint!("wal::before-acknowledge");
             self.publisher.publish(point);
             for group in batch {
                 group.done.into_iter().for_each(|done| done());
@@ -465,6 +468,7 @@ impl<F: Fs> Keeper<F> {
     fn run(self, freed: &mpsc::Receiver<Vec<Lsn>>) {
         for base in freed.iter().flatten() {
             self.index.lock().segments.remove(&base);
+            hodei_state::failpoint!("wal::before-remove-segment");
             or_abort(segment::remove(&self.store.fs, &self.store.dir, base));
         }
     }

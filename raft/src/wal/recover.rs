@@ -139,6 +139,7 @@ impl<F: Fs> Opening<'_, F> {
             None => (replay.shape.clone(), &[][..], false),
         };
         let segment = self.rewrite(&base, records).map_err(failed)?;
+        hodei_state::failpoint!("wal::opening-before-mark");
         file.write(&Mark::from(&replay.shape)).map_err(failed)?;
         file.sync().map_err(failed)?;
         let offset = FIRST_RECORD + records.len();

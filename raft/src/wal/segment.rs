@@ -168,6 +168,7 @@ impl<F: File> Prepared<F> {
         self.write_at(&encode_header(self.salt, shape), 0)?;
         self.file.sync_data().map_err(Failure::sync("fdatasync of a new segment"))?;
         let path = dir.join(name(shape.lsn));
+        hodei_state::failpoint!("wal::before-segment-rename");
         fs.rename(&self.path, &path).map_err(Failure::write("rename a new segment"))?;
         fs.sync_dir(dir).map_err(Failure::sync("fsync of the log's directory"))?;
         Ok(Segment { base: shape.lsn, salt: self.salt, size: self.size, file: self.file })

@@ -67,6 +67,7 @@ pub mod codec;
 pub mod command;
 pub mod events;
 pub mod explain;
+pub mod failpoint;
 pub mod flapping;
 pub mod ids;
 pub mod invariants;

@@ -56,7 +56,9 @@ impl Shared {
         csr: &Request,
         by: Instant,
     ) -> Result<EnrollResponse, Status> {
+        hodei_state::failpoint!("token::before-use");
         let (outcome, position) = self.commit(caller, command, by).await?;
+        hodei_state::failpoint!("token::after-use");
         let Outcome::Enrolled { issued, cluster } = outcome else {
             return Err(error::internal(format_args!("an enrolment came to {outcome:?}")));
         };
@@ -75,6 +77,7 @@ impl Shared {
             self.authority.key_pem().clone_into(&mut answer.ca_key_pem);
             answer.secrets_key = self.vault.key().to_vec();
         }
+        hodei_state::failpoint!("token::before-answer");
         tracing::info!(who = %issued, "enrolled");
         Ok(answer)
     }

@@ -72,6 +72,7 @@ impl Session {
         let caller = if what == What::Place { Caller::Node(handle.node_id()) } else { self.on.worker.into() };
         let deadline = Instant::now() + PROPOSE_TIMEOUT;
         let errand = async move {
+            hodei_state::failpoint!("report::before-commit");
             let reply = handle.propose(Envelope { caller, command }, deadline).await;
             let outcome = match reply {
                 Ok(reply) => {
@@ -90,6 +91,7 @@ impl Session {
 
     /// Takes up what became of a proposal. A refusal settles it as well: the state will not hear of it again.
     pub(super) async fn finished(&mut self, Finished { id, what, outcome }: Finished) -> Result<(), Ended> {
+        hodei_state::failpoint!("report::after-commit");
         let now = Instant::now();
         let Some(attempt) = self.attempts.get_mut(&id) else { return Ok(()) };
         if let Some(Outcome::Refused(refusal)) = &outcome {

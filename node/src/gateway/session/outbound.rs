@@ -91,6 +91,7 @@ impl Session {
             Ok(secrets) => (secrets, String::new()),
             Err(missing) => (Vec::new(), missing),
         };
+        hodei_state::failpoint!("gateway::before-run");
         Some(v1::RunJob {
             attempt: Some(to_proto::attempt_ref(&id)),
             session_id: self.on.session.to_string(),
@@ -136,7 +137,10 @@ impl Session {
             Some(ack)
         });
         match ack {
-            Some(ack) => self.send(Kind::Ack(ack)).await,
+            Some(ack) => {
+                hodei_state::failpoint!("gateway::before-acknowledge");
+                self.send(Kind::Ack(ack)).await
+            }
             None => Ok(()),
         }
     }

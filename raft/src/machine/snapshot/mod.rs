@@ -184,6 +184,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
         let built = self.write(digests).await;
         self.replica.payloads.unpin(token);
         let file = built?;
+        hodei_state::failpoint!("snapshot::after-build");
         self.replica.snapshot_taken(file.len);
         self.stage.collect();
         let meta =
@@ -206,7 +207,9 @@ impl Builder {
                 payloads: digests.len() as u64,
             };
             let temporary = snapshots.path_of(held.applied).with_extension("tmp");
+            hodei_state::failpoint!("snapshot::before-write");
             format::write(File::create(&temporary)?, &header, &digests, &held.state)?;
+            hodei_state::failpoint!("snapshot::before-rename");
             snapshots.adopt(&temporary, held.applied)
         })
         .await
