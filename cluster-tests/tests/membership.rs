@@ -106,6 +106,29 @@ async fn a_node_may_be_killed_as_soon_as_it_is_removed() {
     assert_eq!(status["nodes"].as_array().unwrap().len(), 1, "{status}");
 }
 
+/// What the leader appends after its own removal has to reach the other one, whose vote alone elects nobody.
+#[tokio::test]
+async fn the_leader_of_two_is_removed_while_it_works() {
+    let mut cluster = Cluster::start(2).await;
+    for _ in 0..3 {
+        let gone = cluster.leader().await;
+        let stays = (0..cluster.nodes.len()).find(|&node| node != gone && cluster.nodes[node].is_started()).unwrap();
+        let id = cluster.id_of(gone).await.to_string();
+        let cli = cluster.cli_at(gone).request_timeout(Duration::from_secs(1));
+        let work = async {
+            // Until it is refused.
+            while cli.run(&["job", "submit", "--", "true"]).await.code == 0 {}
+        };
+        let admin = cluster.cli_at(stays).request_timeout(Duration::from_secs(30));
+        let remove = ["cluster", "remove", &id];
+        tokio::join!(admin.ok(&remove), work);
+        cluster.cli_at(stays).ok(&["job", "submit", "--", "true"]).await;
+        cluster.nodes[gone].kill();
+        let newcomer = cluster.join().await;
+        cluster.cli_at(newcomer).ok(&["job", "submit", "--", "true"]).await;
+    }
+}
+
 #[tokio::test]
 async fn a_directory_and_a_port_belong_to_one_process() {
     let mut cluster = Cluster::one().await;

@@ -23,7 +23,7 @@ use hodei_proto::v1::{
     secret_service_server::SecretServiceServer, worker_agent_service_server::WorkerAgentServiceServer,
 };
 use hodei_raft::{Handle, Leadership, Topic};
-use hodei_state::ids::NodeId;
+use hodei_state::{State, ids::NodeId};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -71,8 +71,8 @@ const HAND_OVER: Duration = Duration::from_secs(2);
 const DRAIN: Duration = Duration::from_secs(3);
 /// For the replica to write what is staged.
 const SHUT_DOWN: Duration = Duration::from_secs(10);
-/// For a removed node to see its removal through before it ends.
-const LEAVE: Duration = Duration::from_secs(10);
+/// For a removed node to see its removal through before it ends: the others may have no majority without it.
+const LEAVE: Duration = Duration::from_secs(60);
 /// A dead connection is noticed within about this.
 const KEEPALIVE: Duration = Duration::from_secs(5);
 
@@ -362,26 +362,19 @@ async fn takes_jobs(handle: &Handle, me: NodeId) {
     }
 }
 
-/// Resolves once this node has left: its removal is committed, and Raft goes on without it or has had time to. Until then
-/// the others may need its vote, be it for the change that ends that.
+/// Resolves once this node has left: its removal is committed, and Raft goes on without it, as it sees for itself or as the
+/// others say. Until then they may need its vote, be it for the change that ends that.
 async fn left(handle: &Handle, me: NodeId, told: &CancellationToken) {
     let mut members = handle.subscribe(Topic::Members);
-    loop {
-        let state = handle.view().state;
-        if told.is_cancelled() || state.member(me).is_some_and(|member| member.removed_at.is_some()) {
-            break;
-        }
+    let removed = |state: &State| state.member(me).is_some_and(|member| member.removed_at.is_some());
+    while !told.is_cancelled() && !handle.inspect(removed) {
         tokio::select! {
             () = told.cancelled() => {}
             changed = members.changed() => if changed.is_err() { return std::future::pending().await },
         }
     }
     let out = async {
-        loop {
-            let status = handle.status();
-            if !status.voters.contains(&me) && !status.learners.contains(&me) {
-                return;
-            }
+        while handle.status().counts_in(me) && !told.is_cancelled() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };

@@ -63,8 +63,9 @@ async fn follow(handle: &Handle, peers: &Peers) {
         members.borrow_and_update();
         let state = handle.view().state;
         // Before Raft calls a new member, its address has to be known.
-        peers.follow(&state);
-        let step = next(&state, &handle.status());
+        let raft = handle.status();
+        peers.follow(&state, &raft);
+        let step = next(&state, &raft);
         let pause = match step {
             Step::Rest => {
                 tokio::select! {
@@ -112,7 +113,7 @@ fn next(state: &State, raft: &Status) -> Step {
     if raft.changing {
         return Step::Wait;
     }
-    let member = |node: &NodeId| raft.voters.contains(node) || raft.learners.contains(node);
+    let member = |node: &NodeId| raft.counts_in(*node);
     let (removed, present): (Vec<_>, Vec<_>) = state.members().partition(|member| member.removed_at.is_some());
     let awaited = |gone: &Member| {
         let heir = gone.replaced_by.and_then(|heir| state.member(heir));

@@ -30,11 +30,19 @@ impl Registry for Known {
     }
 
     fn standing(&self, caller: Caller) -> Standing {
-        self.handle.inspect(|state| match state.identity(caller) {
-            None => Standing::Unknown,
-            Some(_) if state.is_revoked(caller) => Standing::Revoked,
-            Some(_) => Standing::Good,
-        })
+        let standing = self.handle.inspect(|state| match (state.identity(caller), caller) {
+            (None, _) => Standing::Unknown,
+            (Some(_), _) if !state.is_revoked(caller) => Standing::Good,
+            // Who was replaced has forgotten what it had promised, and has no part in anything.
+            (Some(_), Caller::Node(node)) if state.member(node).is_some_and(|member| member.replaced_by.is_none()) => {
+                Standing::Leaving
+            }
+            (Some(_), _) => Standing::Revoked,
+        });
+        match (standing, caller) {
+            (Standing::Leaving, Caller::Node(node)) if !self.handle.status().counts_in(node) => Standing::Revoked,
+            (standing, _) => standing,
+        }
     }
 
     fn servers(&self) -> String {

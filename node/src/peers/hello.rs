@@ -162,7 +162,7 @@ impl Greeter {
     /// One Hello to everybody who has answered the last one.
     fn greet(&self, under_way: &mut HashSet<To>, greetings: &mut JoinSet<Greeted>) {
         let view = self.handle.view();
-        self.peers.follow(&view.state);
+        self.peers.follow(&view.state, &self.handle.status());
         let own = self.myself.command();
         if is_news(&view.state, &own) {
             // No room: it comes again.

@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hodei_raft::Status;
 use hodei_state::{State, ids::NodeId};
 use parking_lot::Mutex;
 use rustls::ClientConfig;
@@ -64,10 +65,10 @@ impl Peers {
         }
     }
 
-    /// Takes over where the members are by the state.
-    pub fn follow(&self, state: &State) {
+    /// Takes over where the members are by the state. Who is removed is forgotten once Raft goes on without it.
+    pub fn follow(&self, state: &State, raft: &Status) {
         for member in state.members() {
-            if member.removed_at.is_some() {
+            if member.removed_at.is_some() && !raft.counts_in(member.id) {
                 self.forget(member.id);
             } else {
                 self.learn(member.id, &member.address, member.start_counter);

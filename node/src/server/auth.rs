@@ -49,6 +49,8 @@ pub enum Standing {
     Good,
     /// Not, or not yet, heard of here.
     Unknown,
+    /// A node that is removed, but still has its part in Raft.
+    Leaving,
     /// Revoked or removed: for good.
     Revoked,
 }
@@ -169,7 +171,7 @@ async fn decide<R: Registry>(registry: &R, path: &str, shown: Option<Certified>)
     let allowed = match access {
         Access::Anyone => true,
         Access::Roles(roles) => roles.contains(&role),
-        Access::Peers | Access::AnyNode => matches!(caller, Caller::Node(_)),
+        Access::Peers | Access::Members | Access::AnyNode => matches!(caller, Caller::Node(_)),
     };
     if !allowed {
         return Err(error::not_allowed(refusal(role, access, path)));
@@ -177,16 +179,19 @@ async fn decide<R: Registry>(registry: &R, path: &str, shown: Option<Certified>)
     if access == Access::AnyNode {
         return Ok(Some(Peer { caller }));
     }
+    let among_nodes = matches!(access, Access::Peers | Access::Members);
     let mut standing = registry.standing(caller);
-    if standing == Standing::Unknown && access != Access::Peers {
+    if standing == Standing::Unknown && !among_nodes {
         registry.refresh(Instant::now() + CATCH_UP).await?;
         standing = registry.standing(caller);
     }
-    match standing {
-        Standing::Revoked => Err(error::revoked(caller)),
-        Standing::Unknown if access != Access::Peers => Err(error::revoked(caller)),
-        Standing::Good | Standing::Unknown => Ok(Some(Peer { caller })),
-    }
+    let served = match standing {
+        Standing::Good => true,
+        Standing::Unknown => among_nodes,
+        Standing::Leaving => access == Access::Members,
+        Standing::Revoked => false,
+    };
+    if served { Ok(Some(Peer { caller })) } else { Err(error::revoked(caller)) }
 }
 
 /// What a role may not do, and which one may, in the words of those who use the cluster.
@@ -196,7 +201,7 @@ fn refusal(role: Role, access: Access, path: &str) -> String {
     let allowed: Vec<_> = match access {
         Access::Anyone => Vec::new(),
         Access::Roles(roles) => roles.iter().map(|role| role.as_str()).collect(),
-        Access::Peers | Access::AnyNode => vec![Role::Node.as_str()],
+        Access::Peers | Access::Members | Access::AnyNode => vec![Role::Node.as_str()],
     };
     format!("role {role} may not {action}: that takes role {}", allowed.join(" or "))
 }

@@ -12,12 +12,15 @@ pub enum Access {
     /// Nodes by their certificate alone, unless they are known to be removed: a lagging node has to accept a leader
     /// that it has not heard of yet.
     Peers,
+    /// As [`Access::Peers`], and those that are removed, too, for as long as Raft counts them in: the change that takes
+    /// them out may need them, be it as the leader that makes it.
+    Members,
     /// Nodes by their certificate alone, whatever has become of them since: what they may still ask for is for the
     /// state to say.
     AnyNode,
 }
 
-use Access::{AnyNode, Anyone, Peers, Roles};
+use Access::{AnyNode, Anyone, Members, Peers, Roles};
 
 const ALL: Access = Roles(&[Role::Node, Role::Agent, Role::User, Role::Admin]);
 const AGENTS: Access = Roles(&[Role::Agent]);
@@ -57,16 +60,16 @@ pub const TABLE: &[(&str, Access)] = &[
     ("/hodei.v1.WorkerAgentService/WorkerStream", AGENTS),
     ("/hodei.v1.WorkerAgentService/UpdateWorkerStatus", AGENTS_AND_ADMINS),
     ("/hodei.v1.WorkerAgentService/UnregisterWorker", AGENTS_AND_ADMINS),
-    ("/hodei.v1.RaftService/Append", Peers),
-    ("/hodei.v1.RaftService/Vote", Peers),
-    ("/hodei.v1.RaftService/PreVote", Peers),
-    ("/hodei.v1.RaftService/TransferLeader", Peers),
-    ("/hodei.v1.RaftService/Snapshot", Peers),
-    ("/hodei.v1.RaftService/SnapshotOffset", Peers),
+    ("/hodei.v1.RaftService/Append", Members),
+    ("/hodei.v1.RaftService/Vote", Members),
+    ("/hodei.v1.RaftService/PreVote", Members),
+    ("/hodei.v1.RaftService/TransferLeader", Members),
+    ("/hodei.v1.RaftService/Snapshot", Members),
+    ("/hodei.v1.RaftService/SnapshotOffset", Members),
     ("/hodei.v1.RaftService/Forward", Peers),
     ("/hodei.v1.RaftService/ReadIndex", Peers),
     ("/hodei.v1.RaftService/Probe", Peers),
-    ("/hodei.v1.PeerService/Hello", Peers),
+    ("/hodei.v1.PeerService/Hello", Members),
     ("/hodei.v1.PeerService/Liveness", Peers),
     ("/hodei.v1.PeerService/Explain", Peers),
     ("/hodei.v1.PeerService/QueueStatus", Peers),

@@ -42,6 +42,14 @@ pub struct Status {
     pub hash: u128,
 }
 
+impl Status {
+    /// Whether a node is a voter or a learner.
+    #[must_use]
+    pub fn counts_in(&self, node: NodeId) -> bool {
+        self.voters.contains(&node) || self.learners.contains(&node)
+    }
+}
+
 /// What the leader knows of another node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerStatus {

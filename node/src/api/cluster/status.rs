@@ -124,8 +124,7 @@ impl Shared {
     async fn votes_no_more(&self, node: NodeId) {
         loop {
             let now = self.handle.status();
-            let member = now.voters.contains(&node) || now.learners.contains(&node);
-            if !member && (!now.changing || node == self.myself.node) {
+            if !now.counts_in(node) && (!now.changing || node == self.myself.node) {
                 return;
             }
             sleep(LOOK).await;

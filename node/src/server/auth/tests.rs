@@ -176,7 +176,7 @@ fn the_table_names_nothing_that_does_not_exist() {
 async fn identities_that_are_not_ours_or_not_any_more() {
     let judged = |access| !matches!(access, Some(Access::Anyone | Access::AnyNode));
     for path in every_path().iter().filter(|path| judged(table::access(path))) {
-        let peers = table::access(path) == Some(Access::Peers);
+        let peers = matches!(table::access(path), Some(Access::Peers | Access::Members));
         for caller in CALLERS.into_iter().filter(|caller| match table::access(path) {
             Some(Access::Roles(roles)) => roles.contains(&table::role(*caller)),
             _ => matches!(caller, Caller::Node(_)),
@@ -187,6 +187,13 @@ async fn identities_that_are_not_ours_or_not_any_more() {
             assert_eq!(refused(good(), Certified { not_after: 1, ..ours }).await, Code::Unauthenticated);
             let revoked = Known { standing: Standing::Revoked, quorum: true };
             assert_eq!(refused(revoked, ours).await, Code::Unauthenticated);
+
+            // Who is removed, but still has a vote, takes part in Raft and in nothing else.
+            let leaving = send(Known { standing: Standing::Leaving, quorum: true }, path, Some(ours)).await;
+            match table::access(path) {
+                Some(Access::Members) => assert_eq!(leaving.unwrap(), Some(caller)),
+                _ => assert_eq!(leaving.unwrap_err().code(), Code::Unauthenticated, "{path}"),
+            }
 
             // Only a peer may be somebody that this node has not heard of yet.
             for (quorum, code) in [(true, Code::Unauthenticated), (false, Code::Unavailable)] {
