@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use cluster_tests::{Cluster, wait};
+use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -73,6 +74,49 @@ async fn the_weights_decide_and_only_administrators_change_them() {
     let preferred = cluster.wait_state(&preferred, "Succeeded").await;
     let zone = cluster.wait_worker(preferred["worker_id"].as_str().unwrap_or_default(), |_| true).await;
     assert_eq!(zone["labels"]["zone"], "b");
+}
+
+#[tokio::test]
+async fn a_short_lease_does_not_turn_preferences_off_nor_does_a_silent_worker_hold_jobs_up() {
+    let mut cluster = Cluster::start(3).await;
+    let mut agents = Vec::new();
+    for (gateway, zone) in [(0, "zone=a"), (1, "zone=b")] {
+        agents.push(cluster.agent(&[gateway], &["--label", zone, "--capacity", "2"]).await);
+    }
+    let [other, preferred] = [0, 1].map(|at| cluster.agents[agents[at]].worker.clone());
+    // What runs there keeps the one worker's heartbeats young. The other sends one every three seconds, of which a third of
+    // this lease is less.
+    cluster.submit(&["--lost-after", "5s", "--constraint", "label.zone=a"], &["sleep", "300"]).await;
+    let options = ["--lost-after", "5s", "--prefer", "label.zone=b:10"];
+    let dry_run = [&["job", "submit", "--dry-run", "--output", "json"], &options[..], &["--", "true"]].concat();
+    let would_wait = || async {
+        let answer: Value = serde_json::from_str(&cluster.cli().ok(&dry_run).await).unwrap();
+        answer["blocker"] == "awaits_better"
+    };
+    for _ in 0..4 {
+        wait::until_true("the heartbeat of the better worker is too old", SOON, would_wait).await;
+        let job = cluster.submit(&options, &["true"]).await;
+        let job = cluster.wait_state(&job, "Succeeded").await;
+        assert_eq!(job["worker_id"], preferred.as_str(), "{job}");
+    }
+
+    // One that is not there any more is asked, and waited for, in vain.
+    let frozen = cluster.agents[agents[1]].pid().expect("it runs");
+    kill(frozen, Signal::SIGSTOP).unwrap();
+    wait::until_true("the heartbeat of the better worker is too old", SOON, would_wait).await;
+    for _ in 0..3 {
+        let job = cluster.submit(&options, &["true"]).await;
+        let job = cluster.wait_state(&job, "Succeeded").await;
+        assert_eq!((&job["worker_id"], &job["attempt"]), (&other.as_str().into(), &1.into()), "{job}");
+        assert!(!would_wait().await, "nobody waits for it again");
+    }
+
+    kill(frozen, Signal::SIGCONT).unwrap();
+    let preferred_again = || async {
+        let job = cluster.submit(&options, &["true"]).await;
+        cluster.wait_state(&job, "Succeeded").await["worker_id"] == preferred.as_str()
+    };
+    wait::until_true("it is preferred again", SOON, preferred_again).await;
 }
 
 #[tokio::test]

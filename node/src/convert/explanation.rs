@@ -89,6 +89,7 @@ pub fn blocker(blocker: Blocker) -> &'static str {
         Blocker::SetAside { .. } => "set_aside",
         Blocker::Preempting => "preempting",
         Blocker::Heartbeat => "heartbeat",
+        Blocker::AwaitsBetter => "awaits_better",
         Blocker::Avoids => "avoids",
         Blocker::Behind => "behind",
     }
@@ -105,7 +106,12 @@ fn verdict(state: &State, worker: WorkerId, verdict: &Verdict) -> v1::WorkerVerd
     match verdict {
         Verdict::Fits(score) => v1::WorkerVerdict { score: Some(self::score(score)), ..named("fits") },
         Verdict::Avoided(score) => v1::WorkerVerdict { score: Some(self::score(score)), ..named("avoided") },
-        Verdict::Unheard(age) => v1::WorkerVerdict { heard_ms_ago: *age, ..named("unheard") },
+        Verdict::Unheard { age, score, awaited } => v1::WorkerVerdict {
+            heard_ms_ago: *age,
+            score: Some(self::score(score)),
+            awaited: *awaited,
+            ..named("unheard")
+        },
         Verdict::NoRoom { lacks, held_by, free_by } => v1::WorkerVerdict {
             lacks: lacks.iter().map(lack).collect(),
             held_by: held_by.iter().map(ToString::to_string).collect(),

@@ -250,6 +250,7 @@ impl Term {
         let mut commands: Vec<Command> = self.liveness.expire(&state, now.mono);
         let plan = plan(&state, &self.liveness, now);
         commands.extend(plan.commands);
+        self.liveness.asked(&state, &plan.ask_heartbeat, &plan.held, now.mono);
         self.ask(&state, plan.ask_heartbeat, at);
         let deadline = self.liveness.next_deadline(&state).map(|mono| self.clock.instant(mono));
         let wake = plan.wake_at.map(|wake| at + Duration::from_millis(wake.0.saturating_sub(now.stamp.0)));

@@ -119,6 +119,8 @@ pub enum Blocker {
     Preempting,
     /// There is room, once a worker has been heard of again.
     Heartbeat,
+    /// There is room, but a better worker has been asked for a heartbeat, and has half a second to answer.
+    AwaitsBetter,
     /// There is room on the worker that has just failed it; another one may yet have some.
     Avoids,
     /// There is room for some of those that ask the same, and they come before it. Said of many jobs at once only
@@ -142,6 +144,7 @@ impl Blocker {
             Self::Heartbeat => 9,
             Self::Avoids => 10,
             Self::Behind => 11,
+            Self::AwaitsBetter => 12,
         }
     }
 }
@@ -166,8 +169,15 @@ pub enum Verdict {
     Fits(Score),
     /// It fits, but has just failed there: only if it fits nowhere else.
     Avoided(Score),
-    /// It fits, once the worker has been heard of again. The age of its newest heartbeat in milliseconds, if any.
-    Unheard(Option<u64>),
+    /// It fits, once the worker has been heard of again.
+    Unheard {
+        /// The age of its newest heartbeat in milliseconds, if any.
+        age: Option<u64>,
+        /// What it scores, by what was known of it then.
+        score: Score,
+        /// Whether a job waits for it that could go to one that scores less.
+        awaited: bool,
+    },
     /// It would fit, but others hold what it needs.
     NoRoom {
         /// What is free too little of.
@@ -280,7 +290,7 @@ fn pending(state: &State, hearing: Option<&Hearing>, now: Now, job: Option<&Job>
 /// When a job is expected to be placed that is in the queue.
 pub(crate) fn start_of(blocker: Option<Blocker>, ahead: Option<u64>, workers: &[(WorkerId, Verdict)]) -> Start {
     match blocker {
-        None => Start::Now,
+        None | Some(Blocker::AwaitsBetter) => Start::Now,
         Some(Blocker::NoRoom | Blocker::Preempting) if ahead == Some(0) => {
             earliest_room(workers).map_or(Start::Unknown, Start::ByTimeouts)
         }
@@ -378,7 +388,8 @@ impl<'a> Judge<'a> {
         }
         let candidate = Candidate::new(worker, &self.state.weights(), self.hearing, self.now.mono);
         if self.hearing.is_some() && candidate.fresh(self.spec).is_none() {
-            return Verdict::Unheard(candidate.heartbeat.map(|(_, age)| age));
+            let (age, awaited) = (candidate.heartbeat.map(|(_, age)| age), candidate.awaited_until.is_some());
+            return Verdict::Unheard { age, score: candidate.score(&self.state.weights(), self.spec), awaited };
         }
         let score = candidate.score(&self.state.weights(), self.spec);
         let avoided = self.job.is_some_and(|job| job.avoid == Some(worker.id));
@@ -388,14 +399,14 @@ impl<'a> Judge<'a> {
     pub(crate) fn blocker(&self, workers: &[(WorkerId, Verdict)]) -> Option<Blocker> {
         let any = |is: fn(&Verdict) -> bool| workers.iter().any(|(_, verdict)| is(verdict));
         if any(|verdict| matches!(verdict, Verdict::Fits(_))) {
-            return None;
+            return self.awaits_better(workers).then_some(Blocker::AwaitsBetter);
         }
         if any(|verdict| matches!(verdict, Verdict::Avoided(_))) {
             return self.may_yet_answer(workers).then_some(Blocker::Avoids);
         }
         Some(if workers.is_empty() {
             Blocker::NoWorker
-        } else if any(|verdict| matches!(verdict, Verdict::Unheard(_))) {
+        } else if any(|verdict| matches!(verdict, Verdict::Unheard { .. })) {
             Blocker::Heartbeat
         } else if self.job.is_some_and(|job| is_awaited(self.state, job.id)) {
             Blocker::Preempting
@@ -414,9 +425,27 @@ impl<'a> Judge<'a> {
         })
     }
 
+    /// Whether a worker that is asked for a heartbeat would be better than those that it fits on.
+    fn awaits_better(&self, workers: &[(WorkerId, Verdict)]) -> bool {
+        let may_be_held =
+            self.job.zip(self.hearing).is_none_or(|(job, hearing)| hearing.held_until(job.id, self.now.mono).is_some());
+        let fits = workers.iter().filter_map(|(_, verdict)| match verdict {
+            Verdict::Fits(score) => Some(score.total()),
+            _ => None,
+        });
+        let best = fits.max();
+        may_be_held
+            && workers.iter().any(|(worker, verdict)| match verdict {
+                Verdict::Unheard { score, awaited: true, .. } => {
+                    Some(score.total()) > best && self.job.is_none_or(|job| job.avoid != Some(*worker))
+                }
+                _ => false,
+            })
+    }
+
     /// Whether a worker that is not heard of is worth waiting for, rather than going back to the one that has failed.
     fn may_yet_answer(&self, workers: &[(WorkerId, Verdict)]) -> bool {
-        let unheard = workers.iter().filter(|(_, verdict)| matches!(verdict, Verdict::Unheard(_)));
+        let unheard = workers.iter().filter(|(_, verdict)| matches!(verdict, Verdict::Unheard { .. }));
         let unheard = unheard.filter(|(worker, _)| self.job.is_none_or(|job| job.avoid != Some(*worker)));
         let mut unheard = unheard.filter_map(|(worker, _)| self.state.worker(*worker));
         unheard.any(|worker| {

@@ -32,7 +32,7 @@
 //!
 //! 1. `SubmitJob` makes a job and its spec, and puts it in the queue (`apply/jobs.rs`, `queue.rs`).
 //! 2. [`plan()`] finds the best worker with room (`score.rs`) whose newest confirmed heartbeat is young enough, and
-//!    yields `Assign`.
+//!    yields `Assign`; or has a better one asked for a heartbeat first.
 //! 3. `Assign` checks all that again, reserves the capacity and makes the attempt (`apply/scheduling.rs`).
 //! 4. The worker's gateway sees the attempt in the state and has it run; `JobStarted`, `JobResult` or `JobDeclined` come
 //!    back from the session that owns it (`apply/sessions.rs`).

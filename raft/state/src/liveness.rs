@@ -34,6 +34,9 @@ const MIN_MARGIN_MS: u64 = 2_000;
 const BACKSTOP_MS: u64 = 30_000;
 /// A verdict whose proposal came to nothing is repeated after this long.
 const REPEAT_MS: u64 = 1_000;
+/// How long a worker that was asked for a heartbeat is waited for where a job could go elsewhere; and how long, in all, a
+/// job is kept from going there. A dead worker costs nobody more.
+const ANSWER_MS: u64 = 500;
 /// Verdicts per call.
 const MAX_VERDICTS: usize = 1_024;
 
@@ -65,6 +68,10 @@ struct Heard {
 pub struct Hearing {
     elected_at: Mono,
     heard: OrdMap<WorkerId, Heard>,
+    /// Since when these have been asked for a heartbeat and have not been heard of.
+    asked: OrdMap<WorkerId, (SessionId, Mono)>,
+    /// Since when these jobs have been held for the answer of a better worker.
+    held: OrdMap<JobId, Mono>,
 }
 
 impl Hearing {
@@ -87,12 +94,26 @@ impl Hearing {
         self.of(on)?.usage
     }
 
+    /// Until when a session that is not heard of is worth a wait, for a job that could go elsewhere: it was asked just now,
+    /// or is about to be. `None`: it has had its time; nobody waits for it any more until it is heard of again.
+    pub(crate) fn awaited_until(&self, on: SessionRef, now: Mono) -> Option<Mono> {
+        let since = self.asked.get(&on.worker).filter(|(session, _)| *session == on.session).map(|(_, since)| *since);
+        Some(since.unwrap_or(now).plus(ANSWER_MS)).filter(|until| now < *until)
+    }
+
+    /// Until when a job may be held for better workers. `None`: it has been held for long enough.
+    pub(crate) fn held_until(&self, job: JobId, now: Mono) -> Option<Mono> {
+        let since = self.held.get(&job).copied();
+        Some(since.unwrap_or(now).plus(ANSWER_MS)).filter(|until| now < *until)
+    }
+
     fn of(&self, on: SessionRef) -> Option<&Heard> {
         self.heard.get(&on.worker).filter(|heard| heard.session == on.session)
     }
 
     /// A heartbeat that arrives after a newer one of its session says nothing new.
     fn note(&mut self, on: SessionRef, sequence: u64, received: Mono) {
+        self.asked.remove(&on.worker);
         match self.heard.get_mut(&on.worker).filter(|heard| heard.session == on.session) {
             None => {
                 let heard = Heard { session: on.session, sequence, received, latest: received, usage: None };
@@ -143,7 +164,7 @@ impl Liveness {
     pub fn elected(term: u64, state: &State, now: Mono) -> Self {
         let mut liveness = Self {
             term,
-            hearing: Hearing { elected_at: now, heard: OrdMap::new() },
+            hearing: Hearing { elected_at: now, heard: OrdMap::new(), asked: OrdMap::new(), held: OrdMap::new() },
             known: OrdMap::new(),
             looked_at: now,
             leases: BTreeMap::new(),
@@ -193,6 +214,18 @@ impl Liveness {
         if let Some(heard) = self.hearing.heard.get_mut(&on.worker).filter(|heard| heard.session == on.session) {
             heard.usage = Some(usage);
         }
+    }
+
+    /// What came of a plan: these workers are asked for a heartbeat, and these jobs are held until then.
+    pub fn asked(&mut self, state: &State, workers: &[WorkerId], held: &[JobId], now: Mono) {
+        for worker in workers.iter().filter_map(|worker| state.worker(*worker)) {
+            let since = self.hearing.asked.get(&worker.id).filter(|(session, _)| *session == worker.session);
+            if since.is_none() {
+                self.hearing.asked.insert(worker.id, (worker.session, now));
+            }
+        }
+        let before = std::mem::take(&mut self.hearing.held);
+        self.hearing.held = held.iter().map(|job| (*job, before.get(job).copied().unwrap_or(now))).collect();
     }
 
     fn extend(&mut self, state: &State, on: SessionRef, id: AttemptRef, received: Mono, now: Mono) -> bool {

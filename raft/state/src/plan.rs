@@ -5,6 +5,10 @@
 //! on), take the one that scores best (`score`), the first of equals, but not the one on which it has just failed while
 //! another fits.
 //!
+//! A worker whose heartbeat is too old for the job's lease is asked for one. Where it would score better than the best of
+//! the others, the job is held: it keeps room on both, for at most half a second from the asking, and half a second in all
+//! (`Hearing`). A worker that has not answered by then is waited for no more until it is heard of again.
+//!
 //! # What it costs
 //!
 //! Jobs that ask the same are one class, which is ranked once per plan (`ranking`): O(workers with a free slot). From
@@ -20,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::{
     command::Command,
     fit::suits,
-    ids::{Caller, Millis, Mono, WorkerId},
+    ids::{Caller, JobId, Millis, Mono, WorkerId},
     job::Job,
     liveness::{Hearing, Liveness},
     preemption::{self, Reserved, Victims},
@@ -62,7 +66,10 @@ pub struct Plan {
     /// the term of the [`Liveness`] that they stand on.
     pub commands: Vec<Command>,
     /// Jobs wait for a fresh heartbeat of these: their gateways are to ask for one. Named by each plan until it is there.
+    /// [`Liveness::asked`] is to be told.
     pub ask_heartbeat: Vec<WorkerId>,
+    /// Jobs that could be placed, but are held for a better worker that is asked. [`Liveness::asked`] is to be told.
+    pub held: Vec<JobId>,
     /// Plan again then, if nothing else is a reason before: the next end of a backoff, deadline of a drain or end of a
     /// worker's being set aside, or soon while jobs wait for a heartbeat.
     pub wake_at: Option<Millis>,
@@ -80,6 +87,8 @@ pub fn plan(state: &State, liveness: &Liveness, now: Now) -> Plan {
 enum Placement {
     /// On this candidate, standing on this heartbeat, for this reason.
     On(usize, u64, Choice),
+    /// On the first of these candidates, once it is heard of again; otherwise on the second.
+    Held(usize, usize),
     /// Nowhere now because it avoids a worker, or room is being made for it; others of its class may fare better.
     Later,
     /// Nowhere, nor does any of its class fit. `hopeful`: there is room, once a worker is heard of again.
@@ -105,6 +114,9 @@ struct Planner<'a> {
     victims: Option<Victims>,
     preemptions: u32,
     asked: BTreeSet<WorkerId>,
+    held: Vec<JobId>,
+    /// When the first of the held jobs is held no more.
+    held_until: Option<Mono>,
     commands: Vec<Command>,
     probes: usize,
     misses: u32,
@@ -135,6 +147,8 @@ impl<'a> Planner<'a> {
             victims: None,
             preemptions: 0,
             asked: BTreeSet::new(),
+            held: Vec::new(),
+            held_until: None,
             commands: Vec::new(),
             probes: 0,
             misses: 0,
@@ -200,13 +214,15 @@ impl<'a> Planner<'a> {
         };
         match self.choose(job, &spec, (order, class)) {
             Placement::On(at, heartbeat, choice) => self.assign(job, &spec, at, heartbeat, choice),
+            Placement::Held(better, fallback) => self.hold(job, &spec, better, fallback),
             Placement::Later => self.misses += 1,
             Placement::Nowhere { hopeful } => {
                 self.misses += 1;
                 if preemption::is_awaited(self.state, job.id) {
                     return true;
                 }
-                if !hopeful {
+                // What held jobs keep on two workers, they will give back on one.
+                if !hopeful && self.held.is_empty() {
                     self.preempt(job, &spec, order);
                 }
                 self.misfits.insert(class);
@@ -258,23 +274,16 @@ impl<'a> Planner<'a> {
     }
 
     fn best_of(&mut self, ranking: &Ranking, job: &Job, spec: &JobSpec, order: Order) -> Placement {
-        let needed = Capacity::needed(&spec.resources);
         let mut on_avoided = None;
         for at in ranking.best() {
             let candidate = &self.candidates[at];
-            let avoided = job.avoid == Some(candidate.worker.id);
-            // Two classes may share a hash, and then a ranking: what fits one may not fit the other.
-            let Some(heartbeat) = candidate.fresh(spec).filter(|_| suits(spec, candidate.worker)) else {
+            let Some(heartbeat) = candidate.fresh(spec).filter(|_| self.takes(at, spec, order)) else {
                 continue;
             };
-            let kept = !self.reserved.is_empty()
-                && !self.reserved.left(candidate.worker.id, candidate.free, order).holds(&needed);
-            if kept {
-                continue;
-            }
             let place = Placement::On(at, heartbeat, ranking.choice(candidate, &self.weights, spec));
-            if !avoided {
-                return place;
+            if job.avoid != Some(candidate.worker.id) {
+                let better = self.better(ranking, job, spec, order, at);
+                return better.map_or(place, |better| Placement::Held(better, at));
             }
             on_avoided = Some(place);
         }
@@ -290,14 +299,49 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn assign(&mut self, job: &Job, spec: &JobSpec, at: usize, heartbeat: u64, choice: Choice) {
+    /// Whether a candidate of the job's class may have it.
+    fn takes(&self, at: usize, spec: &JobSpec, order: Order) -> bool {
+        let Candidate { worker, free, .. } = &self.candidates[at];
+        // Two classes may share a hash, and then a ranking: what fits one may not fit the other.
+        suits(spec, worker)
+            && (self.reserved.is_empty()
+                || self.reserved.left(worker.id, *free, order).holds(&Capacity::needed(&spec.resources)))
+    }
+
+    /// A worker that the job would be better off on than on this one, and that is asked whether it is there.
+    fn better(&mut self, ranking: &Ranking, job: &Job, spec: &JobSpec, order: Order, than: usize) -> Option<usize> {
+        self.hearing.held_until(job.id, self.now.mono)?;
+        let serves = |at: &usize| job.avoid != Some(self.candidates[*at].worker.id) && self.takes(*at, spec, order);
+        let better = ranking.better(than).find(serves)?;
+        // Should it not answer, the next one may: all are asked with the first.
+        if self.asked.insert(self.candidates[better].worker.id) {
+            self.asked.extend(ranking.better(than).map(|at| self.candidates[at].worker.id));
+        }
+        Some(better)
+    }
+
+    /// Keeps room for the job on both, so that it can have either.
+    fn hold(&mut self, job: &Job, spec: &JobSpec, better: usize, fallback: usize) {
+        self.misses += 1;
+        self.held.push(job.id);
+        let until = [self.candidates[better].awaited_until, self.hearing.held_until(job.id, self.now.mono)];
+        self.held_until = self.held_until.into_iter().chain(until.into_iter().flatten()).min();
+        self.take(better, spec);
+        self.take(fallback, spec);
+    }
+
+    fn take(&mut self, at: usize, spec: &JobSpec) {
         let candidate = &mut self.candidates[at];
         candidate.free = candidate.free.minus(&Capacity::needed(&spec.resources));
-        let on = session_of(candidate.worker);
         if candidate.free.slots == 0 {
             self.open -= 1;
         }
         self.assigned.push(at);
+    }
+
+    fn assign(&mut self, job: &Job, spec: &JobSpec, at: usize, heartbeat: u64, choice: Choice) {
+        self.take(at, spec);
+        let on = session_of(self.candidates[at].worker);
         let attempt = job.attempt.saturating_add(1);
         self.commands.push(Command::Assign { job: job.id, attempt, on, heartbeat, choice });
     }
@@ -327,10 +371,12 @@ impl<'a> Planner<'a> {
         let next = self.state.indexes.backoff.range((self.now.stamp.plus(1), (0, 0))..).next();
         let next = next.map(|&(until, _)| until);
         let ask_again = (!self.asked.is_empty()).then(|| self.now.stamp.plus(ASK_AGAIN_MS));
+        let held = self.held_until.map(|until| self.now.stamp.plus(until.0.saturating_sub(self.now.mono.0)));
         Plan {
             commands: self.commands,
             ask_heartbeat: self.asked.into_iter().collect(),
-            wake_at: next.into_iter().chain(ask_again).chain(drained).chain(set_aside).min(),
+            held: self.held,
+            wake_at: next.into_iter().chain(ask_again).chain(held).chain(drained).chain(set_aside).min(),
         }
     }
 }

@@ -20,6 +20,8 @@ pub(crate) struct Candidate<'a> {
     pub(crate) free: Capacity,
     /// Sequence and age of its newest confirmed heartbeat.
     pub(crate) heartbeat: Option<(u64, u64)>,
+    /// Until when it is worth a wait, should that heartbeat be too old to stand on.
+    pub(crate) awaited_until: Option<Mono>,
     /// What of its score does not depend on the job.
     standing: Score,
 }
@@ -32,6 +34,7 @@ impl<'a> Candidate<'a> {
             worker,
             free: worker.free(),
             heartbeat: hearing.and_then(|hearing| hearing.heartbeat(on, now)),
+            awaited_until: hearing.and_then(|hearing| hearing.awaited_until(on, now)),
             standing: standing(weights, worker, usage),
         }
     }
@@ -52,10 +55,12 @@ impl<'a> Candidate<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct Ranking {
     best: BTreeSet<(Reverse<i64>, usize)>,
-    /// What stands in `best` for each candidate.
-    scores: Vec<Option<i64>>,
     /// Those that fit, but whose heartbeat is too old to stand on.
     pub(crate) stale: Vec<usize>,
+    /// Those of them that are worth a wait.
+    awaited: BTreeSet<(Reverse<i64>, usize)>,
+    /// What stands in `best` or `awaited` for each candidate.
+    scores: Vec<Option<i64>>,
     /// How many of the plan's assignments it has followed.
     followed: usize,
 }
@@ -67,10 +72,10 @@ impl Ranking {
         let needed = Capacity::needed(&spec.resources);
         for (at, candidate) in candidates.iter().enumerate() {
             if candidate.free.holds(&needed) && fit::suits(spec, candidate.worker) {
-                match candidate.fresh(spec) {
-                    Some(_) => ranking.insert(at, candidate.score(weights, spec).total()),
-                    None => ranking.stale.push(at),
+                if candidate.fresh(spec).is_none() {
+                    ranking.stale.push(at);
                 }
+                ranking.insert(at, candidate, weights, spec);
             }
         }
         ranking
@@ -88,22 +93,36 @@ impl Ranking {
         for &at in &assigned[self.followed..] {
             if let Some(score) = self.scores[at].take() {
                 self.best.remove(&(Reverse(score), at));
+                self.awaited.remove(&(Reverse(score), at));
                 if candidates[at].free.holds(&needed) {
-                    self.insert(at, candidates[at].score(weights, spec).total());
+                    self.insert(at, &candidates[at], weights, spec);
                 }
             }
         }
         self.followed = assigned.len();
     }
 
-    fn insert(&mut self, at: usize, score: i64) {
+    fn insert(&mut self, at: usize, candidate: &Candidate<'_>, weights: &Weights, spec: &JobSpec) {
+        let ranked = match candidate.fresh(spec) {
+            Some(_) => &mut self.best,
+            None if candidate.awaited_until.is_some() => &mut self.awaited,
+            None => return,
+        };
+        let score = candidate.score(weights, spec).total();
         self.scores[at] = Some(score);
-        self.best.insert((Reverse(score), at));
+        ranked.insert((Reverse(score), at));
     }
 
     /// Candidates, best first; among equals the first.
     pub(crate) fn best(&self) -> impl Iterator<Item = usize> + '_ {
         self.best.iter().map(|&(_, at)| at)
+    }
+
+    /// Those that would be better than this one of the best, once they are heard of again, and are worth a wait for that;
+    /// best first.
+    pub(crate) fn better(&self, than: usize) -> impl Iterator<Item = usize> + '_ {
+        let score = self.scores[than];
+        self.awaited.iter().take_while(move |(Reverse(awaited), _)| Some(*awaited) > score).map(|&(_, at)| at)
     }
 
     /// What is kept of the choice of a candidate.

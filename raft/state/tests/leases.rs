@@ -315,6 +315,7 @@ impl World {
         }
         let verdicts = self.liveness.expire(&self.state, Mono(self.now));
         let planned = plan(&self.state, &self.liveness, Now { mono: Mono(self.now), stamp: Millis(self.now) });
+        self.liveness.asked(&self.state, &planned.ask_heartbeat, &planned.held, Mono(self.now));
         for command in verdicts.into_iter().chain(planned.commands) {
             let term = self.term;
             self.send(Message::Decide { term, command });

@@ -221,11 +221,14 @@ impl Runner {
         Ok(if apply { self.apply_all(commands) } else { show::commands(&commands) })
     }
 
-    /// plan: what the scheduler would do. schedule: the same, applied.
+    /// plan: what the scheduler would do. schedule: the same, applied, and asked for.
     fn plan(&mut self, apply: bool) -> Shown {
         let now = Now { mono: Mono(self.now), stamp: Millis(self.now) };
         let planned = plan(&self.state, self.liveness.as_ref().ok_or("elect a leader first")?, now);
         let rest = show::plan_rest(&planned, self.now);
+        if apply && let Some(liveness) = self.liveness.as_mut() {
+            liveness.asked(&self.state, &planned.ask_heartbeat, &planned.held, now.mono);
+        }
         let shown = if apply { self.apply_all(planned.commands) } else { show::commands(&planned.commands) };
         let shown = format!("{shown}{rest}");
         Ok(if shown.is_empty() { "nothing to do".to_string() } else { shown })

@@ -53,6 +53,9 @@ pub(super) fn plan_rest(plan: &Plan, now: u64) -> String {
     for worker in &plan.ask_heartbeat {
         writeln!(shown, "ask {} for a heartbeat", names::shorten(&worker.to_string())).unwrap();
     }
+    for job in &plan.held {
+        writeln!(shown, "hold {}", names::shorten(&job.to_string())).unwrap();
+    }
     if let Some(at) = plan.wake_at {
         writeln!(shown, "plan again in {} ms", at.0 - now).unwrap();
     }
@@ -166,7 +169,10 @@ pub(super) fn explanation(explanation: &Explanation, now: u64) -> String {
         let verdict = match verdict {
             Verdict::Fits(score) => format!("fits, score {}", score.total()),
             Verdict::Avoided(score) => format!("has just failed it, score {}", score.total()),
-            Verdict::Unheard(age) => format!("fits, newest heartbeat {age:?}"),
+            Verdict::Unheard { age, score, awaited } => {
+                let awaited = if *awaited { ", awaited" } else { "" };
+                format!("fits, score {}, newest heartbeat {age:?}{awaited}", score.total())
+            }
             Verdict::NoRoom { lacks, held_by, free_by } => {
                 format!("{}, held by {held_by:?}, free {:?}", self::lacks(lacks), free_by.as_ref().map(span))
             }

@@ -21,7 +21,7 @@ use crate::{
 /// Show why a job waits, what each worker is to it, and when it is expected to start; or where it runs and why there.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  hodei-node job explain nightly\n\nIn JSON, `standing` is pending, scheduled, running or ended; `blocker` is null or one of backoff, no_worker,\nnone_suits, too_small, draining, none_takes_jobs, set_aside, no_room, preempting, heartbeat, avoids; `start.kind` is now, after_backoff, by_timeouts or\nunknown; each worker has a `verdict`: fits, avoided, unheard, no_room, takes_none, set_aside, too_small,\narchitecture or constraint."
+    after_help = "Example:\n  hodei-node job explain nightly\n\nIn JSON, `standing` is pending, scheduled, running or ended; `blocker` is null or one of backoff, no_worker,\nnone_suits, too_small, draining, none_takes_jobs, set_aside, no_room, preempting, heartbeat, awaits_better, avoids;\n`start.kind` is now, after_backoff, by_timeouts or unknown; each worker has a `verdict`: fits, avoided,\nunheard, no_room, takes_none, set_aside, too_small, architecture or constraint."
 )]
 pub struct Args {
     #[arg(value_name = "ID", help = job_help!())]
@@ -151,6 +151,7 @@ fn worker_json(worker: &WorkerVerdict) -> Value {
         "state": (!worker.state.is_empty()).then_some(&worker.state),
         "constraint": constraint,
         "heard_ms_ago": worker.heard_ms_ago,
+        "awaited": worker.awaited,
         "set_aside": worker.set_aside.as_ref().map(set_aside),
     })
 }
@@ -175,6 +176,7 @@ pub fn blocker_text(blocker: &str) -> &str {
         "no_room" => "others hold what it needs",
         "preempting" => "jobs of lower priority are being ended to make room for it",
         "heartbeat" => "a worker that it fits on has to be heard of again first",
+        "awaits_better" => "a better worker has half a second to be heard of again; otherwise it goes to the next best",
         "avoids" => "it has just failed where there is room, and another worker may yet answer",
         "behind" => "others that ask the same come first, and take what room there is",
         "" => "nothing is in its way",
@@ -214,8 +216,8 @@ fn verdict_text(worker: &WorkerVerdict) -> String {
         "fits" => format!("fits; {}", score()),
         "avoided" => format!("has just failed it; {}", score()),
         "unheard" => match worker.heard_ms_ago {
-            Some(ms) => format!("fits, but was last heard of {} s ago", ms / 1_000),
-            None => "fits, but was not heard of yet".to_owned(),
+            Some(ms) => format!("fits, but was last heard of {} s ago; {}", ms / 1_000, score()),
+            None => format!("fits, but was not heard of yet; {}", score()),
         },
         "no_room" => {
             let held: Vec<_> = worker.held_by.iter().map(|job| output::short(job)).collect();
