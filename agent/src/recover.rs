@@ -1,7 +1,13 @@
 //! What an earlier process of this agent left behind: jobs whose watchdogs live go on under this one, ends that their
 //! watchdogs left on disk become results, results and logs are kept for delivery, and of the rest nothing stays alive.
 
-use std::{collections::BTreeSet, ffi::OsString, fs, io, path::Path};
+use std::{
+    collections::BTreeSet,
+    ffi::OsString,
+    fs, io,
+    path::{Path, PathBuf},
+    thread,
+};
 
 use hodei_proto::v1::{AttemptRef, JobResult};
 use prost::Message as _;
@@ -21,9 +27,13 @@ use crate::{
     watchdog::{
         guard::{self, Guarded},
         output,
+        patience::Patience,
         testament::{Fallen, Testament},
     },
 };
+
+/// For a thread that looks after an attempt: a file is read in pieces.
+const STACK: usize = 256 << 10;
 
 /// What was found.
 #[derive(Default)]
@@ -52,15 +62,16 @@ pub struct Alive {
 
 /// Takes over from an earlier process. Blocking.
 pub fn recover(dir: &DataDir) -> io::Result<Found> {
-    let mut found = Found::default();
+    let mut records = Vec::new();
     for entry in fs::read_dir(dir.attempts())? {
         let record = entry?.path();
         match Intent::read(&record) {
-            Some(intent) => recover_attempt(&record, &intent, &mut found)?,
+            Some(intent) => records.push((record, intent)),
             // Without an intent no process was made; what a removal left half done goes too.
             None => remove(&record),
         }
     }
+    let found = side_by_side(&records)?;
     let in_use: BTreeSet<OsString> = found.alive.iter().map(|alive| alive.attempt.key.dir_name().into()).collect();
     for entry in fs::read_dir(dir.work())? {
         let entry = entry?;
@@ -69,6 +80,26 @@ pub fn recover(dir: &DataDir) -> io::Result<Found> {
         }
     }
     Ok(found)
+}
+
+/// Looks after all attempts at once, so that those that are well do not wait for each of those that are not. A thread
+/// each: there are no more than an agent has slots, and ends that were not acknowledged.
+fn side_by_side(records: &[(PathBuf, Intent)]) -> io::Result<Found> {
+    let patience = Patience::new();
+    thread::scope(|scope| {
+        let looks: io::Result<Vec<_>> = records
+            .iter()
+            .map(|(record, intent)| {
+                let look = || recover_attempt(record, intent, &patience);
+                thread::Builder::new().name("recover".into()).stack_size(STACK).spawn_scoped(scope, look)
+            })
+            .collect();
+        let mut found = Found::default();
+        for look in looks? {
+            found.add(look.join().map_err(|_| io::Error::other("looking after an attempt failed"))??);
+        }
+        Ok(found)
+    })
 }
 
 fn remove(dir: &Path) {
@@ -81,38 +112,36 @@ fn remove(dir: &Path) {
     }
 }
 
-fn recover_attempt(record: &Path, intent: &Intent, found: &mut Found) -> io::Result<()> {
+fn recover_attempt(record: &Path, intent: &Intent, patience: &Patience) -> io::Result<Found> {
     let key = intent.key();
     if record.file_name().is_none_or(|name| name.to_string_lossy() != key.dir_name()) {
         remove(record);
-        return Ok(());
+        return Ok(Found::default());
     }
     let result = disk::read_if_there(&record.join(RESULT))?.and_then(|bytes| JobResult::decode(bytes.as_slice()).ok());
     if let Some(result) = result {
         intent.remove_cgroups();
-        return found.delivers(record, key, result);
+        return delivers(record, key, result);
     }
-    match guard::find(record) {
-        Ok(guard::Found::Alive(guarded, deadline)) => return found.goes_on(record, intent, *guarded, deadline),
+    match guard::find(record, patience) {
+        Ok(guard::Found::Alive(guarded, deadline)) => return goes_on(record, intent, *guarded, deadline),
         Ok(guard::Found::Gone) => {}
         Err(error) => {
             tracing::error!(attempt = %key, %error, "its watchdog cannot be reached");
-            return found.leaves(record, key);
+            return leaves(record, key, false);
         }
     }
     if let Some(testament) = Testament::read(record) {
         match inherit(record, key, testament) {
             Ok(result) => {
                 intent.remove_cgroups();
-                return found.delivers(record, key, result);
+                return delivers(record, key, result);
             }
             Err(error) => tracing::error!(attempt = %key, %error, "the end that its watchdog left cannot be read"),
         }
     }
-    if intent.kill_orphans(record) {
-        found.dead.push(key.to_wire());
-    }
-    found.leaves(record, key)
+    let dead = intent.kill_orphans(record, patience);
+    leaves(record, key, dead)
 }
 
 /// The result of an attempt that ended without an agent, durably.
@@ -138,33 +167,38 @@ fn inherit(record: &Path, key: AttemptKey, testament: Testament) -> io::Result<J
 }
 
 impl Found {
-    fn delivers(&mut self, record: &Path, key: AttemptKey, result: JobResult) -> io::Result<()> {
-        let (index, last) = spool::recover(record, u64::MAX)?;
-        let promised = result.log.as_ref().map_or(0, |log| log.last_sequence);
-        tracing::info!(attempt = %key, last, "found ended");
-        self.adopted.push(key.to_wire());
-        self.ended.push(Attempt::recovered(key, Log::recovered(index, last, promised), Some(result)));
-        Ok(())
+    fn add(&mut self, other: Self) {
+        self.ended.extend(other.ended);
+        self.alive.extend(other.alive);
+        self.adopted.extend(other.adopted);
+        self.dead.extend(other.dead);
     }
+}
 
-    fn leaves(&mut self, record: &Path, key: AttemptKey) -> io::Result<()> {
-        let (index, last) = spool::recover(record, u64::MAX)?;
-        tracing::warn!(attempt = %key, last, "found without a watchdog");
-        self.ended.push(Attempt::recovered(key, Log::recovered(index, last, 0), None));
-        Ok(())
-    }
+fn delivers(record: &Path, key: AttemptKey, result: JobResult) -> io::Result<Found> {
+    let (index, last) = spool::recover(record, u64::MAX)?;
+    let promised = result.log.as_ref().map_or(0, |log| log.last_sequence);
+    tracing::info!(attempt = %key, last, "found ended");
+    let ended = vec![Attempt::recovered(key, Log::recovered(index, last, promised), Some(result))];
+    Ok(Found { ended, adopted: vec![key.to_wire()], ..Found::default() })
+}
 
-    fn goes_on(&mut self, record: &Path, intent: &Intent, guarded: Guarded, deadline: Boot) -> io::Result<()> {
-        crate::failpoint!("recover::before-adopt");
-        let key = intent.key();
-        let progress = Progress::read(&guarded.output.progress)?;
-        let (index, last) = spool::recover(record, progress.last_sequence)?;
-        tracing::info!(attempt = %key, pid = guarded.pid, last, "found alive, adopted");
-        // What a damaged spool has lost of it, the gateway records as a gap.
-        let log = Log::recovered(index, progress.last_sequence, 0);
-        self.adopted.push(key.to_wire());
-        let attempt = Attempt::adopted(key, log, guarded.pid, intent.gpus.clone());
-        self.alive.push(Alive { attempt, guarded, deadline, terms: intent.terms });
-        Ok(())
-    }
+fn leaves(record: &Path, key: AttemptKey, dead: bool) -> io::Result<Found> {
+    let (index, last) = spool::recover(record, u64::MAX)?;
+    tracing::warn!(attempt = %key, last, "found without a watchdog");
+    let ended = vec![Attempt::recovered(key, Log::recovered(index, last, 0), None)];
+    Ok(Found { ended, dead: dead.then(|| key.to_wire()).into_iter().collect(), ..Found::default() })
+}
+
+fn goes_on(record: &Path, intent: &Intent, guarded: Guarded, deadline: Boot) -> io::Result<Found> {
+    crate::failpoint!("recover::before-adopt");
+    let key = intent.key();
+    let progress = Progress::read(&guarded.output.progress)?;
+    let (index, last) = spool::recover(record, progress.last_sequence)?;
+    tracing::info!(attempt = %key, pid = guarded.pid, last, "found alive, adopted");
+    // What a damaged spool has lost of it, the gateway records as a gap.
+    let log = Log::recovered(index, progress.last_sequence, 0);
+    let attempt = Attempt::adopted(key, log, guarded.pid, intent.gpus.clone());
+    let alive = vec![Alive { attempt, guarded, deadline, terms: intent.terms }];
+    Ok(Found { alive, adopted: vec![key.to_wire()], ..Found::default() })
 }

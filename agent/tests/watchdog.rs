@@ -213,6 +213,48 @@ async fn a_watchdog_that_is_stopped_protects_nothing() {
 }
 
 #[tokio::test]
+async fn a_job_with_a_short_lease_does_not_wait_for_watchdogs_that_are_stopped() {
+    if CgroupRoot::detect().is_none() {
+        return eprintln!("skipped: control groups are not permitted here");
+    }
+    let (cluster, dir) = (Cluster::new(KIND), tempfile::tempdir().unwrap());
+    let node = Node::start(&cluster);
+    let agent = Agent::start(dir.path(), vec![node.address.clone()]);
+    let lease = Duration::from_secs(5);
+    let healthy = cluster.run_for(script("echo begun; sleep 600"), lease).await;
+    let healthy_pid = started(&cluster, healthy).await;
+    let mut stopped = Vec::new();
+    for _ in 0..3 {
+        let key = cluster.run(script("sleep 600")).await;
+        stopped.push((key, started(&cluster, key).await));
+    }
+    // Of the first, the guardian does not see to the end either.
+    let guardian = parent(parent(stopped[0].1));
+    signal(guardian, Signal::SIGSTOP);
+    stopped.iter().for_each(|(_, pid)| signal(parent(*pid), Signal::SIGSTOP));
+    drop(agent);
+    let _agent = Agent::start(dir.path(), vec![node.address.clone()]);
+
+    let next = cluster.until("a second session", |seen| seen.registrations.get(1).cloned()).await;
+    assert_eq!(next.adopted, [healthy.to_wire()]);
+    let mut dead = next.dead;
+    let mut expected: Vec<_> = stopped.iter().map(|(key, _)| key.to_wire()).collect();
+    dead.sort_by_key(|attempt| attempt.job_id.clone());
+    expected.sort_by_key(|attempt| attempt.job_id.clone());
+    assert_eq!(dead, expected, "told only because they were killed and seen to be gone");
+    for (_, pid) in stopped {
+        until_gone(pid).await;
+    }
+    signal(guardian, Signal::SIGCONT);
+    // It outlives the lease that it was found with: it has been extended.
+    let begun = Instant::now();
+    let beats = |seen: &fake::Seen| (seen.heartbeats.last()?.1 == [healthy] && begun.elapsed() > lease).then_some(());
+    cluster.until("heartbeats beyond its lease", beats).await;
+    assert!(fs::exists(format!("/proc/{healthy_pid}")).unwrap() && cluster.seen.lock().results.is_empty());
+    signal(parent(healthy_pid), Signal::SIGKILL);
+}
+
+#[tokio::test]
 async fn a_cancellation_goes_on_without_the_agent_that_passed_it_on() {
     let (cluster, dir) = (Cluster::new(KIND), tempfile::tempdir().unwrap());
     let node = Node::start(&cluster);

@@ -14,7 +14,12 @@ use nix::{
 use serde::{Deserialize, Serialize};
 
 use super::cgroup::Cgroup;
-use crate::{disk, key::AttemptKey, log::capture::WhenFull, watchdog::guardian};
+use crate::{
+    disk,
+    key::AttemptKey,
+    log::capture::WhenFull,
+    watchdog::{guardian, patience::Patience},
+};
 
 const INTENT: &str = "intent";
 const PROCESS: &str = "process";
@@ -104,8 +109,8 @@ impl Intent {
     /// has seen that nothing was left, or its control group was seen to be empty: a process group says nothing about what
     /// left it, and a changed boot id proves nothing.
     #[must_use]
-    pub fn kill_orphans(&self, record: &Path) -> bool {
-        let alone = guardian::outlast(record);
+    pub fn kill_orphans(&self, record: &Path, patience: &Patience) -> bool {
+        let alone = guardian::outlast(record, patience);
         if alone && guardian::saw_the_end(record) {
             self.remove_cgroups();
             return true;
@@ -210,10 +215,10 @@ mod tests {
         let mut child = Command::new("sleep").arg("600").process_group(0).spawn().unwrap();
         let mark = ProcessMark::of(child.id()).unwrap();
         ProcessMark { started: mark.started + 1, ..mark.clone() }.write(dir.path()).unwrap();
-        assert!(!Intent::read(dir.path()).unwrap().kill_orphans(dir.path()));
+        assert!(!Intent::read(dir.path()).unwrap().kill_orphans(dir.path(), &Patience::new()));
         assert!(child.try_wait().unwrap().is_none(), "another process with the same pid is left alone");
         mark.write(dir.path()).unwrap();
-        assert!(!intent.kill_orphans(dir.path()), "a process group proves nothing");
+        assert!(!intent.kill_orphans(dir.path(), &Patience::new()), "a process group proves nothing");
         assert!(!child.wait().unwrap().success());
     }
 
@@ -232,7 +237,7 @@ mod tests {
         while fs::read(format!("/proc/{}/environ", child.id())).unwrap().is_empty() {
             std::thread::yield_now();
         }
-        let _ = Intent::new(key, "s", TERMS, None, &[]).kill_orphans(dir.path());
+        let _ = Intent::new(key, "s", TERMS, None, &[]).kill_orphans(dir.path(), &Patience::new());
         assert!(!child.wait().unwrap().success());
     }
 }

@@ -47,6 +47,7 @@ use crate::{
     roster::Roster,
     watchdog::{
         guard::{Ear, Guard, Guarded, Program, Voice},
+        patience::Patience,
         wire::{End, NotStarted, Obstacle, Order},
     },
 };
@@ -235,7 +236,8 @@ impl Executor {
     async fn end_orphans(&self, attempt: &Attempt, dirs: &AttemptDirs) -> bool {
         tracing::error!(attempt = %attempt.key, "its watchdog has died");
         let record = dirs.record.clone();
-        blocking(move || Intent::read(&record).is_some_and(|intent| intent.kill_orphans(&record))).await
+        blocking(move || Intent::read(&record).is_some_and(|intent| intent.kill_orphans(&record, &Patience::new())))
+            .await
     }
 
     /// Something of it may be left, so that nothing is said of it: its lease runs out.

@@ -24,6 +24,7 @@ use tokio::io::unix::AsyncFd;
 use super::{
     COMMAND, NAME, Output, SOCKET, guardian,
     launch::Launch,
+    patience::Patience,
     socket::{self, Received, Socket},
     wire::{End, NotStarted, Obstacle, Order, Report, say, understand},
 };
@@ -31,8 +32,10 @@ use crate::clock::Boot;
 
 /// A watchdog may take so long to be ready, and to make a process, on a machine that is very busy.
 const START_WITHIN: Duration = Duration::from_secs(30);
-/// A watchdog that says nothing to a successor for so long is stopped or stuck, and is killed.
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// How often one that has not answered yet is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// A watchdog that was killed is gone within this.
+const KILLED_WITHIN: Duration = Duration::from_secs(1);
 /// A guardian ends with its watchdog. One that has not by then is stopped or stuck, and is killed.
 const GUARDIAN_WITHIN: Duration = Duration::from_secs(5);
 
@@ -194,9 +197,8 @@ pub enum Found {
     Gone,
 }
 
-/// Takes over the watchdog of an attempt. One that does not answer is killed. Blocking.
-pub fn find(record: &Path) -> io::Result<Found> {
-    let deadline = Instant::now() + ANSWER_WITHIN;
+/// Takes over the watchdog of an attempt. One that does not answer while there is patience is killed. Blocking.
+pub fn find(record: &Path, patience: &Patience) -> io::Result<Found> {
     loop {
         let socket = match Socket::connect(record, SOCKET) {
             Ok(socket) => socket,
@@ -207,30 +209,34 @@ pub fn find(record: &Path) -> io::Result<Found> {
                 _ => return Err(error),
             },
         };
-        let left = deadline.saturating_duration_since(Instant::now());
-        if let Some((pid, deadline, output)) = ask(&socket, left)? {
+        if let Some((pid, deadline, output)) = ask(&socket, patience)? {
+            patience.spare(deadline);
             let guard = Guard { socket: Arc::new(socket), guardian: None };
             return Ok(Found::Alive(Box::new(Guarded { guard, pid, output }), deadline));
         }
-        if Instant::now() >= deadline {
+        if patience.left().is_zero() {
             let peer = socket.peer()?.pid();
             tracing::warn!(pid = peer, "a watchdog does not answer and is killed");
             end(peer);
             // Its end of the connection closes with it.
-            while socket.receive_within(ANSWER_WITHIN)?.is_some() {}
+            while socket.receive_within(KILLED_WITHIN)?.is_some() {}
         }
         // It may be about to go.
         thread::sleep(Duration::from_millis(1));
     }
 }
 
-/// What it says of itself; `None` where it says nothing within this time, or goes.
-fn ask(socket: &Socket, patience: Duration) -> io::Result<Option<(u32, Boot, Output)>> {
+/// What it says of itself; `None` where it says nothing while there is patience, or goes.
+fn ask(socket: &Socket, patience: &Patience) -> io::Result<Option<(u32, Boot, Output)>> {
     if say(socket, &Order::Adopt, &[]).is_err() {
         return Ok(None);
     }
     loop {
-        let Ok(Some(received)) = socket.receive_within(patience) else { return Ok(None) };
+        let received = match socket.receive_within(LOOK_EVERY.min(patience.left())) {
+            Ok(Some(received)) => received,
+            Err(error) if error.kind() == io::ErrorKind::TimedOut && !patience.left().is_zero() => continue,
+            Ok(None) | Err(_) => return Ok(None),
+        };
         if let Some((Report::Standing { pid, deadline }, along)) = understand(received) {
             let output = Output::received(along).ok_or_else(|| io::Error::other("the output did not come along"))?;
             return Ok(Some((pid, deadline, output)));

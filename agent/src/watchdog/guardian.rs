@@ -24,7 +24,7 @@ use std::{
     path::Path,
     process::ExitCode,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use nix::{
@@ -40,6 +40,7 @@ use nix::{
 };
 
 use super::{
+    patience::Patience,
     process::take_stdin,
     run::{self, Legacy},
     tree::Descendants,
@@ -56,8 +57,6 @@ const NOTHING_LEFT: &str = "nothing-left";
 /// The attempt's directory: this process' own.
 const HERE: &str = ".";
 
-/// How long others wait for it to have killed everything.
-const GONE_WITHIN: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(1);
 
 /// The whole of the process that the agent starts, and of the watchdog.
@@ -151,19 +150,18 @@ fn lock() -> io::Result<File> {
     Ok(file)
 }
 
-/// Waits until the guardian of an attempt is gone, or there never was one; not for longer than a guardian needs. Blocking.
+/// Waits until the guardian of an attempt is gone, or there never was one, while there is patience. Blocking.
 #[must_use]
-pub fn outlast(record: &Path) -> bool {
+pub fn outlast(record: &Path, patience: &Patience) -> bool {
     let file = match File::options().write(true).open(record.join(LOCK)) {
         Ok(file) => file,
         Err(error) => return error.kind() == io::ErrorKind::NotFound,
     };
-    let deadline = Instant::now() + GONE_WITHIN;
     loop {
         let mut found = whole_file();
         match fcntl(&file, FcntlArg::F_GETLK(&mut found)) {
             Ok(_) if i32::from(found.l_type) == libc::F_UNLCK => return true,
-            Ok(_) if Instant::now() < deadline => thread::sleep(LOOK_EVERY),
+            Ok(_) if !patience.left().is_zero() => thread::sleep(LOOK_EVERY),
             Ok(_) => {
                 tracing::warn!(pid = found.l_pid, "a guardian does not come to an end");
                 return false;

@@ -23,8 +23,8 @@
 //!
 //! **If it dies**, the kernel kills the main process, and the guardian whatever else there is, with or without an agent.
 //! The agent sees the connection close, waits for the guardian, kills what the control group still has, and tells of the end
-//! only if either was seen empty; a starting agent does so for every attempt whose watchdog does not answer
-//! ([`crate::recover`]). **If the guardian dies**, the watchdog ends the job. Only where agent, watchdog and guardian are
+//! only if either was seen empty; a starting agent does so for every attempt whose watchdog does not answer, for all of
+//! them at once ([`crate::recover`], [`patience`]). **If the guardian dies**, the watchdog ends the job. Only where agent, watchdog and guardian are
 //! killed at once is nobody left to end what detached itself from the main process, until the next agent does.
 
 pub mod fate;
@@ -32,6 +32,7 @@ pub mod guard;
 pub mod guardian;
 pub mod launch;
 pub mod output;
+pub mod patience;
 pub mod process;
 mod run;
 pub mod socket;
