@@ -6,7 +6,7 @@ mod fake;
 
 use std::time::{Duration, Instant};
 
-use fake::{Agent, Cluster, KIND, Manners, Node, printed_pid, script, shell, text, until_empty, until_gone};
+use fake::{Agent, Cluster, Dir, KIND, Manners, Node, printed_pid, script, shell, text, until_empty, until_gone};
 use hodei_agent::key::AttemptKey;
 use hodei_proto::v1::{
     CancelAttempt, KeepAlive, OutputPolicy, Release, attempt_status::Phase, node_message::Kind,
@@ -15,7 +15,7 @@ use hodei_proto::v1::{
 
 #[tokio::test]
 async fn output_arrives_byte_for_byte_and_the_attempt_is_forgotten() {
-    let (cluster, dir) = (Cluster::new(KIND), tempfile::tempdir().unwrap());
+    let (cluster, dir) = (Cluster::new(KIND), Dir::new());
     let node = Node::start(&cluster);
     let _agent = Agent::start(dir.path(), vec![node.address.clone()]);
     let job = r"printf 'one\ntwo\n'; printf 'wrong\n' >&2; printf '\000\377\r\n\n'; printf 'no newline'; exit 7";
@@ -32,7 +32,7 @@ async fn output_arrives_byte_for_byte_and_the_attempt_is_forgotten() {
 
 #[tokio::test]
 async fn a_job_sees_a_clean_environment_and_its_own_directory() {
-    let (cluster, dir) = (Cluster::new(KIND), tempfile::tempdir().unwrap());
+    let (cluster, dir) = (Cluster::new(KIND), Dir::new());
     let node = Node::start(&cluster);
     let _agent = Agent::start(dir.path(), vec![node.address.clone()]);
     let mut job = script(
@@ -52,7 +52,7 @@ async fn a_job_sees_a_clean_environment_and_its_own_directory() {
 
 #[tokio::test]
 async fn when_the_node_dies_the_next_one_gets_the_whole_log() {
-    let (cluster, dir) = (Cluster::new(KIND), tempfile::tempdir().unwrap());
+    let (cluster, dir) = (Cluster::new(KIND), Dir::new());
     let (first, second) = (Node::start(&cluster), Node::start(&cluster));
     let _agent = Agent::start(dir.path(), vec![first.address.clone()]);
     let key = cluster.run(script("for i in $(seq 150); do echo line $i; sleep 0.01; done; echo done >&2")).await;
@@ -74,7 +74,7 @@ async fn when_the_node_dies_the_next_one_gets_the_whole_log() {
 
 #[tokio::test]
 async fn a_cancellation_ends_the_whole_group() {
-    let (cluster, dir) = (Cluster::new(KIND), tempfile::tempdir().unwrap());
+    let (cluster, dir) = (Cluster::new(KIND), Dir::new());
     let node = Node::start(&cluster);
     let _agent = Agent::start(dir.path(), vec![node.address.clone()]);
     // Neither the shell nor its child heeds SIGTERM; the child even has a session of its own where groups are permitted.
@@ -91,7 +91,7 @@ async fn a_cancellation_ends_the_whole_group() {
 
 #[tokio::test]
 async fn what_a_job_leaves_behind_ends_with_it() {
-    let (cluster, dir) = (Cluster::new(KIND), tempfile::tempdir().unwrap());
+    let (cluster, dir) = (Cluster::new(KIND), Dir::new());
     let node = Node::start(&cluster);
     let _agent = Agent::start(dir.path(), vec![node.address.clone()]);
     let key = cluster.run(script("sleep 600 & echo $!")).await;
@@ -102,7 +102,7 @@ async fn what_a_job_leaves_behind_ends_with_it() {
 
 #[tokio::test]
 async fn a_timeout_is_told_as_such() {
-    let (cluster, dir) = (Cluster::new(KIND), tempfile::tempdir().unwrap());
+    let (cluster, dir) = (Cluster::new(KIND), Dir::new());
     let node = Node::start(&cluster);
     let _agent = Agent::start(dir.path(), vec![node.address.clone()]);
     let mut job = script("trap 'echo caught; exit 3' TERM; echo begun; sleep 600 & wait");
@@ -115,7 +115,7 @@ async fn a_timeout_is_told_as_such() {
 
 #[tokio::test]
 async fn what_cannot_be_started_says_why() {
-    let (cluster, dir) = (Cluster::new(KIND), tempfile::tempdir().unwrap());
+    let (cluster, dir) = (Cluster::new(KIND), Dir::new());
     let node = Node::start(&cluster);
     let _agent = Agent::start(dir.path(), vec![node.address.clone()]);
     let mut nowhere = shell("true", &[]);
@@ -144,7 +144,7 @@ async fn what_cannot_be_started_says_why() {
 
 #[tokio::test]
 async fn arguments_are_passed_as_given() {
-    let (cluster, dir) = (Cluster::new(KIND), tempfile::tempdir().unwrap());
+    let (cluster, dir) = (Cluster::new(KIND), Dir::new());
     let node = Node::start(&cluster);
     let _agent = Agent::start(dir.path(), vec![node.address.clone()]);
     let key = cluster.run(shell("printf", &["%s|", "a b", "$HOME", "*", ""])).await;
@@ -153,7 +153,7 @@ async fn arguments_are_passed_as_given() {
 
 #[tokio::test]
 async fn without_extensions_an_attempt_is_killed_at_its_deadline() {
-    let (cluster, dir) = (Cluster::new(Manners { extends: false, ..KIND }), tempfile::tempdir().unwrap());
+    let (cluster, dir) = (Cluster::new(Manners { extends: false, ..KIND }), Dir::new());
     let node = Node::start(&cluster);
     let _agent = Agent::start(dir.path(), vec![node.address.clone()]);
     let begun = Instant::now();
@@ -167,7 +167,7 @@ async fn without_extensions_an_attempt_is_killed_at_its_deadline() {
 
 #[tokio::test]
 async fn extensions_keep_an_attempt_alive_and_a_refusal_kills_it() {
-    let (cluster, dir) = (Cluster::new(KIND), tempfile::tempdir().unwrap());
+    let (cluster, dir) = (Cluster::new(KIND), Dir::new());
     let node = Node::start(&cluster);
     let _agent = Agent::start(dir.path(), vec![node.address.clone()]);
     let key = cluster.run_for(script("sleep 600 & echo $!; wait"), Duration::from_millis(900)).await;
@@ -183,7 +183,7 @@ async fn extensions_keep_an_attempt_alive_and_a_refusal_kills_it() {
 
 #[tokio::test]
 async fn a_released_attempt_is_killed_and_forgotten_without_a_result() {
-    let (cluster, dir) = (Cluster::new(KIND), tempfile::tempdir().unwrap());
+    let (cluster, dir) = (Cluster::new(KIND), Dir::new());
     let node = Node::start(&cluster);
     let _agent = Agent::start(dir.path(), vec![node.address.clone()]);
     let key = cluster.run(script("sleep 600 & echo $!; wait")).await;
@@ -196,7 +196,7 @@ async fn a_released_attempt_is_killed_and_forgotten_without_a_result() {
 
 #[tokio::test]
 async fn no_attempt_starts_twice_too_late_or_for_another_session() {
-    let (cluster, dir) = (Cluster::new(KIND), tempfile::tempdir().unwrap());
+    let (cluster, dir) = (Cluster::new(KIND), Dir::new());
     let node = Node::start(&cluster);
     let _agent = Agent::with(dir.path(), vec![node.address.clone()], 1, Duration::from_secs(60));
     let marks = dir.path().join("marks");
@@ -229,7 +229,7 @@ async fn no_attempt_starts_twice_too_late_or_for_another_session() {
 
 #[tokio::test]
 async fn a_full_agent_declines() {
-    let (cluster, dir) = (Cluster::new(KIND), tempfile::tempdir().unwrap());
+    let (cluster, dir) = (Cluster::new(KIND), Dir::new());
     let node = Node::start(&cluster);
     let mut agent = Agent::with(dir.path(), vec![node.address.clone()], 1, Duration::from_millis(100));
     let running = cluster.run(script("echo; exec sleep 600")).await;
@@ -245,7 +245,7 @@ async fn a_full_agent_declines() {
 
 #[tokio::test]
 async fn an_agent_that_ends_says_so_first_and_ends_although_nobody_answers() {
-    let (cluster, dir) = (Cluster::new(Manners { silent: true, ..KIND }), tempfile::tempdir().unwrap());
+    let (cluster, dir) = (Cluster::new(Manners { silent: true, ..KIND }), Dir::new());
     let node = Node::start(&cluster);
     let mut agent = Agent::with(dir.path(), vec![node.address.clone()], 4, Duration::from_secs(7));
     let key = cluster.run(script("sleep 0.2; exit 3")).await;
@@ -261,7 +261,7 @@ async fn an_agent_that_ends_says_so_first_and_ends_although_nobody_answers() {
 
 #[tokio::test]
 async fn a_result_is_delivered_again_after_a_restart() {
-    let (cluster, dir) = (Cluster::new(Manners { ends: false, ..KIND }), tempfile::tempdir().unwrap());
+    let (cluster, dir) = (Cluster::new(Manners { ends: false, ..KIND }), Dir::new());
     let node = Node::start(&cluster);
     let agent = Agent::start(dir.path(), vec![node.address.clone()]);
     let key = cluster.run(script("seq 1000; exit 3")).await;
@@ -294,7 +294,7 @@ async fn a_result_is_delivered_again_after_a_restart() {
 
 #[tokio::test]
 async fn two_hundred_thousand_lines() {
-    let (cluster, dir) = (Cluster::new(KIND), tempfile::tempdir().unwrap());
+    let (cluster, dir) = (Cluster::new(KIND), Dir::new());
     let node = Node::start(&cluster);
     let _agent = Agent::start(dir.path(), vec![node.address.clone()]);
     let line = "x".repeat(99);
@@ -308,7 +308,7 @@ async fn two_hundred_thousand_lines() {
 
 #[tokio::test]
 async fn a_full_spool_drops_where_the_job_says_so_and_counts() {
-    let (cluster, dir) = (Cluster::new(Manners { durable: false, ..KIND }), tempfile::tempdir().unwrap());
+    let (cluster, dir) = (Cluster::new(Manners { durable: false, ..KIND }), Dir::new());
     let node = Node::start(&cluster);
     let _agent = Agent::start(dir.path(), vec![node.address.clone()]);
     let line = "x".repeat(9_999);

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fake::{Agent, Cluster, KIND, Node, parent, printed_pid, script, signal, started, until_empty, until_gone};
+use fake::{Agent, Cluster, Dir, KIND, Node, parent, printed_pid, script, signal, started, until_empty, until_gone};
 use hodei_agent::{executor::cgroup::CgroupRoot, key::AttemptKey};
 use nix::sys::signal::Signal;
 
@@ -24,10 +24,11 @@ const DETACHED: &str = "trap '' PIPE; (setsid setsid sh -c 'echo $$; exec sleep 
 
 /// A job with a child that has detached itself, and who is around it.
 struct Scene {
-    cluster: Arc<Cluster>,
-    dir: tempfile::TempDir,
-    node: Node,
+    // In the order in which they end.
     agent: Option<Agent>,
+    node: Node,
+    cluster: Arc<Cluster>,
+    dir: Dir,
     key: AttemptKey,
     main: u32,
     child: u32,
@@ -37,7 +38,7 @@ struct Scene {
 
 impl Scene {
     async fn begin() -> Self {
-        let (cluster, dir) = (Cluster::new(KIND), tempfile::tempdir().unwrap());
+        let (cluster, dir) = (Cluster::new(KIND), Dir::new());
         let node = Node::start(&cluster);
         let agent = Some(Agent::start(dir.path(), vec![node.address.clone()]));
         let key = cluster.run(script(DETACHED)).await;

@@ -10,8 +10,8 @@ use std::{
 };
 
 use fake::{
-    Agent, Cluster, KIND, Manners, Node, parent, printed_pid, script, signal, started, text, until_empty, until_gone,
-    until_there,
+    Agent, Cluster, Dir, KIND, Manners, Node, parent, printed_pid, script, signal, started, text, until_empty,
+    until_gone, until_there,
 };
 use hodei_agent::executor::cgroup::CgroupRoot;
 use hodei_proto::v1::{CancelAttempt, KeepAlive, Release, SecretValue, node_message::Kind};
@@ -19,7 +19,7 @@ use nix::sys::signal::Signal;
 
 #[tokio::test]
 async fn a_job_goes_on_under_the_next_agent_and_not_a_line_is_lost_or_doubled() {
-    let (cluster, dir) = (Cluster::new(KIND), tempfile::tempdir().unwrap());
+    let (cluster, dir) = (Cluster::new(KIND), Dir::new());
     let node = Node::start(&cluster);
     let mut agent = Some(Agent::start(dir.path(), vec![node.address.clone()]));
     // Lines in pieces, on both streams, as fast as they are taken; the process is the same to the end.
@@ -49,7 +49,7 @@ async fn a_job_goes_on_under_the_next_agent_and_not_a_line_is_lost_or_doubled() 
 /// Nobody tells the next agent what the secret is.
 #[tokio::test]
 async fn a_secret_is_masked_by_the_next_agent_too_and_where_the_last_one_died_in_the_middle_of_it() {
-    let (cluster, dir) = (Cluster::new(KIND), tempfile::tempdir().unwrap());
+    let (cluster, dir) = (Cluster::new(KIND), Dir::new());
     let node = Node::start(&cluster);
     let gate = dir.path().join("gate");
     let job = format!(
@@ -74,7 +74,7 @@ async fn a_secret_is_masked_by_the_next_agent_too_and_where_the_last_one_died_in
 
 #[tokio::test]
 async fn a_job_that_ends_without_an_agent_is_reported_by_the_next_one_and_not_run_again() {
-    let (cluster, dir) = (Cluster::new(KIND), tempfile::tempdir().unwrap());
+    let (cluster, dir) = (Cluster::new(KIND), Dir::new());
     let node = Node::start(&cluster);
     let agent = Agent::start(dir.path(), vec![node.address.clone()]);
     let gate = dir.path().join("gate");
@@ -100,7 +100,7 @@ async fn a_job_that_ends_without_an_agent_is_reported_by_the_next_one_and_not_ru
 
 #[tokio::test]
 async fn without_an_agent_a_job_and_all_that_it_made_end_at_the_deadline() {
-    let (cluster, dir) = (Cluster::new(Manners { extends: false, ..KIND }), tempfile::tempdir().unwrap());
+    let (cluster, dir) = (Cluster::new(Manners { extends: false, ..KIND }), Dir::new());
     let node = Node::start(&cluster);
     let agent = Agent::start(dir.path(), vec![node.address.clone()]);
     let begun = Instant::now();
@@ -122,7 +122,7 @@ async fn without_an_agent_a_job_and_all_that_it_made_end_at_the_deadline() {
 
 #[tokio::test]
 async fn a_timeout_holds_without_an_agent() {
-    let (cluster, dir) = (Cluster::new(KIND), tempfile::tempdir().unwrap());
+    let (cluster, dir) = (Cluster::new(KIND), Dir::new());
     let node = Node::start(&cluster);
     let agent = Agent::start(dir.path(), vec![node.address.clone()]);
     let mut job = script("set +e; trap 'echo caught' TERM; echo begun; while :; do sleep 0.05; done");
@@ -139,7 +139,7 @@ async fn a_timeout_holds_without_an_agent() {
 
 #[tokio::test]
 async fn when_its_watchdog_is_killed_the_whole_job_ends_and_the_agent_says_so() {
-    let (cluster, dir) = (Cluster::new(KIND), tempfile::tempdir().unwrap());
+    let (cluster, dir) = (Cluster::new(KIND), Dir::new());
     let node = Node::start(&cluster);
     let _agent = Agent::start(dir.path(), vec![node.address.clone()]);
     let key = cluster.run(script("(setsid sleep 600 & echo $!); sleep 600")).await;
@@ -157,7 +157,7 @@ async fn when_its_watchdog_is_killed_the_whole_job_ends_and_the_agent_says_so() 
 
 #[tokio::test]
 async fn what_agent_and_watchdog_have_left_is_killed_by_the_next_agent_and_reported_dead() {
-    let (cluster, dir) = (Cluster::new(KIND), tempfile::tempdir().unwrap());
+    let (cluster, dir) = (Cluster::new(KIND), Dir::new());
     let node = Node::start(&cluster);
     let agent = Agent::start(dir.path(), vec![node.address.clone()]);
     let key = cluster.run(script("trap '' PIPE; (setsid sleep 600 & echo $!); sleep 600")).await;
@@ -185,7 +185,7 @@ async fn a_watchdog_that_is_stopped_protects_nothing() {
     if CgroupRoot::detect().is_none() {
         return eprintln!("skipped: control groups are not permitted here");
     }
-    let (cluster, dir) = (Cluster::new(KIND), tempfile::tempdir().unwrap());
+    let (cluster, dir) = (Cluster::new(KIND), Dir::new());
     let node = Node::start(&cluster);
     let agent = Agent::start(dir.path(), vec![node.address.clone()]);
     // The agent kills past it.
@@ -217,7 +217,7 @@ async fn a_job_with_a_short_lease_does_not_wait_for_watchdogs_that_are_stopped()
     if CgroupRoot::detect().is_none() {
         return eprintln!("skipped: control groups are not permitted here");
     }
-    let (cluster, dir) = (Cluster::new(KIND), tempfile::tempdir().unwrap());
+    let (cluster, dir) = (Cluster::new(KIND), Dir::new());
     let node = Node::start(&cluster);
     let agent = Agent::start(dir.path(), vec![node.address.clone()]);
     let lease = Duration::from_secs(5);
@@ -256,7 +256,7 @@ async fn a_job_with_a_short_lease_does_not_wait_for_watchdogs_that_are_stopped()
 
 #[tokio::test]
 async fn a_cancellation_goes_on_without_the_agent_that_passed_it_on() {
-    let (cluster, dir) = (Cluster::new(KIND), tempfile::tempdir().unwrap());
+    let (cluster, dir) = (Cluster::new(KIND), Dir::new());
     let node = Node::start(&cluster);
     let agent = Agent::start(dir.path(), vec![node.address.clone()]);
     let noticed = dir.path().join("noticed");
@@ -279,7 +279,7 @@ async fn a_cancellation_goes_on_without_the_agent_that_passed_it_on() {
 #[tokio::test]
 async fn a_result_that_is_not_acknowledged_to_the_watchdog_is_not_lost_with_the_agent() {
     for round in 0..5 {
-        let (cluster, dir) = (Cluster::new(Manners { ends: false, ..KIND }), tempfile::tempdir().unwrap());
+        let (cluster, dir) = (Cluster::new(Manners { ends: false, ..KIND }), Dir::new());
         let node = Node::start(&cluster);
         // Dies at about the time at which the job ends.
         let agent = Agent::start(dir.path(), vec![node.address.clone()]);

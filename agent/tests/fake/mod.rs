@@ -4,6 +4,7 @@
 
 #![allow(dead_code, unused_imports, reason = "not every test uses all of it")]
 
+mod dir;
 mod jobs;
 
 use std::{
@@ -46,6 +47,7 @@ use tokio::{
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming, transport::Channel, transport::Server};
 
+pub use dir::Dir;
 pub use jobs::*;
 
 /// Longer than anything takes on a busy machine.
@@ -415,7 +417,7 @@ impl Dial for Plain {
     }
 }
 
-/// An agent; dropping it leaves its jobs running, as SIGKILL does.
+/// An agent; dropping it leaves its jobs running, as SIGKILL does. When that is done, nothing of it acts any more.
 pub struct Agent {
     runtime: Option<Runtime>,
     pub shutdown: watch::Sender<u32>,
@@ -464,7 +466,9 @@ impl Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
+            // What blocks cannot be broken off, and may not be waited for on the runtime of a test.
+            let ended = std::thread::spawn(move || runtime.shutdown_timeout(PATIENCE));
+            let _ = ended.join();
         }
     }
 }
