@@ -48,7 +48,7 @@ impl Scene {
         let guardian = parent(watchdog);
         assert_eq!(parent(child), watchdog, "its own parent has ended");
         assert_eq!(parent(guardian), std::process::id());
-        Self { cluster, dir, node, agent, key, main, child, watchdog, guardian }
+        Self { agent, node, cluster, dir, key, main, child, watchdog, guardian }
     }
 
     /// At once: neither of the two processes can act between the other's end and its own.
