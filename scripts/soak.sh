@@ -3,6 +3,11 @@
 #
 #   scripts/soak.sh --hours 2 [--seed S] [--nodes 3|5] [--faults N] [--keep DIR]
 #
+#   scripts/soak.sh --simulation [--seeds 100] [--steps 20000] [--seed S] [--jobs J]
+#
+# The second form simulates replicas in processes of their own, from seed S on, without touching the machine's network or
+# disks. The first:
+#
 # Each run is a cluster of its own on namespaces and disks of its own, with faults that follow from its seed; the next run
 # takes the next seed. DIR (default: target/soak) gets report.md, timeline.svg and the folder of each run that was not valid:
 # its plan, its history and its witnesses. `cargo run -p cluster-tests --bin recheck -- DIR/seed-N` judges it again, and
@@ -12,6 +17,33 @@ cd "$(dirname "$0")/.."
 . scripts/lib.sh
 
 need_rust
+
+# simulate [--seeds N] [--steps M] [--seed S] [--jobs J]
+simulate() {
+  local seeds=100 steps=20000 seed=1 jobs
+  jobs=$(nproc)
+  while (($# > 0)); do
+    [[ $# -ge 2 && $2 =~ ^[0-9]+$ ]] || die "$1 needs a number"
+    case $1 in
+      --seeds) seeds=$2 ;;
+      --steps) steps=$2 ;;
+      --seed) seed=$2 ;;
+      --jobs) jobs=$2 ;;
+      *) die "unknown argument $1; usage: scripts/soak.sh --simulation [--seeds N] [--steps M] [--seed S] [--jobs J]" ;;
+    esac
+    shift 2
+  done
+  # Optimized, because it is all computing, with the checks of arithmetic and the assertions of a debug build.
+  export CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS=true
+  export HODEI_SEED=$seed HODEI_SIM_SEEDS=$seeds HODEI_SIM_STEPS=$steps HODEI_SIM_JOBS=$jobs
+  exec cargo test --locked --release -p hodei-raft --test simulation -- replicas_keep_their_promises --exact --nocapture
+}
+
+if [[ ${1-} == --simulation ]]; then
+  shift
+  simulate "$@"
+fi
+
 need mkfs.ext4 e2fsprogs
 need mount mount
 need ip iproute2

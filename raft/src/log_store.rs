@@ -18,7 +18,7 @@ use std::{
     sync::Arc,
 };
 
-use futures::{Stream, StreamExt, TryStreamExt, stream};
+use futures::{FutureExt, Stream, StreamExt, TryStreamExt, future::BoxFuture, stream};
 use openraft::{
     EntryPayload, OptionalSend,
     storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage},
@@ -29,9 +29,9 @@ use tokio::sync::oneshot;
 
 use self::entry::{id, log_id};
 use crate::{
-    seam::{Entropy, Fs, RealFs},
+    seam::{Entropy, Fs, RealFs, blocking},
     types::{Entry, LogId, TypeConfig, Vote},
-    wal::{self, Done, EntryId, OpenError, Record, Recovered, Wal},
+    wal::{self, Done, EntryId, OpenError, Record, Recovered, Wal, steps::Steps},
 };
 
 /// At most so many bytes are read for one replication message, unless one entry is larger.
@@ -117,12 +117,25 @@ fn weight(entry: &Entry) -> usize {
     size_of::<Entry>() + data
 }
 
-impl<F: Fs> LogStore<F> {
+/// What the handle needs of a log store, whatever file system it is on.
+pub(crate) trait Log: Send + Sync {
     /// The last entry, durable or not, or the purge point.
-    pub(crate) fn last(&self) -> Option<LogId> {
+    fn last(&self) -> Option<LogId>;
+    /// See [`LogStore::close`].
+    fn close(&self) -> BoxFuture<'_, io::Result<()>>;
+}
+
+impl<F: Fs> Log for LogStore<F> {
+    fn last(&self) -> Option<LogId> {
         self.inner.wal.last().map(log_id)
     }
 
+    fn close(&self) -> BoxFuture<'_, io::Result<()>> {
+        LogStore::close(self).boxed()
+    }
+}
+
+impl<F: Fs> LogStore<F> {
     /// Opens the log in `dir`, or begins one. Blocks.
     ///
     /// # Errors
@@ -136,10 +149,27 @@ impl<F: Fs> LogStore<F> {
         let (wal, recovered) = Wal::open(fs, dir, &options.wal, entropy)?;
         let Recovered { lsn, above_mark, torn, .. } = recovered;
         tracing::info!(dir = %dir.display(), lsn, above_mark, torn, bytes = wal.bytes(), "opened the log");
+        Ok((Self::over(wal, &recovered, options), recovered))
+    }
+
+    /// As [`LogStore::open`], without threads: nothing is written but by the [`Steps`].
+    ///
+    /// # Errors
+    /// See [`LogStore::open`].
+    pub fn open_stepped(
+        fs: &F,
+        dir: &Path,
+        options: &Options,
+        entropy: Arc<dyn Entropy>,
+    ) -> Result<(Self, Recovered, Steps<F>), OpenError> {
+        let (wal, recovered, steps) = Wal::open_stepped(fs, dir, &options.wal, entropy)?;
+        Ok((Self::over(wal, &recovered, options), recovered, steps))
+    }
+
+    fn over(wal: Wal<F>, recovered: &Recovered, options: &Options) -> Self {
         let vote = recovered.vote.map(from_wal);
         let recent = Recent { vote, entries: VecDeque::new(), bytes: 0, limit: options.cache_bytes };
-        let inner = Arc::new(Inner { wal, recent: Mutex::new(recent) });
-        Ok((Self { inner }, recovered))
+        Self { inner: Arc::new(Inner { wal, recent: Mutex::new(recent) }) }
     }
 
     /// Lets others wait until the log is durable.
@@ -167,7 +197,7 @@ impl<F: Fs> LogStore<F> {
     /// Only if the runtime shuts down.
     pub async fn close(&self) -> io::Result<()> {
         let inner = self.inner.clone();
-        tokio::task::spawn_blocking(move || inner.wal.close()).await.map_err(io::Error::other)
+        blocking(move || inner.wal.close()).await
     }
 
     /// Entries of the range that are present; of many, as many as fit into `max_bytes`.
@@ -189,7 +219,7 @@ impl<F: Fs> LogStore<F> {
             let corrupt = |error| io::Error::new(io::ErrorKind::InvalidData, error);
             found.iter().map(|(id, body)| entry::decode(*id, body).map_err(corrupt)).collect::<io::Result<Vec<_>>>()
         };
-        let mut entries = tokio::task::spawn_blocking(read).await.map_err(io::Error::other)??;
+        let mut entries = blocking(read).await??;
         entries.extend(recent);
         Ok(entries)
     }

@@ -1,8 +1,9 @@
-//! Seams: files, clocks and randomness, so that simulation and fault tests run the production code.
+//! Seams: files, clocks, randomness and threads, so that simulation and fault tests run the production code.
 //!
 //! Storage takes an [`Fs`] as a type parameter: [`RealFs`] compiles to the plain system calls, [`sim::SimFs`] keeps a
 //! disk in memory that forgets, tears or refuses what was never synced. [`Clock`] and [`Entropy`] are asked rarely
-//! (a stamp, an election, a new segment) and are passed as trait objects.
+//! (a stamp, an election, a new segment) and are passed as trait objects. What blocks is done by `blocking`, and the
+//! log's threads can be stepped by hand ([`crate::wal::steps`]).
 //!
 //! Deliberately missing: append mode, seeking, memory maps, directories inside a store's directory, permissions.
 
@@ -16,6 +17,14 @@ use std::{
 };
 
 use hodei_state::ids::{Millis, Mono};
+
+/// Does what blocks, off the async runtime. Fails only if the work panics or the runtime ends.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+    if sim::is_without_threads() {
+        return Ok(work());
+    }
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)
+}
 
 /// A file system as storage needs it. Names become durable by [`Fs::sync_dir`], contents by [`File::sync_data`].
 pub trait Fs: Clone + Send + Sync + 'static {

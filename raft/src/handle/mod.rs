@@ -40,7 +40,7 @@ use self::{forward::Forwarder, propose::Proposer, quorum::Quorum, read::ReadInde
 pub use self::{
     lead::Leadership,
     propose::MAX_COMMAND,
-    start::start,
+    start::{start, start_simulated},
     status::{PeerStatus, Status},
 };
 pub(crate) use self::{propose::Answer, read::confirm_here};
@@ -48,9 +48,10 @@ use crate::{
     codec,
     config::Config,
     error::{Fatal, NotDone, ProposeError, ReadError},
-    log_store::LogStore,
+    log_store::Log,
     machine::{Machine, Replica, Snapshots, Topic, WriteBehind},
     network::{Service, peers::Peers},
+    seam::blocking,
     types::{LogId, TypeConfig},
 };
 
@@ -104,7 +105,7 @@ pub struct Handle {
 pub(crate) struct Inner {
     pub(crate) config: Config,
     pub(crate) raft: Raft,
-    log: LogStore,
+    log: Arc<dyn Log>,
     pub(crate) replica: Arc<Replica>,
     pub(crate) snapshots: Arc<Snapshots>,
     pub(crate) peers: Peers,
@@ -309,7 +310,7 @@ impl Handle {
             Body::Inline(bytes) => Bytes::copy_from_slice(bytes),
             Body::Payload { digest, .. } => {
                 let (digest, replica) = (*digest, self.inner.replica.clone());
-                tokio::task::spawn_blocking(move || replica.payloads.read(&digest)).await??
+                blocking(move || replica.payloads.read(&digest)).await??
             }
         };
         hodei_state::codec::decode_execution(&bytes)
@@ -348,7 +349,7 @@ impl Handle {
         let mut tasks = std::mem::take(&mut *self.inner.tasks.lock());
         tasks.shutdown().await;
         let inner = self.inner.clone();
-        if tokio::task::spawn_blocking(move || inner.behind.stop()).await.is_err() {
+        if blocking(move || inner.behind.stop()).await.is_err() {
             tracing::error!("the write-behind thread did not end cleanly");
         }
         if let Err(error) = self.inner.log.close().await {

@@ -1,6 +1,6 @@
 //! Starting a replica: log, state, openraft, tasks, in this order.
 
-use std::{io, sync::Arc};
+use std::sync::Arc;
 
 use openraft::async_runtime::watch::WatchReceiver;
 use parking_lot::Mutex;
@@ -13,16 +13,37 @@ use crate::{
     log_store::LogStore,
     machine::recover::{self, Opened, Options},
     network::{factory::Factory, peers::Peers},
-    seam::{RealFs, SystemEntropy},
+    seam::{Fs, RealFs, SystemEntropy, blocking},
 };
 
 /// Opens what is on disk under `config.dir` and takes part in the cluster. A node without a membership waits: for
 /// [`Handle::initialize`], or for the leader to make it a learner.
 pub async fn start(config: Config, dialer: Arc<dyn Dialer>) -> Result<Handle, StartError> {
+    let log = open_log(&config).await?;
+    let sled_cache = config.storage.sled_cache;
+    start_on(config, dialer, log, Some(sled_cache)).await
+}
+
+/// As [`start`], on a log that is open already and without a store for the state behind it: at each start it is rebuilt
+/// from snapshot and log. Under [`crate::seam::sim::without_threads`], all that it does is up to the async runtime.
+pub async fn start_simulated<F: Fs>(
+    config: Config,
+    dialer: Arc<dyn Dialer>,
+    log: LogStore<F>,
+) -> Result<Handle, StartError> {
+    start_on(config, dialer, log, None).await
+}
+
+/// `sled_cache`: of the store for the state, if there is to be one.
+async fn start_on<F: Fs>(
+    config: Config,
+    dialer: Arc<dyn Dialer>,
+    mut log: LogStore<F>,
+    sled_cache: Option<u64>,
+) -> Result<Handle, StartError> {
     let settings = config::openraft_config(&config)?;
-    let mut log = open_log(&config).await?;
     let options = Options {
-        sled_cache: config.storage.sled_cache,
+        sled_cache,
         write_interval: config.storage.write_interval,
         snapshot_floor: config.storage.snapshot_log_bytes,
     };
@@ -54,7 +75,7 @@ pub async fn start(config: Config, dialer: Arc<dyn Dialer>) -> Result<Handle, St
     let inner = Inner {
         config,
         raft,
-        log,
+        log: Arc::new(log),
         replica,
         snapshots,
         peers,
@@ -83,8 +104,8 @@ pub async fn start(config: Config, dialer: Arc<dyn Dialer>) -> Result<Handle, St
 
 async fn open_log(config: &Config) -> Result<LogStore, StartError> {
     let (dir, options) = (config.dir.join("wal"), config.storage.log);
-    let opened = tokio::task::spawn_blocking(move || LogStore::open(&RealFs, &dir, &options, Arc::new(SystemEntropy)));
-    let (log, _) = opened.await.map_err(io::Error::other).map_err(StartError::io("opening the log"))??;
+    let opened = blocking(move || LogStore::open(&RealFs, &dir, &options, Arc::new(SystemEntropy)));
+    let (log, _) = opened.await.map_err(StartError::io("opening the log"))??;
     Ok(log)
 }
 

@@ -29,7 +29,7 @@ use super::{
     sled_store::{MetaV1, SledStore},
     snapshot::Snapshots,
 };
-use crate::{codec::StoredMembershipV1, types::LogId};
+use crate::{codec::StoredMembershipV1, seam, types::LogId};
 
 /// Staged changes above about this are written without a rest.
 const URGENT_BYTES: u64 = 64 << 20;
@@ -66,7 +66,7 @@ struct Shared {
     written: AtomicU64,
 }
 
-/// The thread and the way to it.
+/// The thread and the way to it. In a simulation without threads it is a task, which ends with its runtime.
 pub(crate) struct WriteBehind {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -89,7 +89,7 @@ struct Writer {
 impl WriteBehind {
     /// Must be called within a tokio runtime.
     pub(crate) fn spawn(
-        store: SledStore,
+        store: Option<SledStore>,
         replica: Arc<Replica>,
         snapshots: Arc<Snapshots>,
         log: LogDurable,
@@ -98,15 +98,20 @@ impl WriteBehind {
         let shared = Arc::new(Shared { staged: Mutex::default(), wake: Condvar::new(), written: AtomicU64::new(0) });
         let writer = Writer {
             shared: shared.clone(),
-            store: Some(store),
+            store,
             replica,
             snapshots,
             log,
             runtime: runtime::Handle::current(),
             interval,
         };
-        let thread = std::thread::Builder::new().name("write-behind".to_owned()).spawn(move || writer.run())?;
-        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
+        let thread = if seam::sim::is_without_threads() {
+            tokio::spawn(writer.run_as_task());
+            None
+        } else {
+            Some(std::thread::Builder::new().name("write-behind".to_owned()).spawn(move || writer.run())?)
+        };
+        Ok(Self { shared, thread: Mutex::new(thread) })
     }
 
     pub(crate) fn stage(&self) -> Stage {
@@ -187,6 +192,18 @@ impl Writer {
                 std::thread::sleep(self.interval);
             }
             rest = self.interval.max(begun.elapsed() * REST);
+        }
+    }
+
+    async fn run_as_task(mut self) {
+        loop {
+            tokio::time::sleep(self.interval).await;
+            let (staged, held) = self.take();
+            let stop = staged.stop;
+            self.pass(staged, held);
+            if stop {
+                return;
+            }
         }
     }
 

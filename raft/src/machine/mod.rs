@@ -46,7 +46,7 @@ pub use self::{payloads::INLINE_LIMIT, topics::Topic};
 use crate::{
     codec,
     log_store::Durable,
-    seam::Fs,
+    seam::{Fs, blocking},
     types::{Batch, Entry, LogId, TypeConfig},
 };
 
@@ -147,7 +147,7 @@ impl Machine {
 
     async fn load(&self, snapshot: SnapshotFile) -> io::Result<(Held, SnapshotFile)> {
         let (snapshots, replica) = (self.snapshots.clone(), self.replica.clone());
-        tokio::task::spawn_blocking(move || {
+        blocking(move || {
             let held = snapshot.load()?;
             if let Some(missing) = snapshot.digests.iter().find(|digest| !replica.payloads.holds(digest)) {
                 return Err(io::Error::new(io::ErrorKind::NotFound, format!("payload {} is missing", hex(missing))));
@@ -155,8 +155,7 @@ impl Machine {
             let file = snapshots.adopt(&snapshot.path, held.applied)?;
             Ok((held, file))
         })
-        .await
-        .map_err(io::Error::other)?
+        .await?
     }
 }
 

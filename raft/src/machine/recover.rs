@@ -7,13 +7,15 @@ use openraft::{RaftLogReader, storage::RaftLogStorage};
 use super::{LogDurable, Machine, Replica, Snapshots, WriteBehind, files, payloads::Payloads, sled_store::SledStore};
 use crate::{
     error::StartError,
+    seam::blocking,
     types::{LogId, TypeConfig},
 };
 
 /// How the machine keeps its files.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Options {
-    pub(crate) sled_cache: u64,
+    /// Of the store, if there is to be one.
+    pub(crate) sled_cache: Option<u64>,
     pub(crate) write_interval: Duration,
     pub(crate) snapshot_floor: u64,
 }
@@ -37,27 +39,25 @@ where
     L: RaftLogStorage<TypeConfig>,
 {
     let (db, snapshot_dir, payload_dir) = (dir.join("db"), dir.join("snapshots"), dir.join("payloads"));
-    let opened = tokio::task::spawn_blocking({
+    let opened = blocking({
         let (db, payload_dir) = (db.clone(), payload_dir.clone());
         move || {
             files::create_dir(&payload_dir)?;
             files::remove_temporary(&payload_dir)?;
             let snapshots = Snapshots::open(&snapshot_dir)?;
-            let (store, loaded) = SledStore::open(&db, options.sled_cache)?;
-            std::io::Result::Ok((snapshots, store, loaded))
+            let opened = options.sled_cache.map(|cache| SledStore::open(&db, cache)).transpose()?;
+            std::io::Result::Ok((snapshots, opened))
         }
     })
     .await;
-    let (snapshots, mut store, mut loaded) = opened
-        .map_err(std::io::Error::other)
-        .and_then(|opened| opened)
-        .map_err(StartError::io("opening the state's files"))?;
-    if let Some((held, _)) = &loaded
+    let (snapshots, opened) = opened.flatten().map_err(StartError::io("opening the state's files"))?;
+    let (mut store, mut loaded) = opened.map_or((None, None), |(store, loaded)| (Some(store), loaded));
+    if let (Some((held, _)), Some(cache)) = (&loaded, options.sled_cache)
         && !log_knows(log, held.applied, snapshots.current_id()).await?
     {
         tracing::warn!(applied = ?held.applied, "the stored state is not of this log; it is rebuilt");
         drop(store);
-        store = SledStore::recreate(&db, options.sled_cache).map_err(StartError::io("recreating the state's store"))?;
+        store = Some(SledStore::recreate(&db, cache).map_err(StartError::io("recreating the state's store"))?);
         loaded = None;
     }
     let (held, log_bytes) = loaded.unwrap_or_default();
@@ -103,8 +103,7 @@ where
     if let Some((meta, file)) = snapshots.current()
         && meta.last_log_id > applied
     {
-        let whole = tokio::task::spawn_blocking(move || file.load().map(drop)).await;
-        match whole.map_err(std::io::Error::other).and_then(|whole| whole) {
+        match blocking(move || file.load().map(drop)).await.flatten() {
             Ok(()) => return Ok(()),
             Err(error) => {
                 tracing::warn!(%error, "the snapshot is damaged and is not used");

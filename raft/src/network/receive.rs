@@ -18,6 +18,7 @@ use crate::{
     codec,
     handle::Handle,
     machine::{PayloadDigest, SnapshotFile, digest_of},
+    seam,
     types::{TypeConfig, Vote},
 };
 
@@ -82,7 +83,7 @@ pub(super) async fn snapshot(
     let installed = handle.inner.raft.install_full_snapshot(Vote::from(vote), snapshot).await;
     let response = installed.map_err(|_| Status::unavailable("the node is stopping"))?;
     // Where it was not installed (a higher vote, or older than what is here) nobody will ask for the rest of it.
-    let _ = tokio::fs::remove_file(&path).await;
+    let _ = seam::blocking(move || std::fs::remove_file(&path)).await;
     Ok(SnapshotResponseV1 { vote: response.vote.into() })
 }
 
@@ -184,7 +185,7 @@ fn decode(message: &RaftMessage) -> Result<SnapshotPartV1, Status> {
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T, Status> {
-    match tokio::task::spawn_blocking(work).await {
+    match seam::blocking(work).await {
         Ok(Ok(done)) => Ok(done),
         Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => Err(Status::data_loss(error.to_string())),
         Ok(Err(error)) => Err(Status::internal(error.to_string())),

@@ -22,6 +22,7 @@ use super::{
 use crate::{
     codec::{self, StoredMembershipV1},
     machine::{PayloadDigest, SnapshotFile, hex},
+    seam::blocking,
     types::TypeConfig,
 };
 
@@ -125,13 +126,12 @@ async fn put(parts: &mpsc::Sender<RaftMessage>, message: RaftMessage, patience: 
 async fn read(file: &SnapshotFile, offset: u64, len: u64) -> std::io::Result<Bytes> {
     let file = file.file.clone();
     let len = usize::try_from(len).map_err(std::io::Error::other)?;
-    tokio::task::spawn_blocking(move || {
+    blocking(move || {
         let mut bytes = vec![0; len];
         file.read_exact_at(&mut bytes, offset)?;
         Ok(bytes.into())
     })
-    .await
-    .map_err(std::io::Error::other)?
+    .await?
 }
 
 /// Payload files lie beside the snapshots; the digest is checked by the receiver.
@@ -139,7 +139,7 @@ async fn read_payload(file: &SnapshotFile, digest: PayloadDigest) -> std::io::Re
     let snapshots = file.path.parent().and_then(std::path::Path::parent);
     let path = snapshots.map(|dir| dir.join("payloads").join(hex(&digest)));
     let path = path.ok_or_else(|| std::io::Error::other("a snapshot outside of its directory"))?;
-    Ok(tokio::fs::read(path).await?.into())
+    Ok(blocking(move || std::fs::read(path)).await??.into())
 }
 
 fn failed(error: &std::io::Error) -> StreamingError<TypeConfig> {

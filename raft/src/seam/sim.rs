@@ -9,6 +9,7 @@
 //! sector by sector.
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
@@ -22,6 +23,20 @@ use hodei_state::ids::{Millis, Mono};
 use parking_lot::Mutex;
 
 use super::{Clock, Entropy, File, Fs};
+
+thread_local! {
+    static WITHOUT_THREADS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// From now on, whatever this thread would leave to another one, it does itself: what blocks is done at once, and what
+/// is written behind is left to a task. So a runtime of one thread, whose time is simulated, does all of it in one order.
+pub fn without_threads() {
+    WITHOUT_THREADS.set(true);
+}
+
+pub(crate) fn is_without_threads() -> bool {
+    WITHOUT_THREADS.get()
+}
 
 /// What a power cut does to what was not synced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +103,7 @@ struct Disk {
     steps: u64,
     dies_at: Option<u64>,
     fails_at: Option<u64>,
+    lies: bool,
 }
 
 impl Disk {
@@ -136,6 +152,18 @@ impl SimFs {
         self.disk.lock().dies_at = Some(step);
     }
 
+    /// Whether the machine has died.
+    #[must_use]
+    pub fn is_dead(&self) -> bool {
+        let disk = self.disk.lock();
+        disk.dies_at.is_some_and(|at| disk.steps > at)
+    }
+
+    /// From now on, and after power cuts too, a sync succeeds and makes nothing durable.
+    pub fn lie(&self) {
+        self.disk.lock().lies = true;
+    }
+
     /// This step fails with an I/O error and has no effect.
     pub fn fail_at(&self, step: u64) {
         self.disk.lock().fails_at = Some(step);
@@ -159,7 +187,12 @@ impl SimFs {
                 change.apply(&mut names);
             }
         }
-        let mut disk = Disk { next_inode: old.next_inode, directories: old.directories.clone(), ..Disk::default() };
+        let mut disk = Disk {
+            next_inode: old.next_inode,
+            directories: old.directories.clone(),
+            lies: old.lies,
+            ..Disk::default()
+        };
         for (path, number) in names {
             let inode = old.inodes.get(&number).cloned().unwrap_or_default();
             let bytes = survive(&inode, unsynced, &random);
@@ -341,6 +374,9 @@ impl File for SimFile {
                 disk.inode(self.inode).unsynced.clear();
             }
             return result;
+        }
+        if disk.lies {
+            return Ok(());
         }
         let inode = disk.inode(self.inode);
         for (offset, write) in std::mem::take(&mut inode.unsynced) {

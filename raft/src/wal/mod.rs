@@ -43,12 +43,15 @@ pub mod record;
 pub mod recover;
 pub mod segment;
 pub mod shape;
+pub mod steps;
 
 mod block;
+mod durable;
 
 use std::{fmt, io};
 
-pub use pipeline::{Done, Durable, DurablePoint, Permit, Wal};
+pub use durable::{Durable, DurablePoint};
+pub use pipeline::{Done, Permit, Wal};
 pub use record::{Body, Record};
 pub use recover::Recovered;
 

@@ -15,17 +15,19 @@ use std::{
     thread::JoinHandle,
 };
 
-use parking_lot::{Condvar, Mutex};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
     EntryId, Lsn, OpenError, Options, Record, Recovered,
+    durable::{Durable, DurablePoint, Publisher, closed, durable},
     engine::{Engine, Written},
     fatal::{self, Failure, PanicGuard},
     index::{Index, Plan},
     mark::{Mark, MarkFile},
     recover,
     segment::{self, Prepared},
+    steps::Steps,
 };
 use crate::seam::{Entropy, File, Fs, RealFs};
 
@@ -43,7 +45,7 @@ const UNMARKED_GROUPS: usize = 64;
 /// Finished purges that may wait for the keeper.
 const PENDING_REMOVALS: usize = 64;
 
-struct Job {
+pub(super) struct Job {
     records: Vec<Record>,
     /// The log's last entry after these records.
     last: Option<EntryId>,
@@ -52,99 +54,11 @@ struct Job {
 }
 
 /// A group whose records are durable.
-struct Group {
-    mark: Mark,
+pub(super) struct Group {
+    pub(super) mark: Mark,
     last: Option<EntryId>,
     done: Vec<Done>,
     freed: Vec<Lsn>,
-}
-
-/// Up to where the log is durable and marked.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DurablePoint {
-    /// The last durable record.
-    pub lsn: Lsn,
-    /// The last entry of the log as of that record, or its purge point.
-    pub last: Option<EntryId>,
-}
-
-/// Lets others wait until the log is durable through something. Clones share what they see.
-#[derive(Clone, Debug)]
-pub struct Durable {
-    shared: Arc<Shared>,
-    watch: watch::Receiver<DurablePoint>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    /// The point, and whether the log has closed.
-    state: Mutex<(DurablePoint, bool)>,
-    moved: Condvar,
-}
-
-fn closed() -> io::Error {
-    io::Error::new(io::ErrorKind::BrokenPipe, "the log is closed")
-}
-
-impl Durable {
-    /// The point now.
-    #[must_use]
-    pub fn now(&self) -> DurablePoint {
-        self.shared.state.lock().0
-    }
-
-    /// Changes of the point; the sender goes away when the log closes.
-    #[must_use]
-    pub fn watch(&self) -> watch::Receiver<DurablePoint> {
-        self.watch.clone()
-    }
-
-    /// Waits on a thread until `reached`.
-    ///
-    /// # Errors
-    /// If the log closes before.
-    pub fn wait_blocking(&self, reached: impl Fn(&DurablePoint) -> bool) -> io::Result<()> {
-        let mut state = self.shared.state.lock();
-        while !reached(&state.0) {
-            if state.1 {
-                return Err(closed());
-            }
-            self.shared.moved.wait(&mut state);
-        }
-        Ok(())
-    }
-
-    /// Waits in a task until `reached`.
-    ///
-    /// # Errors
-    /// If the log closes before.
-    pub async fn wait(&self, reached: impl Fn(&DurablePoint) -> bool) -> io::Result<()> {
-        match self.watch.clone().wait_for(reached).await {
-            Ok(_) => Ok(()),
-            Err(_) => Err(closed()),
-        }
-    }
-}
-
-/// The publishing side of [`Durable`].
-struct Publisher {
-    shared: Arc<Shared>,
-    watch: watch::Sender<DurablePoint>,
-}
-
-impl Publisher {
-    fn publish(&self, point: DurablePoint) {
-        self.shared.state.lock().0 = point;
-        self.shared.moved.notify_all();
-        self.watch.send_replace(point);
-    }
-}
-
-impl Drop for Publisher {
-    fn drop(&mut self) {
-        self.shared.state.lock().1 = true;
-        self.shared.moved.notify_all();
-    }
 }
 
 /// The log. All methods take `&self`.
@@ -169,38 +83,63 @@ impl<F: Fs> Wal<F> {
         options: &Options,
         entropy: Arc<dyn Entropy>,
     ) -> Result<(Self, Recovered), OpenError> {
+        let (wal, recovered, steps, filler) = Self::assemble(fs, dir, options, entropy)?;
+        let Steps { writer, jobs, groups, marker, unmarked, keeper, freed } = steps;
+        *wal.threads.lock() = vec![
+            spawn("wal-writer", move || writer.run(&jobs, &groups))?,
+            spawn("wal-marker", move || marker.run(&unmarked))?,
+            spawn("wal-keeper", move || keeper.run(&freed))?,
+            spawn("wal-filler", move || filler.run())?,
+        ];
+        Ok((wal, recovered))
+    }
+
+    /// As [`Wal::open`], without threads: nothing is written but by the [`Steps`].
+    ///
+    /// # Errors
+    /// See [`recover::open`].
+    pub fn open_stepped(
+        fs: &F,
+        dir: &Path,
+        options: &Options,
+        entropy: Arc<dyn Entropy>,
+    ) -> Result<(Self, Recovered, Steps<F>), OpenError> {
+        // Without a filler the writer prepares its segments itself.
+        let (wal, recovered, steps, _) = Self::assemble(fs, dir, options, entropy)?;
+        Ok((wal, recovered, steps))
+    }
+
+    fn assemble(
+        fs: &F,
+        dir: &Path,
+        options: &Options,
+        entropy: Arc<dyn Entropy>,
+    ) -> Result<(Self, Recovered, Steps<F>, Filler<F>), OpenError> {
         let opened = recover::open(fs, dir, options, &*entropy)?;
         let point = DurablePoint { lsn: opened.recovered.lsn, last: opened.recovered.last };
-        let shared = Arc::new(Shared { state: Mutex::new((point, false)), moved: Condvar::new() });
-        let (watch, receiver) = watch::channel(point);
+        let (publisher, durable) = durable(point);
         let index = Arc::new(Mutex::new(opened.index));
         let (queue, jobs) = mpsc::channel();
         let (groups, unmarked) = mpsc::sync_channel(UNMARKED_GROUPS);
         let (removals, freed) = mpsc::sync_channel(PENDING_REMOVALS);
         let (ready, prepared) = mpsc::sync_channel(0);
         let store = Store { fs: fs.clone(), dir: dir.to_path_buf(), segment_bytes: options.segment_bytes, entropy };
-        let publisher = Publisher { shared: shared.clone(), watch };
         let group_bytes = options.group_bytes;
         let writer =
             Writer { engine: opened.engine, index: index.clone(), group_bytes, prepared, store: store.clone() };
         let marker = Marker { file: opened.mark, publisher, removals };
         let keeper = Keeper { store: store.clone(), index: index.clone() };
-        let threads = vec![
-            spawn("wal-writer", move || writer.run(&jobs, &groups))?,
-            spawn("wal-marker", move || marker.run(&unmarked))?,
-            spawn("wal-keeper", move || keeper.run(&freed))?,
-            spawn("wal-filler", move || store.run(&ready))?,
-        ];
+        let steps = Steps { writer, jobs, groups, marker, unmarked, keeper, freed };
         let rooms = (options.queue_bytes / ROOM_BYTES).max(1);
         let wal = Self {
             queue: Mutex::new(Some(queue)),
             index,
             room: Arc::new(Semaphore::new(rooms)),
             rooms,
-            durable: Durable { shared, watch: receiver },
-            threads: Mutex::new(threads),
+            durable,
+            threads: Mutex::default(),
         };
-        Ok((wal, opened.recovered))
+        Ok((wal, opened.recovered, steps, Filler { store, ready }))
     }
 
     /// Waits for room in the queue for records of so many bytes. First come, first served.
@@ -319,7 +258,7 @@ fn or_abort<T>(result: Result<T, Failure>) -> T {
     result.unwrap_or_else(|failure| fatal::abort(&failure))
 }
 
-struct Writer<F: Fs> {
+pub(super) struct Writer<F: Fs> {
     engine: Engine<F>,
     index: Arc<Mutex<Index<F::File>>>,
     group_bytes: usize,
@@ -330,15 +269,20 @@ struct Writer<F: Fs> {
 impl<F: Fs> Writer<F> {
     fn run(mut self, jobs: &mpsc::Receiver<Job>, groups: &mpsc::SyncSender<Group>) {
         while let Ok(first) = jobs.recv() {
-            let batch = self.gather(first, jobs);
-            let Self { engine, prepared, store, .. } = &mut self;
-            let records = batch.iter().flat_map(|job| &job.records);
-            let written = or_abort(engine.write(records, |bytes| next_segment(prepared, store, bytes)));
-            let group = self.finish(batch, written);
+            let group = or_abort(self.write(first, jobs));
             if groups.send(group).is_err() {
                 return;
             }
         }
+    }
+
+    /// Writes this job and what else is waiting.
+    pub(super) fn write(&mut self, first: Job, jobs: &mpsc::Receiver<Job>) -> Result<Group, Failure> {
+        let batch = self.gather(first, jobs);
+        let Self { engine, prepared, store, .. } = self;
+        let records = batch.iter().flat_map(|job| &job.records);
+        let written = engine.write(records, |bytes| next_segment(prepared, store, bytes))?;
+        Ok(self.finish(batch, written))
     }
 
     /// Takes what else is waiting, so that one sync serves all of it.
@@ -388,7 +332,7 @@ fn next_segment<F: Fs>(
     store.prepare(record_bytes)
 }
 
-struct Marker<D: File> {
+pub(super) struct Marker<D: File> {
     file: MarkFile<D>,
     publisher: Publisher,
     removals: mpsc::SyncSender<Vec<Lsn>>,
@@ -397,23 +341,31 @@ struct Marker<D: File> {
 impl<D: File> Marker<D> {
     fn run(mut self, groups: &mpsc::Receiver<Group>) {
         while let Ok(first) = groups.recv() {
-            let mut batch = vec![first];
-            batch.extend(groups.try_iter());
-            let newest = batch.last().expect("there is at least the first");
-            let point = DurablePoint { lsn: newest.mark.lsn, last: newest.last };
-            hodei_state::failpoint!("wal::before-mark");
-            or_abort(self.file.write(&newest.mark));
-            hodei_state::failpoint!("wal::before-mark-fsync");
-            or_abort(self.file.sync());
-            hodei_state::failpoint!("wal::before-acknowledge");
-            self.publisher.publish(point);
-            for group in batch {
-                group.done.into_iter().for_each(|done| done());
-                if !group.freed.is_empty() && self.removals.send(group.freed).is_err() {
-                    return;
-                }
+            if !or_abort(self.mark(first, groups)) {
+                return;
             }
         }
+    }
+
+    /// Marks this group and what else is waiting. False: nobody removes segments any more.
+    pub(super) fn mark(&mut self, first: Group, groups: &mpsc::Receiver<Group>) -> Result<bool, Failure> {
+        let mut batch = vec![first];
+        batch.extend(groups.try_iter());
+        let newest = batch.last().expect("there is at least the first");
+        let point = DurablePoint { lsn: newest.mark.lsn, last: newest.last };
+        hodei_state::failpoint!("wal::before-mark");
+        self.file.write(&newest.mark)?;
+        hodei_state::failpoint!("wal::before-mark-fsync");
+        self.file.sync()?;
+        hodei_state::failpoint!("wal::before-acknowledge");
+        self.publisher.publish(point);
+        for group in batch {
+            group.done.into_iter().for_each(|done| done());
+            if !group.freed.is_empty() && self.removals.send(group.freed).is_err() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }
 
@@ -436,21 +388,28 @@ impl<F: Fs> Store<F> {
     fn prepare(&self, record_bytes: u64) -> Result<Prepared<F::File>, Failure> {
         segment::prepare(&self.fs, &self.dir, &*self.entropy, self.segment_bytes, record_bytes)
     }
+}
 
+struct Filler<F: Fs> {
+    store: Store<F>,
+    ready: mpsc::SyncSender<Result<Prepared<F::File>, Failure>>,
+}
+
+impl<F: Fs> Filler<F> {
     /// Keeps one segment ready until nobody takes it any more. A full disk becomes the writer's failure only when it
     /// needs the segment; a failed sync ends the process at once.
-    fn run(self, ready: &mpsc::SyncSender<Result<Prepared<F::File>, Failure>>) {
+    fn run(self) {
         loop {
-            let prepared = self.prepare(0);
+            let prepared = self.store.prepare(0);
             if let Err(failure) = &prepared
                 && failure.code == fatal::SYNC_FAILED
             {
                 fatal::abort(failure);
             }
-            if let Err(mpsc::SendError(unused)) = ready.send(prepared) {
+            if let Err(mpsc::SendError(unused)) = self.ready.send(prepared) {
                 // Left behind by accident, it would be removed when the log opens.
                 if let Ok(unused) = unused {
-                    let _ = unused.discard(&self.fs);
+                    let _ = unused.discard(&self.store.fs);
                 }
                 return;
             }
@@ -459,7 +418,7 @@ impl<F: Fs> Store<F> {
 }
 
 /// Removes segments that nothing needs any more.
-struct Keeper<F: Fs> {
+pub(super) struct Keeper<F: Fs> {
     store: Store<F>,
     index: Arc<Mutex<Index<F::File>>>,
 }
@@ -467,9 +426,13 @@ struct Keeper<F: Fs> {
 impl<F: Fs> Keeper<F> {
     fn run(self, freed: &mpsc::Receiver<Vec<Lsn>>) {
         for base in freed.iter().flatten() {
-            self.index.lock().segments.remove(&base);
-            hodei_state::failpoint!("wal::before-remove-segment");
-            or_abort(segment::remove(&self.store.fs, &self.store.dir, base));
+            or_abort(self.remove(base));
         }
+    }
+
+    pub(super) fn remove(&self, base: Lsn) -> Result<(), Failure> {
+        self.index.lock().segments.remove(&base);
+        hodei_state::failpoint!("wal::before-remove-segment");
+        segment::remove(&self.store.fs, &self.store.dir, base)
     }
 }

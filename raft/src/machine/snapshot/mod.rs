@@ -34,6 +34,7 @@ use super::{
 };
 use crate::{
     codec::StoredMembershipV1,
+    seam::blocking,
     types::{LogId, TypeConfig},
 };
 
@@ -199,7 +200,7 @@ impl Builder {
         digests.sort_unstable();
         digests.dedup();
         let (held, snapshots) = (self.held.clone(), self.snapshots.clone());
-        tokio::task::spawn_blocking(move || {
+        blocking(move || {
             let header = HeaderV1 {
                 last: held.applied.map(Into::into),
                 membership: StoredMembershipV1::from(&*held.membership),
@@ -212,7 +213,6 @@ impl Builder {
             hodei_state::failpoint!("snapshot::before-rename");
             snapshots.adopt(&temporary, held.applied)
         })
-        .await
-        .map_err(io::Error::other)?
+        .await?
     }
 }
