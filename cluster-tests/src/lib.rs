@@ -22,6 +22,7 @@ pub mod check;
 pub mod cli;
 pub mod client;
 pub mod cluster;
+pub mod damage;
 pub mod disk;
 pub mod history;
 pub mod nemesis;

@@ -2,26 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, time::Duration};
 
-use cluster_tests::{Cluster, wait};
+use cluster_tests::{Cluster, damage::flip_a_bit_of_the_log, wait};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(30);
-
-/// Flips a bit in the middle of what the oldest segment of the log holds.
-fn flip_a_bit(data: &Path) {
-    let entries = fs::read_dir(data.join("wal")).unwrap().map(|entry| entry.unwrap().path());
-    let is_segment = |path: &std::path::PathBuf| path.extension().is_some_and(|kind| kind == "wal");
-    let oldest = entries.filter(is_segment).min().expect("a log has a segment");
-    let mut bytes = fs::read(&oldest).unwrap();
-    // The first page is the header's; zeros may be padding.
-    let written = bytes.iter().rposition(|byte| *byte != 0).unwrap();
-    let middle = (4096 + written) / 2;
-    let at = (middle..=written).find(|at| bytes[*at] != 0).unwrap();
-    bytes[at] ^= 1;
-    fs::write(oldest, bytes).unwrap();
-}
 
 async fn members(cluster: &Cluster, node: usize) -> Vec<Value> {
     let status = cluster.status(node).await;
@@ -37,7 +23,7 @@ async fn a_voter_with_a_damaged_log_comes_back_under_a_new_id_and_keeps_the_logs
     cluster.wait_job(&job, "succeeded", |job| job["state"] == "Succeeded").await;
 
     cluster.nodes[1].stop().await;
-    flip_a_bit(&cluster.nodes[1].data);
+    flip_a_bit_of_the_log(&cluster.nodes[1].data);
     cluster.nodes[1].restart().await;
     cluster.wait_healthy(3).await;
     assert!(cluster.id_of(1).await > 3, "under an id that nobody has had");
@@ -98,7 +84,7 @@ async fn who_was_removed_is_not_taken_in_again() {
     let id = cluster.id_of(2).await.to_string();
     cluster.nodes[2].stop().await;
     cluster.cli().ok(&["cluster", "remove", &id]).await;
-    flip_a_bit(&cluster.nodes[2].data);
+    flip_a_bit_of_the_log(&cluster.nodes[2].data);
     cluster.nodes[2].launch(&["run"]);
     let process = cluster.nodes[2].process();
     assert!(!process.exit(SOON).await.success());

@@ -51,7 +51,7 @@ use crate::{
         hello::{self, Greeter, Inbox, Myself},
     },
     pki::credentials::Credentials,
-    replacement,
+    recovery, replacement,
     server::{auth::AuthLayer, drain, http, listener},
     work::{self, Work},
 };
@@ -282,6 +282,7 @@ struct Opened {
 /// Opens the replica. One that has lost what it had promised goes on as a new member, for which it waits as long as it
 /// takes.
 async fn open(config: &Config, dir: &DataDir, identity: Identity, advertise: &str) -> Result<Opened, Failure> {
+    recovery::resume(dir)?;
     let mut identity = replacement::resume(dir, identity)?;
     let mut replaced = false;
     loop {

@@ -21,6 +21,7 @@ mod net;
 mod peers;
 mod pki;
 mod prepare;
+mod recovery;
 mod replacement;
 mod secrets;
 mod server;

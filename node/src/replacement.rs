@@ -129,6 +129,18 @@ pub async fn obtain(
     note.answer.as_ref().map_or_else(|| Ok(identity.clone()), |answer| become_new(dir, identity, answer))
 }
 
+/// Asks no more for a new id.
+///
+/// # Errors
+/// Where the directory cannot be written.
+pub fn forget(dir: &DataDir) -> Result<(), Failure> {
+    // The note goes first: a note on disk has its key.
+    for name in [NOTE, KEY] {
+        durable::remove(&dir.join(name)).map_err(|error| dir.not_writable(&error))?;
+    }
+    Ok(())
+}
+
 /// Key first, note second: a note on disk has its key.
 fn begin_or_resume(dir: &DataDir, why: &str) -> Result<(KeyPair, Note), Failure> {
     if let (Some(note), Some(pem)) = (dir.read_toml::<Note>(NOTE)?, dir.read(KEY)?) {
@@ -170,7 +182,7 @@ fn become_new(dir: &DataDir, old: &Identity, answer: &Answer) -> Result<Identity
         cluster_id: old.cluster_id,
     };
     if old.node_id != answer.node_id {
-        put_away(dir).map_err(|error| dir.not_writable(&error))?;
+        put_away(dir, &REPLICA).map_err(|error| dir.not_writable(&error))?;
         let key = dir.read(KEY)?.ok_or_else(|| damaged(dir))?;
         dir.write("pki/node.key", key.as_bytes(), durable::SECRET)?;
         dir.write("pki/node.pem", answer.certificate_pem.as_bytes(), durable::PUBLIC)?;
@@ -178,16 +190,18 @@ fn become_new(dir: &DataDir, old: &Identity, answer: &Answer) -> Result<Identity
         dir.write_identity(&identity)?;
         tracing::warn!(old = old.node_id, new = identity.node_id, "goes on under a new id");
     }
-    durable::remove(&dir.join(KEY)).map_err(|error| dir.not_writable(&error))?;
-    durable::remove(&dir.join(NOTE)).map_err(|error| dir.not_writable(&error))?;
+    forget(dir)?;
     Ok(if old.node_id == answer.node_id { old.clone() } else { identity })
 }
 
-/// Moves the replica aside. Of an earlier one that lies there only what has no newer part in its place stays.
-fn put_away(dir: &DataDir) -> io::Result<()> {
+/// Moves parts of the replica aside. Of an earlier one that lies there only what has no newer part in its place stays.
+///
+/// # Errors
+/// The disk refuses.
+pub fn put_away(dir: &DataDir, parts: &[&str]) -> io::Result<()> {
     let away = dir.join(DAMAGED);
     durable::make_directory(&away)?;
-    for part in REPLICA {
+    for part in parts {
         let (from, to) = (dir.join(part), away.join(part));
         if !from.exists() {
             continue;

@@ -17,7 +17,12 @@ use hodei_raft::{
         Fs,
         sim::{SeededEntropy, SimFs, Unsynced},
     },
-    wal::{Lsn, OpenError, Record, mark, recover::Opened, segment},
+    wal::{
+        EntryId, Lsn, OpenError, Record, mark,
+        recover::Opened,
+        salvage::{self, Salvaged},
+        segment,
+    },
 };
 use support::{
     Model, Workload,
@@ -183,10 +188,13 @@ fn harm(victim: &Victim, damage: Damage, path: &Path, place: usize, random: &See
     Some(fs)
 }
 
-/// Opens the damaged log and judges what it says.
-fn judge(victim: &Victim, fs: &SimFs, intact: &Model, tally: &mut Tally, case: &str) {
+/// Opens the damaged log and judges what it says, and what can be salvaged of it.
+fn judge(victim: &Victim, fs: &SimFs, damage: Damage, intact: &Model, tally: &mut Tally, case: &str) {
     let changed = files(fs) != files(&victim.fs);
-    match open(fs, 4) {
+    let salvaged = salvage::salvage(fs, Path::new(DIR)).unwrap();
+    let opened = open(fs, 4);
+    judge_salvage(victim, &salvaged, damage, opened.as_ref().ok(), case);
+    match opened {
         Err(OpenError::Quarantined { reason, what }) => {
             assert!(!what.is_empty() && reason.code().starts_with("HODEI-STORAGE-01"));
             tally.refused += 1;
@@ -203,6 +211,27 @@ fn judge(victim: &Victim, fs: &SimFs, intact: &Model, tally: &mut Tally, case: &
                 tally.repaired += 1;
             }
         }
+    }
+}
+
+/// What opens is salvaged as it is. Of what does not, nothing comes up that never was, and the damage is named.
+fn judge_salvage(victim: &Victim, salvaged: &Salvaged, damage: Damage, opened: Option<&Opened<SimFs>>, case: &str) {
+    if let Some(opened) = opened {
+        assert_eq!(salvaged.damage, Vec::<String>::new(), "{case}");
+        let last = salvaged.stretches.last().unwrap();
+        let whole = Model::of(opened);
+        let kept = whole.entries.iter().all(|(index, (term, body))| {
+            last.get(index) == Some(&(EntryId { term: *term, index: *index }, body.clone()))
+        });
+        assert!(kept && salvaged.vote == whole.vote, "{case}: opened, but not salvaged");
+        return;
+    }
+    assert!(!salvaged.damage.is_empty(), "{case}: refused, but nothing is named");
+    // A whole segment of another log is as good as one's own: it may be another member's.
+    let own = salvaged.stretches.iter().flatten().filter(|_| damage != Damage::Foreign);
+    for (index, (id, body)) in own {
+        let was = |state: &Model| state.entries.get(index) == Some(&(id.term, body.clone()));
+        assert!(victim.states.iter().any(was), "{case}: SILENT: entry {id} never was");
     }
 }
 
@@ -229,7 +258,7 @@ fn damage_is_repaired_or_refused() {
                     let Some(fs) = harm(&victim, damage, &path, place, &random) else { continue };
                     let case = format!("seed {seed}, {target:?}, {damage:?}, {} at {place}", path.display());
                     let tally = tallies.entry((target, damage)).or_default();
-                    judge(&victim, &fs, &intact, tally, &case);
+                    judge(&victim, &fs, damage, &intact, tally, &case);
                     cases += 1;
                 }
             }

@@ -40,6 +40,7 @@ pub const KINDS: &[&str] = &[
     "job_preempted",
     "secret_used",
     "node_replaced",
+    "cluster_recovered",
 ];
 
 /// The spelling of an event's kind.
@@ -75,6 +76,7 @@ pub fn kind(event: &Event) -> &'static str {
         Event::JobPreempted { .. } => "job_preempted",
         Event::SecretUsed { .. } => "secret_used",
         Event::NodeReplaced { .. } => "node_replaced",
+        Event::ClusterRecovered { .. } => "cluster_recovered",
     }
 }
 
@@ -87,7 +89,7 @@ pub fn is_of(kind: &str, wanted: &str) -> bool {
 fn group(kind: &str) -> &str {
     match kind {
         "attempt_lost" | "jobs_removed" => "job",
-        "cluster_initialised" | "feature_level_raised" => "node",
+        "cluster_initialised" | "cluster_recovered" | "feature_level_raised" => "node",
         _ => kind.split('_').next().unwrap_or(kind),
     }
 }
@@ -138,6 +140,7 @@ fn fill(wire: &mut v1::ExecutionEvent, event: &Event) {
         Event::NodeJoined { node }
         | Event::NodeStarted { node }
         | Event::NodeRemoved { node, .. }
+        | Event::ClusterRecovered { survivor: node }
         | Event::WorkerAttached { node, .. } => wire.node_id = *node,
         Event::NodeReplaced { node, replacement } => {
             wire.node_id = *node;

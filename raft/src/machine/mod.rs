@@ -21,20 +21,23 @@ mod pages;
 mod payloads;
 pub(crate) mod recover;
 mod replica;
+pub(crate) mod salvage;
 mod sled_store;
 pub(crate) mod snapshot;
 mod topics;
 
 use std::{io, sync::Arc};
 
+use bytes::Bytes;
 use futures::{FutureExt, Stream, TryStreamExt, future::BoxFuture};
-use hodei_state::{RowKey, outcome::Outcome};
+use hodei_state::{RowKey, State, command::Envelope, ids::Millis, outcome::Outcome};
 use openraft::{
     EntryPayload, OptionalSend,
     alias::{SnapshotMetaOf, SnapshotOf, StoredMembershipOf},
     storage::{EntryResponder, RaftStateMachine},
 };
 
+use self::payloads::Payloads;
 pub(crate) use self::{
     behind::{Stage, WriteBehind},
     files::sync_dir,
@@ -123,24 +126,10 @@ impl Machine {
     }
 
     fn apply_batch(&self, log_id: LogId, batch: &Batch) -> io::Result<(Vec<Outcome>, Vec<RowKey>)> {
-        let mut commands = codec::decode_batch(&batch.commands).map_err(|error| {
-            io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("{}: entry {log_id} cannot be read: {error}", crate::error::STATE_UNREADABLE),
-            )
-        })?;
-        let mut bodies: Vec<_> = commands.iter_mut().map(payloads::split).collect();
+        let mut commands = Commands::read(log_id, batch)?;
         Ok(self.change(log_id, batch.commands.len() as u64, |held| {
-            let outcomes: Vec<Outcome> = (0..)
-                .zip(&commands)
-                .map(|(offset, envelope)| held.state.apply(log_id.index(), offset, batch.at, envelope))
-                .collect();
-            for (outcome, body) in outcomes.iter().zip(&mut bodies) {
-                // Under the lock: a view that refers to a payload can always read it.
-                if let (Outcome::Submitted { existing: false, .. }, Some((digest, bytes))) = (outcome, body.take()) {
-                    self.replica.payloads.put(digest, bytes);
-                }
-            }
+            // Under the lock: a view that refers to a payload can always read it.
+            let outcomes = commands.apply(&mut held.state, &self.replica.payloads);
             (outcomes, held.state.take_changes().keys)
         }))
     }
@@ -156,6 +145,41 @@ impl Machine {
             Ok((held, file))
         })
         .await?
+    }
+}
+
+/// An entry's commands, with the large bodies taken out of them.
+struct Commands {
+    index: u64,
+    at: Millis,
+    commands: Vec<Envelope>,
+    bodies: Vec<Option<(PayloadDigest, Bytes)>>,
+}
+
+impl Commands {
+    fn read(log_id: LogId, batch: &Batch) -> io::Result<Self> {
+        let mut commands = codec::decode_batch(&batch.commands).map_err(|error| {
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{}: entry {log_id} cannot be read: {error}", crate::error::STATE_UNREADABLE),
+            )
+        })?;
+        let bodies = commands.iter_mut().map(payloads::split).collect();
+        Ok(Self { index: log_id.index(), at: batch.at, commands, bodies })
+    }
+
+    /// Applies them, and keeps the bodies of jobs that are new.
+    fn apply(&mut self, state: &mut State, payloads: &Payloads) -> Vec<Outcome> {
+        let outcomes: Vec<Outcome> = (0..)
+            .zip(&self.commands)
+            .map(|(offset, envelope)| state.apply(self.index, offset, self.at, envelope))
+            .collect();
+        for (outcome, body) in outcomes.iter().zip(&mut self.bodies) {
+            if let (Outcome::Submitted { existing: false, .. }, Some((digest, bytes))) = (outcome, body.take()) {
+                payloads.put(digest, bytes);
+            }
+        }
+        outcomes
     }
 }
 

@@ -63,6 +63,15 @@ impl SledStore {
         Ok((Self::recreate(dir, cache)?, None))
     }
 
+    /// Reads the state in a store, and leaves a store in doubt as it is. `None`: there is none.
+    pub(crate) fn read(dir: &Path, cache: u64) -> io::Result<Option<Held>> {
+        if !dir.exists() {
+            return Ok(None);
+        }
+        let loaded = Self::try_open(dir, cache)?.load()?;
+        Ok(loaded.map(|(held, _)| held))
+    }
+
     /// Throws away what is there.
     pub(crate) fn recreate(dir: &Path, cache: u64) -> io::Result<Self> {
         if dir.exists() {

@@ -41,6 +41,7 @@ pub mod mark;
 pub mod pipeline;
 pub mod record;
 pub mod recover;
+pub mod salvage;
 pub mod segment;
 pub mod shape;
 pub mod steps;

@@ -207,6 +207,12 @@ pub enum Command {
     /// A member that has lost what it had promised goes on under a new id. Its old one is void from here on; in the Raft
     /// membership the new one takes its place once it has caught up.
     ReplaceNode(ReplaceNode),
+    /// Everybody else was lost for good: this member goes on alone, with what it has. Never proposed: an operator has it
+    /// applied to the state of a node that does not run.
+    Recover {
+        /// Who is left.
+        survivor: NodeId,
+    },
 }
 
 /// See [`Command::PutSecret`].

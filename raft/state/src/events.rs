@@ -112,6 +112,8 @@ pub enum Event {
     SecretUsed { job: JobId, attempt: u32, worker: WorkerId, name: String, version: u64 },
     /// A node had lost what it had promised and goes on as another one.
     NodeReplaced { node: NodeId, replacement: NodeId },
+    /// A node goes on alone: the others were lost for good, and with them what only they knew.
+    ClusterRecovered { survivor: NodeId },
 }
 
 /// Why an attempt ended, in short: the job's own row says it at length.

@@ -368,10 +368,14 @@ impl Liveness {
     }
 }
 
+/// How long after its last extension an attempt may still run somewhere: the lease and its margin.
+pub(crate) fn lease_ms(lost_after_ms: u64) -> u64 {
+    lost_after_ms.saturating_add((lost_after_ms / 10).max(MIN_MARGIN_MS))
+}
+
 impl Lease {
     fn lost_at(&self) -> Mono {
-        let margin = (self.lost_after_ms / 10).max(MIN_MARGIN_MS);
-        self.last_extension.plus(self.lost_after_ms).plus(margin)
+        self.last_extension.plus(lease_ms(self.lost_after_ms))
     }
 }
 

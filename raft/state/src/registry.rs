@@ -269,6 +269,8 @@ pub struct Cluster {
     pub weights: Weights,
     /// When workers that lose what they run are set aside.
     pub set_aside: SetAsidePolicy,
+    /// When it last went on with one member alone, after the others were lost ([`crate::command::Command::Recover`]).
+    pub recovered_at: Option<Millis>,
 }
 
 /// An enrolment token. Its secret is nowhere; its hash is here.

@@ -160,6 +160,7 @@ impl State {
     pub(crate) fn insert_job(&mut self, job: Job, spec: &JobSpec) {
         self.emit(&Event::JobSubmitted { job: job.id, by: job.owner });
         let stamp = self.stamp();
+        let job = self.held_back(job, spec);
         self.indexes.add_job(&job, spec, stamp);
         self.specs.insert(job.id, spec, &mut self.dirty);
         self.jobs.put(job.id, job, &mut self.dirty);
@@ -172,6 +173,7 @@ impl State {
             debug_assert!(false, "job {} is updated before it is inserted", job.id);
             return;
         };
+        let job = self.held_back(job, &spec);
         self.indexes.change_job(old, &job, &spec, stamp);
         self.jobs.put(job.id, job, &mut self.dirty);
     }

@@ -17,7 +17,7 @@ use hodei_state::{RowKey, State, codec, command::Command, ids::Millis, invariant
 fn commands() {
     let samples = samples::history();
     let kinds: BTreeSet<_> = samples.iter().map(|(_, envelope)| kind(&envelope.command)).collect();
-    assert_eq!(kinds.len(), 32, "each kind of command has a sample: {kinds:?}");
+    assert_eq!(kinds.len(), 33, "each kind of command has a sample: {kinds:?}");
     let lines = samples.iter().map(|(_, envelope)| {
         (kind(&envelope.command).to_string(), codec::encode_batch(std::slice::from_ref(envelope)))
     });
@@ -126,5 +126,6 @@ fn kind(command: &Command) -> &'static str {
         Command::RemoveSecret { .. } => "RemoveSecret",
         Command::SetAsideOver { .. } => "SetAsideOver",
         Command::ReplaceNode(_) => "ReplaceNode",
+        Command::Recover { .. } => "Recover",
     }
 }

@@ -9,6 +9,7 @@ mod init;
 mod job;
 mod join;
 mod queue;
+mod recover;
 mod run;
 mod scheduler;
 mod secret;
@@ -31,6 +32,8 @@ pub enum Command {
     Join(join::Args),
     /// Serve from a data directory that `init` or `join` has prepared
     Run(run::Args),
+    /// Go on with this node alone, after a majority was lost for good
+    Recover(recover::Args),
     /// Get an identity of one's own, as a user or an administrator
     #[command(visible_alias = "enrol")]
     Enroll(enroll::Args),
@@ -71,6 +74,7 @@ impl Command {
             Self::Init(args) => args.run(&global).await,
             Self::Join(args) => args.run(&global).await,
             Self::Run(args) => args.run(&global).await,
+            Self::Recover(args) => args.run(&global).await,
             Self::Enroll(args) => args.run(&global).await,
             Self::Job(command) => command.run(&global).await,
             Self::Worker(command) => command.run(&global).await,

@@ -32,6 +32,7 @@ fn right(command: &Command) -> Right {
     match command {
         Command::NodeHello(hello) => Right::ThisNode(hello.node),
         Command::ReplaceNode(replace) => Right::ThisNode(replace.node),
+        Command::Recover { survivor } => Right::ThisNode(*survivor),
         Command::Init(_)
         | Command::UseToken(_)
         | Command::Assign { .. }

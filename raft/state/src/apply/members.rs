@@ -46,6 +46,7 @@ impl State {
             next_node_id: FIRST_NODE + 1,
             weights: Weights::default(),
             set_aside: SetAsidePolicy::default(),
+            recovered_at: None,
         });
         self.add_member(Member {
             id: FIRST_NODE,

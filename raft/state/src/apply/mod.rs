@@ -8,6 +8,7 @@ mod caller;
 mod ending;
 mod jobs;
 mod members;
+mod recovery;
 mod scheduling;
 mod secrets;
 mod sessions;
@@ -57,6 +58,7 @@ impl State {
             Command::RemoveNode { node } => self.remove_node(context, *node),
             Command::ReplaceNode(replace) => self.replace_node(replace),
             Command::SetFeatureLevel { level } => self.set_feature_level(context, *level),
+            Command::Recover { survivor } => self.recover(context, *survivor),
 
             Command::CreateToken(create) => self.create_token(context, create),
             Command::RevokeToken { token } => self.revoke_token(context, *token),

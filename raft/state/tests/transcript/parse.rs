@@ -78,6 +78,7 @@ impl<'a> Arguments<'a> {
             "hello" => (self.word(0)?, self.hello()?),
             "replace-node" => (self.word(0)?, self.replace_node()?),
             "remove-node" => ("a1", Command::RemoveNode { node: names::node(self.word(0)?)? }),
+            "recover" => (self.word(0)?, Command::Recover { survivor: names::node(self.word(0)?)? }),
             "level" => ("n1", Command::SetFeatureLevel { level: self.word(0)?.parse()? }),
             "token" => ("a1", self.token()?),
             "revoke-token" => ("a1", Command::RevokeToken { token: names::token(self.word(0)?)? }),

@@ -1,0 +1,20 @@
+//! Harm to what a node that does not run has on its disk.
+
+use std::{fs, path::Path};
+
+/// Flips a bit in the middle of what the oldest segment of the log holds: below the high-water mark.
+///
+/// # Panics
+/// If there is no log, or it cannot be written.
+pub fn flip_a_bit_of_the_log(data: &Path) {
+    let entries = fs::read_dir(data.join("wal")).expect("a node has a log").flatten().map(|entry| entry.path());
+    let is_segment = |path: &std::path::PathBuf| path.extension().is_some_and(|kind| kind == "wal");
+    let oldest = entries.filter(is_segment).min().expect("a log has a segment");
+    let mut bytes = fs::read(&oldest).expect("a segment can be read");
+    // The first page is the header's; zeros may be padding.
+    let written = bytes.iter().rposition(|byte| *byte != 0).expect("a segment has a header");
+    let middle = (4096 + written) / 2;
+    let at = (middle..=written).find(|at| bytes[*at] != 0).expect("what was written last is not zero");
+    bytes[at] ^= 1;
+    fs::write(oldest, bytes).expect("a segment can be written");
+}
