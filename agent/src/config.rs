@@ -10,7 +10,7 @@ use std::{
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 
-use crate::gpu;
+use crate::{executor::account::Accounts, gpu, usage};
 
 /// The port of a server that is named without one.
 const PORT: u16 = 50051;
@@ -48,6 +48,15 @@ pub struct Config {
     /// Whom jobs run as that name no user; default: as the agent
     #[arg(long, env = "HODEI_JOB_USER", value_name = "NAME")]
     pub job_user: Option<String>,
+    /// Another user that jobs may name, root included; may be repeated. Without --job-user, any may be named
+    #[arg(
+        long = "allow-user",
+        env = "HODEI_ALLOW_USER",
+        value_delimiter = ',',
+        value_name = "NAME",
+        requires = "job_user"
+    )]
+    pub allow_users: Vec<String>,
     /// The control group below which jobs get theirs, for example /system.slice/hodei-jobs.service; default: the agent's
     #[arg(long, env = "HODEI_CGROUP", value_parser = cgroup, value_name = "PATH")]
     pub cgroup: Option<String>,
@@ -61,7 +70,8 @@ impl Config {
     #[must_use]
     pub fn read() -> Self {
         let command = without_empty_variables(Self::command(), is_empty);
-        Self::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
+        let read = command.try_get_matches().and_then(|matches| Self::from_arg_matches(&matches));
+        read.unwrap_or_else(|error| usage::exit(&error))
     }
 
     /// The servers, each with a port; those that were left empty are none.
@@ -74,6 +84,12 @@ impl Config {
     #[must_use]
     pub fn labels(&self) -> BTreeMap<String, String> {
         self.labels.iter().cloned().collect()
+    }
+
+    /// Whom jobs may run as.
+    #[must_use]
+    pub fn accounts(&self) -> Accounts {
+        Accounts { by_default: self.job_user.clone(), allowed: self.allow_users.clone() }
     }
 
     /// Jobs at once.
@@ -199,6 +215,7 @@ mod tests {
             &["--drain-timeout", "soon"],
             &["--cgroup", "a"],
             &["--cgroup", "/../x"],
+            &["--allow-user", "root"],
         ] {
             assert!(Config::try_parse_from([&["hodei-agent"], wrong].concat()).is_err(), "{wrong:?}");
         }

@@ -1,10 +1,10 @@
-//! The agent's directory: `lock`, `pki/`, `state`, `attempts/<job>-<n>/{intent,process,spool-*,result}` and
+//! The agent's directory: `lock`, `place`, `pki/`, `state`, `attempts/<job>-<n>/{intent,process,spool-*,result}` and
 //! `work/<job>-<n>/`, the jobs' private directories. One process at a time holds it.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io,
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -13,7 +13,10 @@ use serde::{Deserialize, Serialize};
 use crate::{disk, error::Exit, key::AttemptKey};
 
 /// What may lie in a directory that no agent has used yet: a lock that was taken, and what a new file system brings along.
-const UNUSED: [&str; 2] = ["lock", "lost+found"];
+const UNUSED: [&str; 3] = ["lock", PLACE, "lost+found"];
+
+/// Where this directory is, as far as it can be told from a copy.
+const PLACE: &str = "place";
 
 /// A directory that this process holds.
 pub struct DataDir {
@@ -64,6 +67,7 @@ impl DataDir {
             Err(TryLockError::Error(error)) => return Err(failed(&error)),
         }
         make_private(&root).map_err(|error| failed(&error))?;
+        check_place(&root)?;
         let dir = Self { root, _lock: lock };
         disk::make_dir(&dir.attempts(), 0o700).map_err(|error| failed(&error))?;
         disk::make_dir(&dir.work(), 0o711).map_err(|error| failed(&error))?;
@@ -124,6 +128,41 @@ fn check_ours(root: &Path) -> Result<(), Exit> {
     foreign.map_or(Ok(()), |name| refuse(format!("it is not empty, it holds {}", name.display())))
 }
 
+/// What tells a copy from the directory itself.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Place {
+    /// `/etc/machine-id`; empty where there is none.
+    machine: String,
+    /// The directory's inode. Devices are numbered anew when a machine starts.
+    inode: u64,
+}
+
+/// Refuses a copy. Two agents with one identity would take the worker from each other, and its jobs with it, for as long as
+/// both run; neither the cluster nor they could tell which one is meant.
+fn check_place(root: &Path) -> Result<(), Exit> {
+    let failed = |error: io::Error| Exit::bad_input(format!("data directory {}: {error}", root.display()));
+    let machine = fs::read_to_string("/etc/machine-id").unwrap_or_default().trim().to_owned();
+    let here = Place { machine, inode: fs::metadata(root).map_err(failed)?.ino() };
+    let file = root.join(PLACE);
+    let known = disk::read_if_there(&file).map_err(failed)?;
+    match known.and_then(|text| serde_json::from_slice::<Place>(&text).ok()) {
+        Some(known) if known == here => Ok(()),
+        Some(known) => {
+            let from = if known.machine == here.machine { "elsewhere on this machine" } else { "another machine" };
+            Err(Exit::bad_input(format!(
+                "data directory {}: it was copied or moved from {from}, and an agent may still run there with the same \
+                 identity; if none does nor ever will, remove {}",
+                root.display(),
+                file.display()
+            )))
+        }
+        None => {
+            let text = serde_json::to_vec(&here).map_err(io::Error::other).map_err(failed)?;
+            disk::write_durably(&file, &text).map_err(failed)
+        }
+    }
+}
+
 /// What the directory is for others: nothing. Where jobs may run as other users, these may pass through to a private
 /// directory that is theirs, but read nothing.
 fn mode() -> u32 {
@@ -165,6 +204,26 @@ mod tests {
         first.remember_peers(&["a:1".into()]).unwrap();
         drop(first);
         assert_eq!(DataDir::open(dir.path()).unwrap().peers(), ["a:1"]);
+    }
+
+    #[test]
+    fn a_copy_is_refused_until_somebody_says_that_it_is_none() {
+        let parent = tempfile::tempdir().unwrap();
+        let (original, copy) = (parent.path().join("original"), parent.path().join("copy"));
+        drop(DataDir::open(&original).unwrap());
+        fs::create_dir_all(copy.join("attempts")).unwrap();
+        fs::copy(original.join(PLACE), copy.join(PLACE)).unwrap();
+        let refused = DataDir::open(&copy).err().unwrap();
+        assert!(refused.message.contains("copied or moved from elsewhere on this machine"), "{refused}");
+        fs::remove_file(copy.join(PLACE)).unwrap();
+        drop(DataDir::open(&copy).unwrap());
+        drop(DataDir::open(&original).unwrap());
+        let away = Place { machine: "another".to_owned(), inode: fs::metadata(&copy).unwrap().ino() };
+        fs::write(copy.join(PLACE), serde_json::to_vec(&away).unwrap()).unwrap();
+        assert!(DataDir::open(&copy).err().unwrap().message.contains("from another machine"));
+        // Its name may change.
+        fs::rename(&original, parent.path().join("renamed")).unwrap();
+        DataDir::open(&parent.path().join("renamed")).unwrap();
     }
 
     #[test]

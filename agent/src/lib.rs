@@ -40,6 +40,7 @@ pub mod roster;
 pub mod session;
 pub mod shutdown;
 pub mod trust;
+mod usage;
 pub mod watchdog;
 
 use std::{
@@ -64,6 +65,7 @@ use crate::{
     error::Exit,
     executor::{
         Executor,
+        account::Accounts,
         cgroup::{CgroupRoot, Mounts},
         limits::Limiter,
     },
@@ -88,6 +90,10 @@ pub const ISOLATION: &str = "hodei.isolation";
 
 /// The label that tells what of a job's use can be bounded: `memory,cpu`, one of them, or `none`.
 pub const LIMITS: &str = "hodei.limits";
+/// The label that says which users jobs may run as; absent: any.
+pub const USERS: &str = "hodei.users";
+/// The longest value of a label.
+const LONGEST_LABEL: usize = 256;
 
 /// The whole product: from flags to the end of the process.
 pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), Exit> {
@@ -95,8 +101,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), Exit> {
     if servers.is_empty() {
         return Err(Exit::bad_input("--server names no node"));
     }
-    executor::account::of("", config.job_user.as_deref())
-        .map_err(|why| Exit::bad_input(format!("--job-user: {}", why.message)))?;
+    config.accounts().check().map_err(|(flag, why)| Exit::bad_input(format!("{flag}: {}", why.message)))?;
     let existed = config.data_dir.exists();
     check_token_before_writing(&config)?;
     let dir = Arc::new(DataDir::open(&config.data_dir)?);
@@ -124,7 +129,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), Exit> {
         gpus,
         labels: config.labels(),
         drain_timeout: config.drain_timeout,
-        job_user: config.job_user.clone(),
+        accounts: config.accounts(),
         cgroup: config.cgroup.clone(),
         watchdog: Program::default(),
     };
@@ -169,8 +174,8 @@ pub struct Options {
     pub labels: BTreeMap<String, String>,
     /// How long running jobs may go on when the agent is asked to end.
     pub drain_timeout: Duration,
-    /// Whom jobs run as that name nobody; absent: as this process.
-    pub job_user: Option<String>,
+    /// Whom jobs may run as.
+    pub accounts: Accounts,
     /// The control group below which jobs get theirs, from the top of its hierarchy; absent: this process' own.
     pub cgroup: Option<String>,
     /// What is started as a job's watchdog.
@@ -193,7 +198,8 @@ pub async fn serve<D: Dial>(dir: Arc<DataDir>, dialer: D, options: Options, shut
     }
     let id = uuid::Uuid::now_v7().to_string();
     let isolation = cgroups.as_ref().map_or("process-tree", CgroupRoot::kind);
-    let own = [(ISOLATION, isolation), (LIMITS, limiter.kinds())];
+    let users = options.accounts.names().join(",");
+    let own = [(ISOLATION, isolation), (LIMITS, limiter.kinds()), (USERS, &users)];
     let registration = registration(&id, &options, own, &found, &dir);
     let shared = share(id, &dir, &options, &keeper, (cgroups, limiter));
     found.ended.into_iter().for_each(|attempt| shared.roster.insert(Arc::new(attempt)));
@@ -251,7 +257,7 @@ fn share(
         limiter,
         leases: keeper.leases(),
         roster: Arc::clone(&roster),
-        job_user: options.job_user.clone(),
+        accounts: options.accounts.clone(),
         has_gpus: !options.gpus.is_empty(),
         watchdog: options.watchdog.clone(),
     };
@@ -268,11 +274,13 @@ fn share(
     })
 }
 
-fn registration(id: &str, options: &Options, own: [(&str, &str); 2], found: &Found, dir: &DataDir) -> RegisterRequest {
+fn registration(id: &str, options: &Options, own: [(&str, &str); 3], found: &Found, dir: &DataDir) -> RegisterRequest {
     let kernel =
         |name: &str| fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap_or_default().trim().to_owned();
     let (memory_mb, storage_mb) = metrics::capacity(&dir.work());
     let mut labels = options.labels.clone();
+    // Without a value, or with one that is longer than labels may be, there is no such label.
+    let own = own.into_iter().filter(|(_, value)| (1..=LONGEST_LABEL).contains(&value.len()));
     labels.extend(own.map(|(key, value)| (key.to_owned(), value.to_owned())));
     RegisterRequest {
         session_id: id.to_owned(),

@@ -57,6 +57,17 @@ async fn by_default_jobs_run_as_the_user_that_the_agent_is_told_and_cannot_read_
     let out = log.bytes(cluster_tests::client::STDOUT);
     assert_eq!(String::from_utf8_lossy(&out), format!("nobody\n{}", "no\n".repeat(7)));
     let job = cluster.submit(&["--user", "root"], &["id", "-un"]).await;
+    let job = cluster.wait_state(&job, "Failed").await;
+    assert_eq!(job["reason"]["cause"], "not_permitted", "{job}");
+    assert_eq!(job["reason"]["message"], "user root: on this worker jobs run as nobody only");
+
+    cluster.agents[agent].kill();
+    let allows = ["--job-user", "nobody", "--allow-user", "root", "--label", "root=yes"];
+    let other = cluster.agent(&[0], &allows).await;
+    let other = cluster.agents[other].worker.clone();
+    let labels = cluster.wait_worker(&other, |_| true).await["labels"].clone();
+    assert_eq!(labels["hodei.users"], "nobody,root", "{labels}");
+    let job = cluster.submit(&["--user", "root", "--constraint", "label.root=yes"], &["id", "-un"]).await;
     cluster.wait_state(&job, "Succeeded").await;
     assert_eq!(cluster.cli().ok(&["job", "logs", &job]).await, "root");
 }

@@ -18,9 +18,53 @@ pub struct Account {
     pub ids: process::User,
 }
 
-/// The user that a job names, else the one that jobs run as by default; `None`: the agent's own. Looks into the machine's
-/// databases. Blocking.
-pub fn of(named: &str, by_default: Option<&str>) -> Result<Option<Account>, NotStarted> {
+/// Whom jobs may run as.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Accounts {
+    /// Whom jobs run as that name nobody; absent: as the agent, whatever that is. Then a bound would hold nobody back who is
+    /// root already, and there is none.
+    pub by_default: Option<String>,
+    /// Whom else jobs may name where there is such a user.
+    pub allowed: Vec<String>,
+}
+
+impl Accounts {
+    /// The user that a job names, else the one that jobs run as by default; `None`: the agent's own. Looks into the machine's
+    /// databases. Blocking.
+    ///
+    /// # Errors
+    /// The user is not known here, or not one of these, or the agent cannot start a process as that.
+    pub fn of(&self, named: &str) -> Result<Option<Account>, NotStarted> {
+        let account = of(named, self.by_default.as_deref())?;
+        let Some(by_default) = &self.by_default else { return Ok(account) };
+        // Names may be aliases: whom they stand for counts.
+        let wanted = account.as_ref().map_or_else(|| geteuid().as_raw(), |account| account.ids.uid);
+        let listed = self.allowed.iter().chain([by_default]).filter_map(|name| User::from_name(name).ok().flatten());
+        if named.is_empty() || listed.into_iter().any(|user| user.uid.as_raw() == wanted) {
+            return Ok(account);
+        }
+        let names = self.names().join(", ");
+        Err(NotStarted::not_permitted(format!("user {named}: on this worker jobs run as {names} only")))
+    }
+
+    /// All of them; none where any may be named.
+    #[must_use]
+    pub fn names(&self) -> Vec<&str> {
+        let Some(by_default) = &self.by_default else { return Vec::new() };
+        [by_default].into_iter().chain(&self.allowed).map(String::as_str).collect()
+    }
+
+    /// Refuses what could only fail later.
+    ///
+    /// # Errors
+    /// The first user that is not known here, or that this agent cannot start a process as, with the flag that names it.
+    pub fn check(&self) -> Result<(), (&'static str, NotStarted)> {
+        of("", self.by_default.as_deref()).map_err(|why| ("--job-user", why))?;
+        self.allowed.iter().try_for_each(|name| of(name, None).map(drop)).map_err(|why| ("--allow-user", why))
+    }
+}
+
+fn of(named: &str, by_default: Option<&str>) -> Result<Option<Account>, NotStarted> {
     let name = Some(named).filter(|named| !named.is_empty()).or(by_default);
     let Some(name) = name else { return Ok(None) };
     let user = match User::from_name(name) {
@@ -63,5 +107,24 @@ mod tests {
         assert_eq!((nobody.name.as_str(), nobody.ids.uid), ("nobody", 65_534));
         assert!(nobody.ids.groups.contains(&nobody.ids.gid) && !nobody.ids.groups.contains(&0), "{nobody:?}");
         assert_eq!(of("nobody", None).unwrap(), Some(nobody));
+    }
+
+    #[test]
+    fn where_there_is_a_user_for_jobs_they_run_as_no_other_that_is_not_listed() {
+        if !geteuid().is_root() {
+            return eprintln!("skipped: needs root");
+        }
+        let bound = |allowed: &[&str]| Accounts {
+            by_default: Some("nobody".to_owned()),
+            allowed: allowed.iter().map(|&name| name.to_owned()).collect(),
+        };
+        let refused = bound(&["daemon"]).of("root").unwrap_err();
+        assert_eq!(refused.obstacle, Obstacle::NotPermitted);
+        assert_eq!(refused.message, "user root: on this worker jobs run as nobody, daemon only");
+        assert_eq!(bound(&["daemon"]).of("daemon").unwrap().unwrap().name, "daemon");
+        assert_eq!(bound(&[]).of("nobody").unwrap(), bound(&[]).of("").unwrap());
+        assert_eq!(bound(&["root"]).of("root"), Ok(None), "its own user");
+        assert_eq!(Accounts::default().of("root"), Ok(None), "as jobs that name nobody");
+        assert_eq!(bound(&["no-user-of-that-name"]).check().unwrap_err().0, "--allow-user");
     }
 }

@@ -27,6 +27,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
+    account::Accounts,
     cgroup::CgroupRoot,
     intent::{Intent, Terms},
     limits::Limiter,
@@ -73,8 +74,8 @@ pub struct Executor {
     pub leases: Leases,
     /// Where what happens is noted.
     pub roster: Arc<Roster>,
-    /// Whom jobs run as that name nobody; absent: as this process.
-    pub job_user: Option<String>,
+    /// Whom jobs may run as.
+    pub accounts: Accounts,
     /// Whether this machine has GPUs for jobs.
     pub has_gpus: bool,
     /// What is started as a job's watchdog.
@@ -145,7 +146,7 @@ impl Executor {
             cgroups: self.cgroups.clone(),
             limiter: self.limiter.clone(),
             lost_after,
-            job_user: self.job_user.clone(),
+            accounts: self.accounts.clone(),
             gpus: self.has_gpus.then(|| attempt.gpus.clone()),
             watchdog: self.watchdog.clone(),
         };

@@ -14,7 +14,7 @@ use std::{
 use hodei_proto::v1::{JobSpec, OutputPolicy, command::Kind};
 
 use super::{
-    account::{self, Account},
+    account::{Account, Accounts},
     cgroup::{Cgroup, CgroupRoot},
     intent::{Intent, ProcessMark, Terms},
     limits::Limiter,
@@ -59,8 +59,8 @@ pub struct Plan {
     pub limiter: Limiter,
     /// Its lease.
     pub lost_after: Duration,
-    /// Whom jobs run as that name nobody.
-    pub job_user: Option<String>,
+    /// Whom jobs may run as.
+    pub accounts: Accounts,
     /// Its own; absent where no job gets any.
     pub gpus: Option<Vec<String>>,
     /// What is started as its watchdog.
@@ -165,7 +165,7 @@ impl Plan {
     /// Everything that the process needs on disk, and what it is made from.
     fn ready(&self) -> Result<(Image, Option<OwnedFd>, Vec<CString>), NotStarted> {
         self.secrets.check(&self.spec)?;
-        let user = account::of(&self.spec.user, self.job_user.as_deref())?;
+        let user = self.accounts.of(&self.spec.user)?;
         self.private_dir(user.as_ref()).map_err(|error| NotStarted::io("private directory", &error))?;
         Ok((self.image(user.as_ref())?, self.secrets.stdin()?, self.secrets.masked()?))
     }

@@ -21,6 +21,7 @@ use hodei_agent::{
     Options,
     data_dir::DataDir,
     error::Exit,
+    executor::account::Accounts,
     key::AttemptKey,
     log::{account, entries},
     session::link::Dial,
@@ -441,7 +442,7 @@ impl Agent {
             gpus: Vec::new(),
             labels: BTreeMap::new(),
             drain_timeout,
-            job_user: None,
+            accounts: Accounts::default(),
             cgroup: None,
             watchdog: Program(env!("CARGO_BIN_EXE_hodei-agent").into()),
         };
