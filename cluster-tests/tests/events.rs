@@ -135,19 +135,28 @@ async fn the_command_shows_what_was_asked_for() {
 
     cli.run(&["events", "--kind", "nonsense"]).await.expect(2);
     cli.run(&["events", "--since", "soon"]).await.expect(2);
+    let ahead = cli.run(&["events", "-f", "--since", "99999999"]).await.expect(2);
+    assert!(ahead.stderr.contains("since: expected a position of this log, whose newest entry is"), "{}", ahead.stderr);
     cli.run(&["events", "--job", "no-such-job"]).await.expect(1);
 }
 
 #[tokio::test]
 async fn following_ends_with_its_reader() {
-    let cluster = Cluster::one().await;
-    let mut command = tokio::process::Command::from(cluster.cli().command(&["events", "-f"]));
-    let mut following = command.stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    let mut cluster = Cluster::one().await;
+    ends_with_its_reader(&cluster, &["events", "-f"], "cluster_initialised").await;
+    cluster.agent(&[0], &[]).await;
+    let job = cluster.submit(&[], &["bash", "-c", "echo first; sleep 300"]).await;
+    ends_with_its_reader(&cluster, &["job", "logs", "-f", &job], "first").await;
+}
+
+async fn ends_with_its_reader(cluster: &Cluster, args: &[&str], expected: &str) {
+    let mut command = tokio::process::Command::from(cluster.cli().command(args));
+    let mut following = command.stdout(Stdio::piped()).kill_on_drop(true).spawn().expect("the binary is built");
     // As `head -1` does, and nothing happens afterwards that could be written in vain.
-    let mut output = BufReader::new(following.stdout.take().unwrap()).lines();
-    let first = timeout(SOON, output.next_line()).await.expect("a line comes").unwrap();
-    assert!(first.is_some_and(|line| line.contains("cluster_initialised")));
+    let mut output = BufReader::new(following.stdout.take().expect("it is piped")).lines();
+    let first = timeout(SOON, output.next_line()).await.expect("a line comes").expect("it can be read");
+    assert!(first.is_some_and(|line| line.contains(expected)));
     drop(output);
-    let status = timeout(SOON, following.wait()).await.expect("it ends").unwrap();
+    let status = timeout(SOON, following.wait()).await.expect("it ends").expect("it is a child");
     assert!(status.success(), "{status}");
 }

@@ -93,6 +93,27 @@ async fn a_removed_node_is_refused_for_good() {
 }
 
 #[tokio::test]
+async fn the_only_copy_of_a_log_is_not_removed_by_mistake() {
+    let mut cluster = Cluster::start(3).await;
+    // Its logs lie on that node.
+    cluster.agent(&[2], &[]).await;
+    let job = cluster.submit(&[], &["echo", "precious"]).await;
+    cluster.wait_state(&job, "Succeeded").await;
+    let id = cluster.id_of(2).await.to_string();
+    let refused = cluster.cli().run(&["cluster", "remove", &id]).await.expect(1);
+    assert!(refused.stderr.contains("only copy of the output of 1 attempt,"), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains(&format!("{job}/1")) && refused.stderr.contains("--lose-logs"),
+        "{}",
+        refused.stderr
+    );
+    assert_eq!(cluster.status(0).await.unwrap()["nodes"].as_array().unwrap().len(), 3);
+    let other = cluster.id_of(1).await.to_string();
+    cluster.cli().ok(&["cluster", "remove", &other]).await;
+    cluster.cli().ok(&["cluster", "remove", &id, "--lose-logs"]).await;
+}
+
+#[tokio::test]
 async fn a_node_may_be_killed_as_soon_as_it_is_removed() {
     let mut cluster = Cluster::start(3).await;
     for gone in [1, 2] {

@@ -169,6 +169,8 @@ async fn a_secret_that_is_not_there_is_said() {
         "{job}"
     );
     cli.run(&["job", "wait", &waiting]).await.expect(126);
+    let again = cli.run(&["job", "retry", &waiting]).await.expect(2);
+    assert!(again.stderr.contains("there is none named \"token\""), "{}", again.stderr);
     // Without secrets nothing is read.
     cluster.wait_state(&given, "Succeeded").await;
     cli.run(&["secret", "remove", "token"]).await.expect(1);

@@ -63,7 +63,7 @@ fn gone(world: &World, node: usize) -> Active {
         while !field.is_quiet() {
             for seat in field.seats().into_iter().filter(|seat| seat.id != id) {
                 let mut client = field.client(seat, 0).cluster();
-                let asked = client.remove(Field::ask(RemoveRequest { node_id: id }));
+                let asked = client.remove(Field::ask(RemoveRequest { node_id: id, lose_logs: true }));
                 // It is removed, or somebody's earlier wish has been granted.
                 match within(asked).await {
                     Ok(_) => return,

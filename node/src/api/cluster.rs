@@ -129,8 +129,7 @@ impl ClusterService for Cluster {
 
     async fn remove(&self, request: Request<RemoveRequest>) -> Result<Response<RemoveResponse>, Status> {
         let (caller, by) = (auth::caller(&request)?, deadline::of(&request));
-        let node = request.into_inner().node_id;
-        self.shared.remove(caller, node, by).await.map(Response::new)
+        self.shared.remove(caller, request.into_inner(), by).await.map(Response::new)
     }
 
     async fn transfer_leader(

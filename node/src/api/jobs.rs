@@ -173,8 +173,10 @@ impl JobExecutionService for Jobs {
         request: Request<ExecutionEventStreamRequest>,
     ) -> Result<Response<Self::ExecutionEventStreamStream>, Status> {
         let (caller, by) = (auth::caller(&request)?, deadline::of(&request));
-        let View { state, .. } = self.view(false, by).await?;
-        let query = events::Query::parse(&state, request.into_inner(), caller)?;
+        let View { state, position } = self.view(false, by).await?;
+        let request = request.into_inner();
+        events::has_come(&request, position.index)?;
+        let query = events::Query::parse(&state, request, caller)?;
         Ok(Response::new(ReceiverStream::new(events::serve(&self.handle, &self.hub, state, query)?)))
     }
 

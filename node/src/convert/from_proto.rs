@@ -107,10 +107,12 @@ pub fn spec(spec: v1::JobSpec) -> Result<JobSpec, Bad> {
         secrets: spec.secrets.into_iter().map(|s| SecretRef { name: s.name, env: optional(s.env) }).collect(),
         user: optional(spec.user),
     };
+    let resources = resources(spec.resources.unwrap_or_default());
+    validate::variables(&execution, &resources, &extras)?;
     let spec = JobSpec {
         name: optional(spec.name),
         priority: spec.priority,
-        resources: resources(spec.resources.unwrap_or_default()),
+        resources,
         labels: spec.labels,
         timeout_ms: (spec.timeout_ms > 0).then_some(spec.timeout_ms),
         lost_after_ms: or_default(spec.lost_after_ms, defaults::LOST_AFTER_MS),

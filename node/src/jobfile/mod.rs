@@ -128,7 +128,7 @@ impl<'de> Deserialize<'de> for Command {
 
 /// Executed as given, no shell in between.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table with cmd and args")]
 pub struct Shell {
     /// Looked up in PATH.
     pub cmd: String,
@@ -139,7 +139,7 @@ pub struct Shell {
 
 /// Written to a file and executed.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table with content and interpreter")]
 pub struct Script {
     /// `/bin/bash` with `set -euo pipefail` where absent.
     pub interpreter: Option<String>,
@@ -149,7 +149,7 @@ pub struct Script {
 
 /// Needs of one attempt.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table such as {cpu_cores = 2}")]
 pub struct Resources {
     /// Cores, as a decimal.
     pub cpu_cores: Option<Cores>,
@@ -166,7 +166,7 @@ pub struct Resources {
 
 /// Retry budgets.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table such as {failure = 2}")]
 pub struct Retry {
     /// For attempts that the infrastructure lost.
     pub infrastructure: Option<u32>,
@@ -184,8 +184,8 @@ pub struct Retry {
     /// Longest wait.
     pub backoff_max: Option<Duration>,
     /// All attempts together.
-    #[serde(default)]
-    pub max_attempts: u32,
+    #[schemars(range(min = 1))]
+    pub max_attempts: Option<u32>,
 }
 
 /// When the agent's spool is full.
@@ -201,7 +201,7 @@ pub enum OutputPolicy {
 
 /// `attribute operator value`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table with attribute, operator and value")]
 pub struct Constraint {
     /// `label.<key>`, `architecture`, `kernel`, `hostname`, `provider` or `region`.
     pub attribute: String,
@@ -214,7 +214,7 @@ pub struct Constraint {
 
 /// A constraint with a weight.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table with attribute, operator, value and weight")]
 pub struct Preference {
     /// `label.<key>`, `architecture`, `kernel`, `hostname`, `provider` or `region`.
     pub attribute: String,
@@ -229,7 +229,7 @@ pub struct Preference {
 
 /// A job array.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table with count")]
 pub struct Array {
     /// Number of elements.
     pub count: u32,
@@ -240,7 +240,7 @@ pub struct Array {
 
 /// A secret by name.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table with name and env")]
 pub struct Secret {
     /// Its name.
     pub name: String,
@@ -264,6 +264,7 @@ impl JobFile {
             ("grace_period", duration(self.grace_period)),
             ("retry.backoff_initial", duration(self.retry.backoff_initial)),
             ("retry.backoff_max", duration(self.retry.backoff_max)),
+            ("retry.max_attempts", self.retry.max_attempts.map(u64::from)),
         ];
         let named = [
             ("name", &self.name, "expected 1 to 128 bytes without control characters"),
@@ -271,6 +272,10 @@ impl JobFile {
             ("user", &self.user, "expected a user's name"),
             ("working_directory", &self.working_directory, "expected a directory"),
         ];
+        if let Some(at) = self.secrets.iter().position(|secret| secret.env.as_deref() == Some("")) {
+            let problem = "expected the name of a variable; without one, the secret comes on standard input";
+            return Err(BadJobFile::Field { field: format!("secrets[{at}].env"), problem: problem.to_owned() });
+        }
         let zero = given.into_iter().find(|(_, value)| *value == Some(0));
         let zero = zero.map(|(field, _)| (field, "expected more than zero"));
         let empty = named.into_iter().find(|(_, value, _)| value.as_deref() == Some(""));
@@ -345,7 +350,7 @@ impl Retry {
             timeout: self.timeout,
             backoff_initial_ms: self.backoff_initial.map_or(0, |duration| duration.0),
             backoff_max_ms: self.backoff_max.map_or(0, |duration| duration.0),
-            max_attempts: self.max_attempts,
+            max_attempts: self.max_attempts.unwrap_or_default(),
             preemption: self.preemption,
         }
     }

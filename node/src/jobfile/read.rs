@@ -117,9 +117,10 @@ fn bad(path: &str, problem: &str, syntax: bool, whole: &str) -> BadJobFile {
     if syntax {
         return BadJobFile::Syntax(whole.to_owned());
     }
+    let problem = &in_words(problem);
     let mut field = if path == "." { String::new() } else { path.to_owned() };
     let named = |what: &str| problem.strip_prefix(what)?.strip_prefix(" field `")?.split('`').next();
-    let mut problem = problem;
+    let mut problem = problem.as_str();
     if let Some(name) = named("unknown")
         && field.rsplit('.').next() != Some(name)
     {
@@ -136,6 +137,18 @@ fn bad(path: &str, problem: &str, syntax: bool, whole: &str) -> BadJobFile {
         field = "job".to_owned();
     }
     BadJobFile::Field { field, problem: problem.to_owned() }
+}
+
+/// What is expected, in the words of job files and not of this program.
+fn in_words(problem: &str) -> String {
+    const WORDS: [(&str, &str); 4] = [
+        ("expected i32", "expected a whole number from -2,147,483,648 to 2,147,483,647"),
+        ("expected u32", "expected a whole number from 0 to 4,294,967,295"),
+        ("expected a sequence", "expected a list"),
+        ("expected a boolean", "expected true or false"),
+    ];
+    let word = WORDS.into_iter().find_map(|(own, word)| Some(problem.strip_suffix(own)?.to_owned() + word));
+    word.unwrap_or_else(|| problem.to_owned())
 }
 
 pub(super) fn join(path: &str, name: &str) -> String {

@@ -77,8 +77,21 @@ fn what_is_wrong_is_named_by_its_path() {
         (r#"{"resources": {"memory_mb": -5}}"#, "resources.memory_mb", "expected a whole number of MiB"),
         (r#"{"timeout": 5}"#, "timeout", "expected a duration"),
         (r#"{"timeout": "5"}"#, "timeout", "expected a duration"),
-        ("priority = \"high\"", "priority", "expected i32"),
-        ("priority = 3000000000", "priority", "expected i32"),
+        ("priority = \"high\"", "priority", "expected a whole number from -2,147,483,648 to"),
+        ("priority = 3000000000", "priority", "expected a whole number from -2,147,483,648 to"),
+        (r#"{"resources": {"gpu": "one"}}"#, "resources.gpu", "expected a whole number from 0 to"),
+        (r#"{"resources": 2}"#, "resources", "expected a table such as {cpu_cores = 2}"),
+        (r#"{"secrets": ["a"]}"#, "secrets[0]", "expected a table with name and env"),
+        (r#"{"secrets": "a"}"#, "secrets", "expected a list"),
+        (r#"{"array": 7}"#, "array", "expected a table with count"),
+        (r#"{"constraints": ["a=b"]}"#, "constraints[0]", "expected a table with attribute, operator and value"),
+        (r#"{"preemptible": "yes"}"#, "preemptible", "expected true or false"),
+        (r#"{"retry": {"max_attempts": 0}}"#, "retry.max_attempts", "expected more than zero"),
+        (
+            r#"{"secrets": [{"name": "a", "env": ""}]}"#,
+            "secrets[0].env",
+            "without one, the secret comes on standard input",
+        ),
         (r#"{"command": {"shell": {}}}"#, "command.shell.cmd", "missing field"),
         (r#"{"command": {"shel": {"cmd": "x"}}}"#, "command.shel", "expected `shell` or `script`"),
         (r#"{"command": {}}"#, "command", "expected shell or script"),
@@ -102,7 +115,7 @@ fn what_is_wrong_is_named_by_its_path() {
         ("working_directory = ''", "working_directory", "expected a directory"),
         ("[env]\nA = 1", "env.A", "expected a string"),
         (r#"{"output_policy": "keep"}"#, "output_policy", "expected `block` or `drop`"),
-        (r#"{"retry": {"exit_codes": ["x"]}}"#, "retry.exit_codes[0]", "expected i32"),
+        (r#"{"retry": {"exit_codes": ["x"]}}"#, "retry.exit_codes[0]", "expected a whole number"),
     ];
     for (text, path, expected) in cases {
         for text in in_all_formats(text) {

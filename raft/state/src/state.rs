@@ -1,5 +1,7 @@
 //! The whole state: tables, the indexes derived from them, and what readers ask of it.
 
+use std::collections::BTreeSet;
+
 use crate::{
     events::{Compacted, EventPosition, Events, Occurred},
     flapping::SetAsidePolicy,
@@ -307,6 +309,25 @@ impl State {
     /// Where an attempt's log lies, in the order of the segments' numbers.
     pub fn segments(&self, job: JobId, attempt: u32) -> impl Iterator<Item = &Segment> {
         self.segments.range((job, attempt, 0)..=(job, attempt, u32::MAX)).map(|(_, segment)| segment)
+    }
+
+    /// Attempts of which some of the log lies on this node and on no other member: how many, and some of them.
+    #[must_use]
+    pub fn only_holder_of(&self, node: NodeId, some: usize) -> (usize, Vec<(JobId, u32)>) {
+        let members: BTreeSet<_> = self.members().filter(|one| one.removed_at.is_none()).map(|one| one.id).collect();
+        let alone = |segment: &&Segment| {
+            let mut holders =
+                segment.holders.iter().map(|holder| self.heir(*holder)).filter(|one| members.contains(one));
+            holders.next() == Some(node) && holders.all(|other| other == node)
+        };
+        let attempts: BTreeSet<_> = self
+            .segments
+            .iter()
+            .map(|(_, segment)| segment)
+            .filter(alone)
+            .map(|segment| (segment.job, segment.attempt))
+            .collect();
+        (attempts.len(), attempts.into_iter().rev().take(some).collect())
     }
 
     /// The position of the newest event that is not kept any more; what is kept comes after it.

@@ -33,6 +33,10 @@ const MAX_LABEL_BYTES: usize = 1024;
 const MAX_RETRIES: u32 = 1000;
 const HOUR_MS: u64 = 3_600_000;
 const DAY_MS: u64 = 24 * HOUR_MS;
+/// What every job finds in its environment.
+const ALWAYS_SET: [&str; 4] = ["HODEI_JOB_ID", "HODEI_ATTEMPT", "HODEI_FENCE", "HODEI_WORKER_ID"];
+/// What a job finds there that asked for GPUs.
+const SET_WITH_GPUS: [&str; 3] = ["CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"];
 /// Jobs at once on one worker.
 const MAX_SLOTS: u32 = 100_000;
 
@@ -127,6 +131,7 @@ fn resources(resources: &Resources) -> Result<(), Invalid> {
 fn labels(labels: &BTreeMap<String, String>) -> Result<(), Invalid> {
     check(labels.len() <= MAX_LABELS, "labels", "at most 64")?;
     for (key, value) in labels {
+        check(!key.is_empty(), "labels", "keys that are not empty")?;
         let field = || format!("labels.{}", shorten(key, MAX_LABEL_KEY));
         check(plain_text(key, MAX_LABEL_KEY), &field(), "a key of 1 to 64 bytes without control characters")?;
         check(value.len() <= MAX_LABEL_VALUE, &field(), "a value of at most 256 bytes")?;
@@ -226,6 +231,27 @@ pub fn execution(execution: &Execution) -> Result<(), Invalid> {
     let directory = execution.working_directory.as_ref().is_none_or(|text| text.starts_with('/') && no_nul(text));
     check(directory, "working_directory", "an absolute path without NUL")?;
     check(codec::encode_execution(execution).len() <= MAX_SPEC, "command", "at most 1 MiB for the whole job")
+}
+
+/// A job's variables as a whole: what Hodei sets itself would win, and of a variable and a secret of one name the secret,
+/// both without a word.
+///
+/// # Errors
+/// The first name that is taken.
+pub fn variables(execution: &Execution, resources: &Resources, extras: &Extras) -> Result<(), Invalid> {
+    const TAKEN: &str = "a name that Hodei does not set itself";
+    let gpus: &[&str] = if resources.gpu > 0 { &SET_WITH_GPUS } else { &[] };
+    let taken = |name: &str| ALWAYS_SET.contains(&name) || gpus.contains(&name);
+    for name in execution.env.keys() {
+        check(!taken(name), &format!("env.{}", shorten(name, MAX_NAME)), TAKEN)?;
+    }
+    for (at, secret) in extras.secrets.iter().enumerate() {
+        let Some(name) = &secret.env else { continue };
+        check(!taken(name), &format!("secrets[{at}].env"), TAKEN)?;
+        let once = !execution.env.contains_key(name);
+        check(once, &format!("secrets[{at}].env"), "a name that env does not give a value as well")?;
+    }
+    Ok(())
 }
 
 /// What this version can carry out. Not checked by `apply`, so that later versions may carry out more of what is stored.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hodei_proto::v1::{NodeStatus, RemoveResponse, StatusResponse, TransferLeaderResponse};
+use hodei_proto::v1::{NodeStatus, RemoveRequest, RemoveResponse, StatusResponse, TransferLeaderResponse};
 use hodei_raft::MembershipError;
 use hodei_state::{
     State,
@@ -18,6 +18,8 @@ use crate::{error, peers::hello};
 
 /// Between looks at a membership that is being changed.
 const LOOK: Duration = Duration::from_millis(20);
+/// Attempts that a refusal names whose output would be lost.
+const LOGS_NAMED: usize = 3;
 
 impl Shared {
     /// Local knowledge: needs no quorum, and says whether there is one.
@@ -103,7 +105,16 @@ impl Shared {
 
     /// Removes a member for good. Its place in the Raft membership follows by the reconcile loop; returns once that has
     /// happened, since until then its vote may be needed, and whoever asked for this stops it next.
-    pub(super) async fn remove(&self, caller: Caller, node: NodeId, by: Instant) -> Result<RemoveResponse, Status> {
+    pub(super) async fn remove(
+        &self,
+        caller: Caller,
+        request: RemoveRequest,
+        by: Instant,
+    ) -> Result<RemoveResponse, Status> {
+        let node = request.node_id;
+        if !request.lose_logs {
+            keeps_no_log_alone(&self.handle.read(by).await.map_err(error::read)?.state, node)?;
+        }
         let (_, position) = self.commit(caller, Command::RemoveNode { node }, by).await?;
         timeout_at(by, self.votes_no_more(node)).await.map_err(|_| {
             error::outcome_unknown(format!(
@@ -150,6 +161,23 @@ impl Shared {
         let leader = now.leader.ok_or_else(|| error::outcome_unknown("no other leader is known yet"))?;
         Ok(TransferLeaderResponse { leader, term: now.term })
     }
+}
+
+/// Until logs have a second copy, one of them goes with the node.
+fn keeps_no_log_alone(state: &State, node: NodeId) -> Result<(), Status> {
+    let leaves = state.members().any(|member| member.id == node && member.removed_at.is_none());
+    let (count, some) = state.only_holder_of(node, LOGS_NAMED);
+    if !leaves || count == 0 {
+        return Ok(());
+    }
+    let named: Vec<_> = some.iter().map(|(job, attempt)| format!("{job}/{attempt}")).collect();
+    let what = if count == 1 { "1 attempt".to_owned() } else { format!("{count} attempts") };
+    let more = if count > named.len() { ", …" } else { "" };
+    Err(error::failed_precondition(format!(
+        "node {node} holds the only copy of the output of {what}, which would be lost with it (the newest: {}{more}); \
+         --lose-logs removes it all the same",
+        named.join(", ")
+    )))
 }
 
 fn even(what: &str, count: usize) -> String {

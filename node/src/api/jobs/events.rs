@@ -42,6 +42,20 @@ pub struct Query {
     kinds: Vec<String>,
 }
 
+/// Refuses a position that the log has not come to: whoever waited there would miss what comes before it, and would not
+/// be told of a mistake, or of another cluster's position.
+///
+/// # Errors
+/// That.
+pub fn has_come(request: &ExecutionEventStreamRequest, newest: u64) -> Result<(), Status> {
+    let ahead = request.after.is_some_and(|after| after.index > newest) && !request.now;
+    if ahead {
+        Err(error::invalid("since", format!("a position of this log, whose newest entry is {newest}")))
+    } else {
+        Ok(())
+    }
+}
+
 impl Query {
     /// Checks a request against the state: what it names must be there, or may have been.
     ///

@@ -73,7 +73,11 @@ impl State {
     pub fn check_secrets(&self, spec: &JobSpec) -> StdResult<(), Refusal> {
         let named = spec.extras.iter().flat_map(|extras| &extras.secrets).enumerate();
         for (at, secret) in named {
-            check(self.secret_named(&secret.name).is_some(), &format!("secrets[{at}].name"), "the name of a secret")?;
+            let expected = || format!("the name of a secret, and there is none named {:?}", secret.name);
+            let field = || format!("secrets[{at}].name");
+            if self.secret_named(&secret.name).is_none() {
+                return Err(Refusal::Invalid { field: field(), expected: expected() });
+            }
         }
         Ok(())
     }

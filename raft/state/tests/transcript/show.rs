@@ -128,6 +128,12 @@ pub(super) fn query(state: &State, arguments: &Arguments<'_>) -> Result<String, 
                 })
                 .collect()
         }
+        "only-holder" => {
+            let node = names::node(arguments.word(0)?)?;
+            let (count, some) = state.only_holder_of(node, 2);
+            let some: Vec<_> = some.iter().map(|(job, attempt)| format!("{job}/{attempt}")).collect();
+            format!("{count} attempts, the newest {}", some.join(" "))
+        }
         "revoked" => {
             let revoked = |name: &&str| -> Result<String, Box<dyn Error>> {
                 Ok(format!("{name} {}\n", state.is_revoked(names::caller(name)?)))

@@ -13,6 +13,7 @@ use crate::{
         Global,
         client::Client,
         exit::{CommandResult, Failure, code},
+        output,
     },
     clock, error,
     jobfile::units,
@@ -52,6 +53,14 @@ fn since(text: &str) -> Result<i64, String> {
 
 impl Args {
     pub async fn run(self, global: &Global) -> CommandResult {
+        tokio::select! {
+            result = self.show(global) => result,
+            // Who closes a pipe has seen enough, whether or not there will be another line.
+            () = output::reader_gone() => Ok(0),
+        }
+    }
+
+    async fn show(self, global: &Global) -> CommandResult {
         let client = Client::new(global)?;
         // `last` and names mean the job that they name now, also after a reconnect.
         let job =

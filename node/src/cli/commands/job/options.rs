@@ -92,7 +92,7 @@ pub struct Options {
     #[arg(long, visible_alias = "retries", value_name = "N")]
     retry_failure: Option<u32>,
     /// Only after these exit codes (128+n for a signal); default: all but 0
-    #[arg(long, value_name = "CODE[,CODE]", value_delimiter = ',')]
+    #[arg(long, value_name = "CODE[,CODE]", value_delimiter = ',', value_parser = exit_code)]
     retry_exit_codes: Vec<i32>,
     /// Try again so many times when it runs out of time (default 0)
     #[arg(long, value_name = "N")]
@@ -124,6 +124,10 @@ pub struct Options {
     /// Run as this user of the worker, whose agent must run as root
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
+}
+
+fn exit_code(text: &str) -> Result<i32, &'static str> {
+    text.trim().parse().map_err(|_| "expected exit codes from 1 to 255 with single commas between them, such as 75,100")
 }
 
 fn cores(text: &str) -> Result<Cores, units::BadUnit> {
@@ -176,7 +180,7 @@ impl Options {
         file.labels.extend(Pair::map(self.label));
         file.lost_after = self.lost_after.or(file.lost_after);
         file.idempotency_key = self.idempotency_key.or(file.idempotency_key);
-        file.retry.max_attempts = self.max_attempts.unwrap_or(file.retry.max_attempts);
+        file.retry.max_attempts = self.max_attempts.or(file.retry.max_attempts);
         file.retry.failure = self.retry_failure.or(file.retry.failure);
         if !self.retry_exit_codes.is_empty() {
             file.retry.exit_codes = self.retry_exit_codes;
@@ -239,12 +243,49 @@ mod tests {
     }
 
     #[test]
+    fn what_would_be_ignored_is_refused() {
+        for (flags, expected) in [
+            (&["--env", "HODEI_FENCE=1"][..], "env.HODEI_FENCE: expected a name that Hodei does not set itself"),
+            (&["--secret", "a=HODEI_JOB_ID"], "secrets[0].env: expected a name that Hodei does not set itself"),
+            (
+                &["--env", "A=1", "--secret", "b", "--secret", "a=A"],
+                "secrets[1].env: expected a name that env does not give",
+            ),
+            (
+                &["--gpu", "1", "--env", "CUDA_VISIBLE_DEVICES=0"],
+                "env.CUDA_VISIBLE_DEVICES: expected a name that Hodei",
+            ),
+        ] {
+            let line = Line::try_parse_from([&["job"], flags].concat()).unwrap();
+            let failure = line.options.submission(JobFile::default(), vec!["true".to_owned()]).unwrap_err();
+            assert!(failure.exit == 2 && failure.message.starts_with(expected), "{failure}");
+        }
+        // Its own concern, as long as Hodei does not have one.
+        let line = Line::try_parse_from(["job", "--env", "HODEI_SERVER=a", "--env", "CUDA_VISIBLE_DEVICES="]).unwrap();
+        line.options.submission(JobFile::default(), vec!["true".to_owned()]).unwrap();
+    }
+
+    #[test]
+    fn exit_codes_are_a_list() {
+        let line = Line::try_parse_from(["job", "--retry-exit-codes", "1, 75"]).unwrap();
+        assert_eq!(line.options.retry_exit_codes, [1, 75]);
+        for wrong in ["1,,2", "1,", "x", "-"] {
+            let error = Line::try_parse_from(["job", "--retry-exit-codes", wrong]).err().unwrap().to_string();
+            assert!(error.contains("expected exit codes from 1 to 255"), "{error}");
+        }
+    }
+
+    #[test]
     fn an_empty_text_is_not_taken_for_none() {
         for (flag, expected) in [
             ("--idempotency-key=", "idempotency_key: expected 1 to 128 bytes"),
             ("--name=", "name: expected 1 to 128 bytes"),
             ("--working-directory=", "working_directory: expected a directory"),
             ("--user=", "user: expected a user's name"),
+            (
+                "--secret=a=",
+                "secrets[0].env: expected the name of a variable; without one, the secret comes on standard",
+            ),
         ] {
             let line = Line::try_parse_from(["job", flag]).unwrap();
             let failure = line.options.submission(JobFile::default(), vec!["true".to_owned()]).unwrap_err();

@@ -295,7 +295,7 @@ pub fn spec(spec: &JobSpec) -> Value {
             "preemption": retry.preemption,
             "backoff_initial": duration(retry.backoff_initial_ms),
             "backoff_max": duration(retry.backoff_max_ms),
-            "max_attempts": retry.max_attempts,
+            "max_attempts": (retry.max_attempts > 0).then_some(retry.max_attempts),
         },
         "grace_period": duration(spec.grace_period_ms),
         "output_policy": policy,
