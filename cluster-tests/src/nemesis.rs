@@ -6,6 +6,7 @@
 
 mod agents;
 mod clock;
+mod damage;
 mod membership;
 mod network;
 mod process;
@@ -51,11 +52,13 @@ pub enum Class {
     Clock,
     /// Who belongs to the cluster, and where.
     Membership,
+    /// Files of nodes.
+    Damage,
 }
 
 /// All there are.
 pub const KINDS: &[&[Kind]] =
-    &[network::KINDS, process::KINDS, storage::KINDS, agents::KINDS, clock::KINDS, membership::KINDS];
+    &[network::KINDS, process::KINDS, storage::KINDS, agents::KINDS, clock::KINDS, membership::KINDS, damage::KINDS];
 
 /// All kinds, one after the other.
 pub fn kinds() -> impl Iterator<Item = &'static Kind> {
@@ -93,6 +96,8 @@ enum Undo {
     ThawAgent(usize),
     /// SIGCONT to whatever an agent's machine runs.
     ThawMachine(usize),
+    /// Kills a node and gives it back what a file of it once was.
+    TurnBack { node: usize, file: PathBuf, old: Vec<u8> },
 }
 
 /// A fault that goes on.
@@ -105,6 +110,12 @@ pub struct Active {
 }
 
 impl Active {
+    /// Whether it is of a kind that is judged by itself.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        kinds().any(|kind| kind.alone && kind.name == self.fault.kind)
+    }
+
     /// As it is recorded at its end.
     #[must_use]
     pub fn ended(&self) -> Fault {
@@ -157,6 +168,12 @@ pub fn heal(world: &mut World, mut active: Active) {
             }
             Undo::StartAgent(agent) => world.cluster.agents[agent].start(),
             Undo::ThawAgent(agent) => world.cluster.agents[agent].thaw(),
+            Undo::TurnBack { node, file, old } => {
+                world.cluster.nodes[node].kill();
+                let path = world.cluster.nodes[node].data.join(&file);
+                std::fs::write(path, old).unwrap_or_else(|e| panic!("{} cannot be written: {e}", file.display()));
+                world.damaged(node, &file, "stale", 0);
+            }
             Undo::ThawMachine(agent) => agents::machine(world, agent, nix::sys::signal::Signal::SIGCONT),
         }
     }

@@ -141,7 +141,12 @@ async fn drive(world: &mut World, steps: &[Step]) {
         let now = Instant::now();
         let over: Vec<_> = active.extract_if(.., |(until, ..)| *until <= now).collect();
         for (_, key, fault) in over {
+            let was_alone = fault.is_alone();
             end(world, &key, fault);
+            if was_alone {
+                // Somebody may go on under another id, which the next fault has to know.
+                world.whole().await;
+            }
         }
         waiting.retain(|(number, step)| {
             let at = begun + Duration::from_millis(step.at_ms);

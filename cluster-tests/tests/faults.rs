@@ -81,3 +81,8 @@ async fn clocks_jump() {
 async fn members_move_and_are_replaced() {
     sample(Class::Membership, "membership").await;
 }
+
+#[tokio::test]
+async fn files_are_damaged() {
+    sample(Class::Damage, "damage").await;
+}

@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     fs,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -14,7 +15,7 @@ use super::field::{Field, Seat};
 use crate::{
     Cluster,
     disk::Disk,
-    history::{Capacity, Found, Inventory, Members, Note},
+    history::{Body, Capacity, Damage, DamageClass, DamageEnd, Found, Inventory, Members, Note, Record},
     netns::{Host, Net},
     processes,
     schedule::Plan,
@@ -27,6 +28,8 @@ const DISK_MIB: u64 = 256;
 const SLOTS: u64 = 4;
 /// How long a node may take to be known by its id.
 const KNOWN: Duration = Duration::from_secs(30);
+/// Where nobody listens.
+const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
 /// The process that says what the run is and what is done to it.
 pub const DRIVER: u32 = 0;
 
@@ -53,6 +56,10 @@ pub struct World {
     /// Whether clocks of nodes can be set.
     clocks: bool,
     ids: Vec<u64>,
+    /// Nodes with damaged files, of which it is not known yet what became: index, id and damage.
+    damaged: Vec<(usize, u64, String)>,
+    /// How many damages were done.
+    damages: usize,
     /// How each node is started.
     verbs: Vec<Vec<String>>,
     /// For nodes that join later: made while there is a majority.
@@ -112,6 +119,8 @@ impl World {
             held: vec![0; nodes],
             clocks,
             ids: Vec::new(),
+            damaged: Vec::new(),
+            damages: 0,
             verbs: vec![vec!["run".to_owned()]; nodes],
             tokens,
             dir,
@@ -149,9 +158,23 @@ impl World {
     fn seat(&self) {
         let seat = |(index, id): (usize, &u64)| {
             let node = &self.cluster.nodes[index];
-            Seat { id: *id, address: node.address, starts: node.starts() }
+            // Under which id it goes on is not known before it has said so.
+            let is_known = self.damaged.iter().all(|(damaged, ..)| *damaged != index);
+            let address = if is_known { node.address } else { NOWHERE };
+            Seat { id: *id, address, starts: node.starts() }
         };
         self.field.seat(self.ids.iter().enumerate().map(seat).collect());
+    }
+
+    /// A file of a node that does not run was damaged. Nobody speaks to it until it is known under which id it goes on.
+    pub fn damaged(&mut self, node: usize, file: &Path, how: &str, offset: u64) {
+        self.damages += 1;
+        let (key, id) = (format!("damage-{}", self.damages), self.ids[node]);
+        self.damaged.push((node, id, key.clone()));
+        self.seat();
+        let damage = Damage { file: file.display().to_string(), how: how.to_owned(), offset };
+        let note = Body::Note(Note::Damage(damage));
+        self.field.history().push(|t_ns| Record { node: Some(id), ..Record::new(t_ns, DRIVER, &key, note) });
     }
 
     /// A node's Raft id.
@@ -319,6 +342,12 @@ impl World {
         }
         for index in 0..self.nodes.len() {
             self.verbs[index] = ["run", "--peer", &self.others(index)].map(str::to_owned).to_vec();
+        }
+        for (node, before, key) in std::mem::take(&mut self.damaged) {
+            // It serves, so that it has repaired what was damaged; or somebody else serves in its place.
+            let class = if self.ids[node] == before { DamageClass::Repaired } else { DamageClass::Quarantined };
+            let end = DamageEnd { class, exit_code: None, code: String::new() };
+            self.field.history().note(DRIVER, &key, Note::DamageEnd(end));
         }
         self.seat();
         self.members();
