@@ -266,7 +266,9 @@ impl<F: Fs> RaftLogReader<TypeConfig> for LogStore<F> {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
-        self.read(start..end.max(start), READ_BYTES).await
+        let entries = self.read(start..end.max(start), READ_BYTES).await?;
+        // They are sent as what follows `start - 1`. What a purge left of the range does not.
+        Ok(if entries.first().is_some_and(|first| first.log_id.index == start) { entries } else { Vec::new() })
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {

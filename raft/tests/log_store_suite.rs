@@ -186,6 +186,19 @@ async fn purged_segments_vanish_and_log_bytes_shrink() {
     store.close().await.unwrap();
 }
 
+/// openraft sends what it reads as what follows the index before `start`.
+#[tokio::test]
+async fn what_is_to_be_sent_begins_where_it_should_or_is_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(&dir, 1 << 20);
+    append(&mut store, (0..20).map(|index| entry(1, index))).await;
+    store.purge(log_id(1, 9)).await.unwrap();
+    assert_eq!(store.limited_get_log_entries(10, 20).await.unwrap().len(), 10);
+    assert_eq!(store.limited_get_log_entries(9, 20).await.unwrap(), []);
+    assert_eq!(store.limited_get_log_entries(20, 30).await.unwrap(), []);
+    store.close().await.unwrap();
+}
+
 #[tokio::test]
 async fn durability_can_be_awaited_by_tasks_and_threads() {
     let dir = tempfile::tempdir().unwrap();

@@ -4,6 +4,9 @@
 //! the returned result stream, which pumps it into the call: dropping the result stream drops the request stream with
 //! it, at once. That matters, because the request stream holds a lock that the next session needs; left inside the HTTP/2
 //! connection's task it would be dropped only when that task notices.
+//!
+//! Where the log has been purged under a session, openraft goes on asking for what is gone, and the log store has nothing
+//! for it. Such a session ends with an error, after which openraft looks again at what the follower needs: a snapshot.
 
 use std::{collections::VecDeque, pin::Pin, time::Duration};
 
@@ -22,7 +25,10 @@ use super::{
     peers::{Peers, bare},
     wire::{AppendRequestV1, AppendResponseV1},
 };
-use crate::{codec, types::TypeConfig};
+use crate::{
+    codec,
+    types::{LogId, TypeConfig},
+};
 
 /// Encoded requests that wait for the connection to take them.
 const OUTGOING: usize = 16;
@@ -45,6 +51,7 @@ where
     let Some(first) = requests.next().await else { return Ok(futures::stream::empty().boxed()) };
     let mut client = peers.client(to).map_err(|error| unreachable(&error))?;
     let (outgoing, body) = mpsc::channel::<RaftMessage>(OUTGOING);
+    let empty = Empty::of(&first);
     let first = peers.envelope(to, encode(first));
     outgoing.try_send(first).expect("the channel is new");
     let call = tokio::time::timeout(stall, client.append(ReceiverStream::new(body))).await;
@@ -60,6 +67,7 @@ where
         outgoing: Some(outgoing),
         responses,
         owed: VecDeque::from([Instant::now()]),
+        empty,
         stall,
     };
     Ok(futures::stream::unfold(Some(session), |session| async move {
@@ -79,6 +87,8 @@ struct Session {
     responses: Streaming<RaftMessage>,
     /// When each unanswered request was sent.
     owed: VecDeque<Instant>,
+    /// The last request, if it had no entries.
+    empty: Option<Empty>,
     stall: Duration,
 }
 
@@ -97,7 +107,11 @@ impl Session {
             let (requests, outgoing) = (&mut self.requests, &self.outgoing);
             tokio::select! {
                 response = self.responses.message() => return self.received(response),
-                request = next_request(requests, outgoing.as_ref()), if may_send => self.send(request),
+                request = next_request(requests, outgoing.as_ref()), if may_send => {
+                    if let Err(error) = self.send(request) {
+                        return Some(Err(error));
+                    }
+                }
                 () = stalled => {
                     let text = format!("the follower owes an answer for {:?}", self.stall);
                     return Some(Err(RPCError::Network(NetworkError::from_string(text))));
@@ -109,21 +123,34 @@ impl Session {
         }
     }
 
-    fn send(&mut self, request: Option<(mpsc::OwnedPermit<RaftMessage>, AppendEntriesRequest<TypeConfig>)>) {
+    fn send(
+        &mut self,
+        request: Option<(mpsc::OwnedPermit<RaftMessage>, AppendEntriesRequest<TypeConfig>)>,
+    ) -> Result<(), RPCError<TypeConfig>> {
         match request {
             Some((permit, request)) => {
+                let empty = Empty::of(&request);
+                if empty.is_some() && empty == self.empty {
+                    return Err(RPCError::Network(NetworkError::from_string("the entries to send are purged")));
+                }
+                self.empty = empty;
                 hodei_state::failpoint!("replicate::before-send");
                 permit.send(bare(encode(request)));
                 self.owed.push_back(Instant::now());
             }
             None => (self.requests, self.outgoing) = (None, None),
         }
+        Ok(())
     }
 
     fn received(&mut self, response: Result<Option<RaftMessage>, tonic::Status>) -> Option<Item> {
         let message = match response {
             Ok(Some(message)) => message,
-            Ok(None) => return None,
+            Ok(None) if self.owed.is_empty() => return None,
+            Ok(None) => {
+                let text = "the follower ended the stream before it had answered";
+                return Some(Err(RPCError::Network(NetworkError::from_string(text))));
+            }
             Err(status) => return Some(Err(RPCError::Network(NetworkError::new(&status)))),
         };
         self.owed.pop_front();
@@ -137,6 +164,19 @@ impl Session {
             Ok(AppendResponseV1::HigherVote(vote)) => Ok(Err(StreamAppendError::HigherVote(vote.into()))),
             Err(error) => Err(RPCError::Network(NetworkError::new(&error))),
         })
+    }
+}
+
+/// A request without entries. The same again says nothing new: a commit index is told once.
+#[derive(PartialEq, Eq)]
+struct Empty {
+    prev: Option<LogId>,
+    commit: Option<LogId>,
+}
+
+impl Empty {
+    fn of(request: &AppendEntriesRequest<TypeConfig>) -> Option<Self> {
+        request.entries.is_empty().then_some(Self { prev: request.prev_log_id, commit: request.leader_commit })
     }
 }
 

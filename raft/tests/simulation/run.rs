@@ -254,14 +254,20 @@ impl Run<'_> {
     /// Moves a member, or leadership.
     fn operate(&mut self, node: NodeId) {
         let Some((leader, status)) = self.leader() else { return };
+        if status.changing {
+            // A change that was interrupted is ended first. Anything else might take a leader that is half gone out
+            // altogether, which openraft does not expect.
+            return self.order(leader, Operation::Promote(leader));
+        }
         let nodes: Vec<NodeId> = self.world.borrow().hosts.keys().copied().collect();
         let is_member = |node: &NodeId| status.voters.contains(node) || status.learners.contains(node);
         let spares: Vec<NodeId> = nodes.into_iter().filter(|node| !is_member(node)).collect();
         let learner = self.pick(&status.learners);
         let voter = self.pick(&status.voters);
+        let follower = voter.filter(|voter| *voter != leader);
         let operation = match (self.random.below(6), learner, self.pick(&spares), voter) {
             (0, ..) => Operation::Transfer(voter.filter(|_| self.random.below(2) == 0)),
-            (1, Some(learner), _, Some(voter)) => Operation::Swap(voter, learner),
+            (1, Some(learner), ..) if follower.is_some() => Operation::Swap(follower.unwrap_or(leader), learner),
             (2, Some(learner), ..) => Operation::Remove(learner),
             (_, Some(learner), ..) => Operation::Promote(learner),
             (1 | 2, None, _, Some(voter)) if status.voters.len() > 3 => Operation::Remove(voter),
