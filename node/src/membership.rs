@@ -43,7 +43,9 @@ enum Step {
     Add(NodeId),
     /// All members can read more than the cluster uses.
     Level(u32),
-    /// A learner has yet to catch up.
+    /// A change is half done, and whoever began it is gone.
+    Finish,
+    /// A change, or a learner's catching up, has to be waited for.
     Wait,
     /// All is as it should be.
     Rest,
@@ -94,6 +96,7 @@ async fn make(handle: &Handle, term: u64, step: Step) -> Result<(), String> {
         Step::Add(node) => handle.add_learner(node).await.map_err(text)?,
         Step::Promote(node) => handle.promote(node).await.map_err(text)?,
         Step::Swap { old, new } => handle.swap(old, new).await.map_err(text)?,
+        Step::Finish => handle.finish_change().await.map_err(text)?,
         Step::Remove(node) => handle.remove_member(node).await.map_err(text)?,
         Step::Level(level) => {
             let commands = vec![Command::SetFeatureLevel { level }];
@@ -111,7 +114,8 @@ async fn make(handle: &Handle, term: u64, step: Step) -> Result<(), String> {
 /// can vote, so that no more votes than before are needed; it does not vote itself, since it forgot what it had promised.
 fn next(state: &State, raft: &Status) -> Step {
     if raft.changing {
-        return Step::Wait;
+        // The steps of this loop's own changes are not seen here: it waits for both of them.
+        return if raft.half_changed { Step::Finish } else { Step::Wait };
     }
     let member = |node: &NodeId| raft.counts_in(*node);
     let (removed, present): (Vec<_>, Vec<_>) = state.members().partition(|member| member.removed_at.is_some());
@@ -211,6 +215,7 @@ mod tests {
             voters: voters.to_vec(),
             learners: learners.to_vec(),
             changing: false,
+            half_changed: false,
             quorum: true,
             peers: voters.iter().chain(learners).filter(|node| **node != 1).map(peer).collect(),
             hash: 0,
@@ -266,5 +271,7 @@ mod tests {
     fn one_change_at_a_time() {
         let changing = Status { changing: true, ..raft(&[1], &[], 0, NOW) };
         assert_eq!(next(&cluster(2), &changing), Step::Wait);
+        let half_changed = Status { half_changed: true, ..changing };
+        assert_eq!(next(&cluster(2), &half_changed), Step::Finish, "nobody else will");
     }
 }

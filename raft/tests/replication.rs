@@ -190,6 +190,33 @@ async fn a_learner_becomes_a_voter_and_is_removed() {
     cluster.shutdown().await;
 }
 
+/// A change has two steps, and a leader may die between them: the next one must be able to take the second.
+#[tokio::test]
+async fn a_change_that_is_half_done_is_finished_by_the_next_leader() {
+    let mut cluster = Cluster::start(3, as_is).await;
+    cluster.run(4).await;
+    let old = cluster.leader().await;
+    cluster.node(old).add_learner(4).await.unwrap();
+    cluster.caught_up(4).await;
+    let handle = cluster.node(old).clone();
+    let begun = tokio::spawn(async move { handle.promote(4).await });
+    // The first step takes effect where it is appended; the second waits until a majority has it.
+    while !cluster.node(old).status().voters.contains(&4) {
+        tokio::task::yield_now().await;
+    }
+    begun.abort();
+    cluster.stop(old).await;
+    let new = cluster.leader().await;
+    until("the first step is committed", || cluster.node(new).status().half_changed).await;
+    cluster.node(new).finish_change().await.unwrap();
+    let status = cluster.node(new).status();
+    assert!(!status.half_changed && status.voters == [1, 2, 3, 4], "{status:?}");
+    until("all of it", || !cluster.node(new).status().changing).await;
+    cluster.node(new).remove_member(old).await.unwrap();
+    cluster.submit(new, 1).await;
+    cluster.shutdown().await;
+}
+
 #[tokio::test]
 async fn stamps_go_on_under_a_new_leader() {
     let cluster = Cluster::start(3, as_is).await;

@@ -82,6 +82,22 @@ impl Handle {
         self.change(ChangeMembers::ReplaceAllVoters(voters)).await
     }
 
+    /// Takes the second step of a change that somebody else began. Where this node is not to vote after it, leadership goes
+    /// to one that is, and the step is left to that: [`MembershipError::NotLeader`].
+    pub async fn finish_change(&self) -> Result<(), MembershipError> {
+        let next: BTreeSet<NodeId> = {
+            let metrics = self.inner.raft.server_metrics();
+            let metrics = metrics.borrow_watched();
+            metrics.membership_config.membership().get_joint_config().last().cloned().unwrap_or_default()
+        };
+        if !next.contains(&self.node_id()) {
+            self.transfer_leader(next.first().copied()).await?;
+            return Err(MembershipError::NotLeader { leader: self.leader() });
+        }
+        // To add nobody is the second step alone.
+        self.change(ChangeMembers::AddVoterIds(BTreeSet::new())).await
+    }
+
     async fn change(&self, change: ChangeMembers<NodeId, ()>) -> Result<(), MembershipError> {
         let changed = tokio::time::timeout(CHANGE_TIMEOUT, self.inner.raft.change_membership(change, false)).await;
         self.changed(changed.map(|result| result.map(drop)))

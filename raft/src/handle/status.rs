@@ -34,6 +34,9 @@ pub struct Status {
     pub learners: Vec<NodeId>,
     /// A change of membership is under way: it has further steps, or is not known here to be committed.
     pub changing: bool,
+    /// The change under way is half done: its first step is committed, and its second is due, be it because the leader
+    /// that began it is gone.
+    pub half_changed: bool,
     /// Whether a majority seems to be there.
     pub quorum: bool,
     /// What the leader knows of the others; empty elsewhere.
@@ -80,6 +83,7 @@ impl Handle {
                 }
             });
         let committed = metrics.local_committed.max(applied);
+        let (joint, pending) = (membership.get_joint_config().len() > 1, *membership.log_id() > applied);
         Status {
             node_id: metrics.id,
             // Of the same term as `term`.
@@ -94,7 +98,8 @@ impl Handle {
             purged_index: metrics.purged.map_or(0, |id| id.index()),
             voters: membership.voter_ids().collect(),
             learners: membership.membership().learner_ids().collect(),
-            changing: membership.get_joint_config().len() > 1 || *membership.log_id() > applied,
+            changing: joint || pending,
+            half_changed: joint && !pending,
             quorum: leader.is_some(),
             peers: peers.collect(),
             hash,
