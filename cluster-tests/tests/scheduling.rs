@@ -1,6 +1,6 @@
 //! What goes where, as users see it: constraints, weights, and why a job waits.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cluster_tests::{Cluster, wait};
 use nix::sys::signal::{Signal, kill};
@@ -93,15 +93,15 @@ async fn a_short_lease_does_not_turn_preferences_off_nor_does_a_silent_worker_ho
         let answer: Value = serde_json::from_str(&cluster.cli().ok(&dry_run).await).unwrap();
         answer["blocker"] == "awaits_better"
     };
-    let mut answered = 0;
     for _ in 0..6 {
         wait::until_true("the heartbeat of the better worker is too old", SOON, would_wait).await;
+        let begun = Instant::now();
         let job = cluster.submit(&options, &["true"]).await;
         let job = cluster.wait_state(&job, "Succeeded").await;
-        answered += u32::from(job["worker_id"] == preferred.as_str());
+        // It has half a second to answer, which a machine that is very busy may take.
+        let waited = begun.elapsed() >= Duration::from_millis(500);
+        assert!(job["worker_id"] == preferred.as_str() || waited, "{job}");
     }
-    // It has half a second to answer, which a machine that is very busy may take. Unasked it would get none.
-    assert!(answered >= 3, "{answered} of 6");
 
     // One that is not there any more is asked, and waited for, in vain.
     let frozen = cluster.agents[agents[1]].pid().expect("it runs");
