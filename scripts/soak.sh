@@ -2,6 +2,7 @@
 # Runs clusters under random faults for some hours and judges everything that happened.
 #
 #   scripts/soak.sh --hours 2 [--seed S] [--nodes 3|5] [--faults N] [--keep DIR]
+#   scripts/soak.sh --points [--seed S]        a process dies at each named place in the code
 #
 #   scripts/soak.sh --simulation [--seeds 100] [--steps 20000] [--seed S] [--jobs J]
 #
@@ -51,8 +52,18 @@ need_library libfaketime
 [[ $(id -u) == 0 ]] || die "making networks and disks needs root"
 
 keep=(--keep "$PWD/target/soak")
-for argument in "$@"; do [[ $argument == --keep* ]] && keep=(); done
+points=no
+for argument in "$@"; do
+  case $argument in
+    --keep*) keep=() ;;
+    --points | --plan* | *::*) points=yes ;;
+  esac
+done
 
 # Built with checks of arithmetic and debug assertions, which are faults to be found, too.
-cargo build --locked --bins -p hodei-node -p hodei-agent -p cluster-tests
+if [[ $points == yes ]]; then
+  scripts/build-failpoints.sh
+else
+  cargo build --locked --bins -p hodei-node -p hodei-agent -p cluster-tests
+fi
 exec "${CARGO_TARGET_DIR:-target}/debug/soak" "${keep[@]}" "$@"

@@ -18,6 +18,19 @@ pub fn locate(name: &str) -> PathBuf {
     path
 }
 
+/// The binary `name` as `scripts/build-failpoints.sh` leaves it: with failpoints.
+///
+/// # Panics
+/// If it is not there; the message says how to build it.
+#[must_use]
+pub fn with_failpoints(name: &str) -> PathBuf {
+    let dir = env::var_os("HODEI_FAILPOINTS_DIR").map(PathBuf::from);
+    let beside = || target_dir().parent().map(|target| target.join("failpoints"));
+    let path = dir.or_else(beside).unwrap_or_default().join(name);
+    assert!(path.is_file(), "{} is missing: run `scripts/build-failpoints.sh`", path.display());
+    path
+}
+
 /// `target/<profile>` of the running binary, which lies there or in `deps/` below it.
 fn target_dir() -> PathBuf {
     let exe = env::current_exe().expect("a running process has an executable");

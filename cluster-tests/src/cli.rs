@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::{
     binaries,
+    failpoints::Failpoints,
     proc::{self, Proc},
 };
 
@@ -172,7 +173,20 @@ impl Cli {
 /// A command without anything of the test's own surroundings: no `HODEI_*`, a home of its own below `dir`.
 #[must_use]
 pub fn clean(binary: &str, dir: &Path) -> Command {
-    let mut command = Command::new(binaries::locate(binary));
+    alone(&binaries::locate(binary), dir)
+}
+
+/// The same with its failpoints, if it is to have any.
+#[must_use]
+pub fn with_failpoints(binary: &str, dir: &Path, failpoints: Option<&Failpoints>) -> Command {
+    let Some(failpoints) = failpoints else { return clean(binary, dir) };
+    let mut command = alone(&binaries::with_failpoints(binary), dir);
+    command.envs(failpoints.environment());
+    command
+}
+
+fn alone(program: &Path, dir: &Path) -> Command {
+    let mut command = Command::new(program);
     for (key, _) in std::env::vars_os() {
         if key.to_string_lossy().starts_with("HODEI_") {
             command.env_remove(key);

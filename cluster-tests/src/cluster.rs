@@ -19,7 +19,7 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 pub use self::member::{Agent, Node};
-use crate::{cli::Cli, client::Client, net, netns::Host, proc::Proc, processes, wait};
+use crate::{cli::Cli, client::Client, failpoints::Failpoints, net, netns::Host, proc::Proc, processes, wait};
 
 /// How long a node or an agent may take to become ready. Generous: several clusters may share two cores.
 pub const START: Duration = Duration::from_secs(30);
@@ -34,6 +34,8 @@ pub struct Cluster {
     pub agents: Vec<Agent>,
     /// The first one was made by `init`, the others joined.
     pub nodes: Vec<Node>,
+    /// Nodes and agents that are made from now on have failpoints, and their orders are here.
+    pub failpoints: Option<PathBuf>,
     admin: Option<PathBuf>,
     dir: TempDir,
 }
@@ -101,7 +103,7 @@ impl Cluster {
     #[must_use]
     pub fn empty() -> Self {
         let dir = tempfile::Builder::new().prefix("hodei-test-").tempdir().expect("a temporary directory");
-        Self { agents: Vec::new(), nodes: Vec::new(), admin: None, dir }
+        Self { agents: Vec::new(), nodes: Vec::new(), failpoints: None, admin: None, dir }
     }
 
     /// Reserves directory and address of a further node without starting it.
@@ -113,9 +115,10 @@ impl Cluster {
             address: net::fresh(),
             data,
             dir,
-            name,
             host: None,
             env: Vec::new(),
+            failpoints: self.failpoints.as_deref().map(|dir| Failpoints::of(dir, &name)),
+            name,
             starts: 0,
             process: None,
         });
@@ -170,7 +173,8 @@ impl Cluster {
         let given = ["--server", &servers.join(","), "--token", &token, "--worker-id", &worker];
         let flags = given.iter().chain(flags).map(|&flag| flag.to_owned()).collect();
         let (worker_id, host) = (worker.clone(), host.cloned());
-        self.agents.push(Agent { worker: worker_id, data, name, host, starts: 0, flags, process: None });
+        let failpoints = self.failpoints.as_deref().map(|dir| Failpoints::of(dir, &name));
+        self.agents.push(Agent { worker: worker_id, data, name, host, starts: 0, flags, failpoints, process: None });
         let index = self.agents.len() - 1;
         self.agents[index].start();
         // Busy where a job was waiting for it.

@@ -24,6 +24,7 @@ pub mod client;
 pub mod cluster;
 pub mod damage;
 pub mod disk;
+pub mod failpoints;
 pub mod history;
 pub mod nemesis;
 pub mod net;

@@ -9,6 +9,7 @@ mod clock;
 mod damage;
 mod membership;
 mod network;
+mod points;
 mod process;
 mod storage;
 
@@ -16,7 +17,7 @@ use std::{path::PathBuf, thread::JoinHandle};
 
 use rand::{Rng as _, rngs::SmallRng, seq::IndexedRandom as _};
 
-use crate::{history::Fault, history::Phase, run::world::World};
+use crate::{failpoints::Failpoints, history::Fault, history::Phase, run::world::World};
 
 /// A kind of fault.
 pub struct Kind {
@@ -54,11 +55,21 @@ pub enum Class {
     Membership,
     /// Files of nodes.
     Damage,
+    /// Processes, at named places in their code.
+    Points,
 }
 
 /// All there are.
-pub const KINDS: &[&[Kind]] =
-    &[network::KINDS, process::KINDS, storage::KINDS, agents::KINDS, clock::KINDS, membership::KINDS, damage::KINDS];
+pub const KINDS: &[&[Kind]] = &[
+    network::KINDS,
+    process::KINDS,
+    storage::KINDS,
+    agents::KINDS,
+    clock::KINDS,
+    membership::KINDS,
+    damage::KINDS,
+    points::KINDS,
+];
 
 /// All kinds, one after the other.
 pub fn kinds() -> impl Iterator<Item = &'static Kind> {
@@ -98,6 +109,10 @@ enum Undo {
     ThawMachine(usize),
     /// Kills a node and gives it back what a file of it once was.
     TurnBack { node: usize, file: PathBuf, old: Vec<u8> },
+    /// Starts an agent again, if it was killed.
+    ReviveAgent(usize),
+    /// Nobody dies there any more. So many had before.
+    Disarm { site: &'static str, before: usize, controls: Vec<Failpoints> },
 }
 
 /// A fault that goes on.
@@ -119,7 +134,16 @@ impl Active {
     /// As it is recorded at its end.
     #[must_use]
     pub fn ended(&self) -> Fault {
-        Fault { phase: Phase::End, ..self.fault.clone() }
+        Fault { phase: Phase::End, missed: self.has_struck() == Some(false), ..self.fault.clone() }
+    }
+
+    /// Whether somebody has died where the fault wants it; absent: it is over when its time is.
+    #[must_use]
+    pub fn has_struck(&self) -> Option<bool> {
+        self.undo.iter().find_map(|undo| match undo {
+            Undo::Disarm { site, before, controls } => Some(controls.iter().any(|at| at.ended_at(site) > *before)),
+            _ => None,
+        })
     }
 
     /// As it is recorded at its beginning.
@@ -174,6 +198,13 @@ pub fn heal(world: &mut World, mut active: Active) {
                 std::fs::write(path, old).unwrap_or_else(|e| panic!("{} cannot be written: {e}", file.display()));
                 world.damaged(node, &file, "stale", 0);
             }
+            Undo::ReviveAgent(agent) => {
+                let agent = &mut world.cluster.agents[agent];
+                if agent.pid().is_none() {
+                    agent.start();
+                }
+            }
+            Undo::Disarm { site, controls, .. } => controls.iter().for_each(|at| at.disarm(site)),
             Undo::ThawMachine(agent) => agents::machine(world, agent, nix::sys::signal::Signal::SIGCONT),
         }
     }
@@ -223,6 +254,7 @@ fn of_nodes(world: &World, nodes: &[usize]) -> Fault {
         minority: Vec::new(),
         effect: crate::history::Effect::Other,
         permanent: false,
+        missed: false,
         may_lose: false,
         detail: String::new(),
     }

@@ -1,6 +1,11 @@
 //! What many runs came to: a page of figures, and a picture of throughput and faults over time.
 
-use std::{collections::BTreeMap, fmt::Write as _, fs, io, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    fs, io,
+    path::Path,
+};
 
 use crate::{
     check::{Reports, Verdict, timeline},
@@ -78,10 +83,16 @@ impl Summary {
             ended,
             jobs: acks.len(),
             leader_changes: leaders.windows(2).filter(|pair| pair[0].2 != pair[1].2).count(),
-            faults: timeline::faults(evidence).0.iter().map(span).collect(),
+            faults: timeline::faults(evidence).0.iter().filter(|stretch| !stretch.missed).map(span).collect(),
             writes,
         }
     }
+}
+
+/// The kinds of fault that there were.
+#[must_use]
+pub fn kinds(summaries: &[Summary]) -> BTreeSet<&str> {
+    summaries.iter().flat_map(|run| &run.faults).map(|span| span.kind.as_str()).collect()
 }
 
 /// The longest time between two of these moments within a stretch.

@@ -136,10 +136,16 @@ impl Clients {
 async fn drive(world: &mut World, steps: &[Step]) {
     let begun = Instant::now();
     let mut active: Vec<(Instant, String, Active)> = Vec::new();
+    let mut busy_until = begun;
     let mut waiting: Vec<(usize, &Step)> = steps.iter().enumerate().collect();
     while !waiting.is_empty() || !active.is_empty() {
         let now = Instant::now();
-        let over: Vec<_> = active.extract_if(.., |(until, ..)| *until <= now).collect();
+        if !active.is_empty() {
+            busy_until = now;
+        }
+        let is_over =
+            |(until, _, fault): &mut (Instant, String, Active)| *until <= now || fault.has_struck() == Some(true);
+        let over: Vec<_> = active.extract_if(.., is_over).collect();
         for (_, key, fault) in over {
             let was_alone = fault.is_alone();
             end(world, &key, fault);
@@ -153,7 +159,9 @@ async fn drive(world: &mut World, steps: &[Step]) {
             if now < at {
                 return true;
             }
-            let Some(fault) = begin(world, step, active.is_empty()) else { return now < at + PATIENCE };
+            let Some(fault) = begin(world, step, active.is_empty()) else {
+                return now < at.max(busy_until) + PATIENCE;
+            };
             let key = number.to_string();
             world.field.history().note(DRIVER, &key, Note::Fault(fault.begun()));
             active.push((now + Duration::from_millis(step.for_ms), key, fault));

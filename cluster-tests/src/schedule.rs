@@ -9,6 +9,10 @@ use crate::nemesis::{self, Class, Kind};
 const CALM_MS: u64 = 12_000;
 /// How long a fault lasts, in milliseconds.
 const LASTS_MS: std::ops::RangeInclusive<u64> = 5_000..=8_000;
+/// How long a process may take to come to the place where it is to die, in milliseconds.
+const POINT_MS: u64 = 30_000;
+/// From one such fault to the next one, at least.
+const POINTS_APART_MS: u64 = 3_000;
 /// From the beginning of a fault to that of the next one.
 const APART_MS: std::ops::RangeInclusive<u64> = 1_500..=5_000;
 
@@ -58,6 +62,13 @@ impl Plan {
         }
         for round in rounds {
             let mut end = at_ms;
+            if round[0].class == Class::Points {
+                // Over as soon as somebody has died; the next one waits for that.
+                let kind = round[0].name.to_owned();
+                steps.push(Step { kind, at_ms, for_ms: POINT_MS, seed: rng.random() });
+                at_ms += POINTS_APART_MS;
+                continue;
+            }
             for kind in round {
                 let for_ms = rng.random_range(LASTS_MS);
                 steps.push(Step { kind: kind.name.to_owned(), at_ms, for_ms, seed: rng.random() });
@@ -76,6 +87,13 @@ impl Plan {
         self.steps.iter().any(sets)
     }
 
+    /// Whether processes have to have failpoints.
+    #[must_use]
+    pub fn needs_failpoints(&self) -> bool {
+        let names = |step: &Step| nemesis::kinds().any(|kind| kind.class == Class::Points && kind.name == step.kind);
+        self.steps.iter().any(names)
+    }
+
     /// How many nodes may join while it runs: at most one for each fault of membership.
     #[must_use]
     pub fn joins(&self) -> usize {
@@ -84,11 +102,12 @@ impl Plan {
         self.steps.iter().filter(|step| joins(step)).count()
     }
 
-    /// So many faults of any kind that suits so many nodes.
+    /// So many faults of any kind that suits so many nodes and takes no binaries of its own.
     #[must_use]
     pub fn random(seed: u64, nodes: usize, faults: usize) -> Self {
         let mut rng = SmallRng::seed_from_u64(seed ^ 0x5eed);
-        let fitting: Vec<&'static Kind> = nemesis::kinds().filter(|kind| kind.nodes <= nodes).collect();
+        let fitting: Vec<&'static Kind> =
+            nemesis::kinds().filter(|kind| kind.nodes <= nodes && kind.class != Class::Points).collect();
         let kinds: Vec<_> = (0..faults).filter_map(|_| fitting.choose(&mut rng).copied()).collect();
         Self::of("random", seed, nodes, &kinds, 3)
     }

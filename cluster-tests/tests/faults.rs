@@ -36,15 +36,15 @@ fn seed() -> u64 {
     env::var("HODEI_SEED").ok().and_then(|seed| seed.parse().ok()).or_else(commit).unwrap_or(1)
 }
 
-/// Two faults, at once unless one of them has to be alone.
-async fn sample(class: Class, name: &str) {
+/// Some faults, at once unless one of them has to be alone.
+async fn sample(class: Class, name: &str, count: usize) {
     if !disk::permitted() {
         return;
     }
     let seed = seed();
     let mut rng = SmallRng::seed_from_u64(seed ^ class as u64);
     let fitting = nemesis::kinds().filter(|kind| kind.class == class && kind.nodes <= 3);
-    let mut kinds: Vec<&'static Kind> = fitting.choose_multiple(&mut rng, 2);
+    let mut kinds: Vec<&'static Kind> = fitting.choose_multiple(&mut rng, count);
     kinds.sort_by_key(|kind| kind.name);
     println!("HODEI_SEED={seed}: {kinds:?}");
     let judged = run(&Plan::of(name, seed, 3, &kinds, 2), ALWAYS, None).await;
@@ -54,32 +54,37 @@ async fn sample(class: Class, name: &str) {
 
 #[tokio::test]
 async fn links_fail() {
-    sample(Class::Network, "network").await;
+    sample(Class::Network, "network", 2).await;
 }
 
 #[tokio::test]
 async fn nodes_die_and_stand_still() {
-    sample(Class::Process, "process").await;
+    sample(Class::Process, "process", 2).await;
 }
 
 #[tokio::test]
 async fn disks_lose_power_and_fill_up() {
-    sample(Class::Storage, "storage").await;
+    sample(Class::Storage, "storage", 2).await;
 }
 
 #[tokio::test]
 async fn agents_die_and_are_cut_off() {
-    sample(Class::Agents, "agents").await;
+    sample(Class::Agents, "agents", 2).await;
 }
 
 #[tokio::test]
 async fn clocks_jump() {
-    sample(Class::Clock, "clock").await;
+    sample(Class::Clock, "clock", 2).await;
 }
 
 #[tokio::test]
 async fn members_move_and_are_replaced() {
-    sample(Class::Membership, "membership").await;
+    sample(Class::Membership, "membership", 2).await;
+}
+
+#[tokio::test]
+async fn processes_die_where_they_are_told_to() {
+    sample(Class::Points, "points", 5).await;
 }
 
 #[tokio::test]

@@ -118,9 +118,9 @@ impl Storage {
     fn for_process() -> Self {
         let mut storage = Self::default();
         if hodei_state::armed!("tune::small-logs") {
-            storage.log.wal.segment_bytes = 256 << 10;
-            storage.snapshot_log_bytes = 64 << 10;
-            (storage.keep_entries, storage.purge_batch, storage.lag_entries) = (10, 1, 20);
+            storage.log.wal.segment_bytes = 64 << 10;
+            storage.snapshot_log_bytes = 8 << 10;
+            (storage.keep_entries, storage.purge_batch, storage.lag_entries) = (5, 1, 10);
         }
         storage
     }
@@ -156,7 +156,7 @@ pub(crate) fn openraft_config(config: &Config) -> Result<Arc<openraft::Config>, 
         max_in_snapshot_log_to_keep: config.storage.keep_entries,
         purge_batch_size: config.storage.purge_batch,
         // A node that was cut off must not disturb a leader that works.
-        enable_pre_vote: Some(true),
+        enable_pre_vote: Some(!hodei_state::armed!("bug::no-pre-vote")),
         // A restarted leader may have lost what it applied: it has to be elected again.
         enable_leader_restore: Some(false),
         // A follower that forgot what it acknowledged is a broken promise, not a fresh start.

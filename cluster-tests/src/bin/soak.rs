@@ -12,11 +12,14 @@ use std::{
 use clap::Parser;
 use cluster_tests::{
     disk,
-    nemesis::{self, Kind},
+    nemesis::{self, Class, Kind},
     report::{self, Summary},
     run::{Judged, run},
     schedule::Plan,
 };
+
+/// Named places in a run: so that it stays below what checkers can judge.
+const POINTS_AT_ONCE: usize = 12;
 
 #[derive(Debug, Parser)]
 #[command(about = "Runs a cluster under faults and judges what happened; exit code 0: all valid, 1: not, 2: bad usage")]
@@ -39,8 +42,11 @@ struct Cli {
     /// How many of them may be there at once
     #[arg(long, default_value_t = 1)]
     overlap: usize,
-    /// The plan of an earlier run: its plan.json
+    /// Has somebody die at every named place in the code, some in each run
     #[arg(long, conflicts_with_all = ["hours", "kind"])]
+    points: bool,
+    /// The plan of an earlier run: its plan.json
+    #[arg(long, conflicts_with_all = ["hours", "kind", "points"])]
     plan: Option<PathBuf>,
     /// Prints the kinds of fault
     #[arg(long)]
@@ -62,17 +68,28 @@ async fn main() -> anyhow::Result<ExitCode> {
     }
     let mut summaries = Vec::new();
     let (begun, mut bad) = (Instant::now(), 0);
+    let points: Vec<&'static Kind> = nemesis::kinds().filter(|kind| kind.class == Class::Points).collect();
+    let mut batches = points.chunks(POINTS_AT_ONCE);
     for seed in cli.seed.. {
-        let judged = once(&cli, &plan(&cli, seed)?).await;
+        let plan = match cli.points.then(|| batches.next()) {
+            Some(Some(batch)) => Plan::of("points", seed, cli.nodes, batch, 1),
+            Some(None) => break,
+            None => plan(&cli, seed)?,
+        };
+        let judged = once(&cli, &plan).await;
         bad += usize::from(!judged.is_valid());
         summaries.push(Summary::of(&judged.evidence, &judged.reports));
         if let Some(dir) = &cli.keep {
             report::write(dir, &summaries)?;
         }
         let hours = cli.hours.map(|hours| Duration::from_secs_f64(hours * 3600.0));
-        if hours.is_none_or(|hours| begun.elapsed() >= hours) {
+        if !cli.points && hours.is_none_or(|hours| begun.elapsed() >= hours) {
             break;
         }
+    }
+    if cli.points {
+        let struck = report::kinds(&summaries);
+        println!("somebody died at {} of {} named places", struck.len(), points.len());
     }
     println!("{} passed, {bad} failed", summaries.len() - bad);
     Ok(ExitCode::from(u8::from(bad > 0)))

@@ -44,7 +44,7 @@ pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
 
 fn kinds(judge: &mut Judge<'_>, run: &Run, faults: &[Stretch<'_>]) -> String {
     let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
-    for stretch in faults {
+    for stretch in faults.iter().filter(|stretch| !stretch.missed) {
         *kinds.entry(&stretch.fault.kind).or_default() += 1;
     }
     for kind in run.least_faults.iter().filter(|kind| !kinds.contains_key(kind.as_str())) {

@@ -15,6 +15,8 @@ pub struct Stretch<'a> {
     pub from_ns: u64,
     /// When it ended, if it did.
     pub to_ns: Option<u64>,
+    /// It ended without having come to what it was for.
+    pub missed: bool,
 }
 
 /// All faults in the order in which they began, and ends of what never began.
@@ -30,10 +32,13 @@ pub fn faults(evidence: &Evidence) -> (Vec<Stretch<'_>>, Vec<At>) {
                 if open.insert(&record.key, stretches.len()).is_some() {
                     odd.push(at);
                 }
-                stretches.push(Stretch { at, fault, from_ns: record.t_ns, to_ns: None });
+                stretches.push(Stretch { at, fault, from_ns: record.t_ns, to_ns: None, missed: false });
             }
             Phase::End => match open.remove(record.key.as_str()) {
-                Some(stretch) => stretches[stretch].to_ns = Some(record.t_ns),
+                Some(stretch) => {
+                    stretches[stretch].to_ns = Some(record.t_ns);
+                    stretches[stretch].missed = fault.missed;
+                }
                 None => odd.push(at),
             },
         }

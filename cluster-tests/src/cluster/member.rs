@@ -7,6 +7,7 @@ use nix::{sys::signal::Signal, unistd::Pid};
 use super::START;
 use crate::{
     cli,
+    failpoints::Failpoints,
     netns::{self, Host},
     proc::Proc,
 };
@@ -25,6 +26,8 @@ pub struct Node {
     pub(super) host: Option<Host>,
     /// Further variables of its environment.
     pub env: Vec<(String, String)>,
+    /// Where it may be told to die; absent: nowhere.
+    pub failpoints: Option<Failpoints>,
     pub(super) starts: u32,
     pub(super) process: Option<Proc>,
 }
@@ -41,6 +44,8 @@ pub struct Agent {
     pub(super) host: Option<Host>,
     pub(super) starts: u32,
     pub(super) flags: Vec<String>,
+    /// Where it and what it starts may be told to die; absent: nowhere.
+    pub failpoints: Option<Failpoints>,
     pub(super) process: Option<Proc>,
 }
 
@@ -49,6 +54,11 @@ impl Node {
     pub fn at(&mut self, host: &Host) {
         self.address = SocketAddr::from((host.address(), netns::PORT));
         self.host = Some(host.clone());
+    }
+
+    /// Has it die where orders in this directory say.
+    pub fn die_by(&mut self, orders: Option<&std::path::Path>) {
+        self.failpoints = orders.map(|dir| Failpoints::of(dir, &self.name));
     }
 
     /// Starts `hodei-node VERB…` on this node's directory and address, and waits until it is ready.
@@ -75,7 +85,7 @@ impl Node {
     /// The command line for `hodei-node VERB…` on this node's directory and address.
     #[must_use]
     pub fn command(&self, verb: &[&str]) -> Command {
-        let mut command = cli::clean("hodei-node", &self.dir);
+        let mut command = cli::with_failpoints("hodei-node", &self.dir, self.failpoints.as_ref());
         command.args(verb).arg("--data-dir").arg(&self.data);
         command.args(["--listen", &self.address.to_string(), "--http", "off"]);
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
@@ -150,7 +160,7 @@ impl Agent {
         assert!(self.process.is_none(), "{} runs already", self.name);
         self.starts += 1;
         let dir = self.data.parent().expect("the data directory lies in the cluster's");
-        let mut command = cli::clean("hodei-agent", dir);
+        let mut command = cli::with_failpoints("hodei-agent", dir, self.failpoints.as_ref());
         command.arg("--data-dir").arg(&self.data).args(&self.flags);
         enter(self.host.as_ref(), &mut command);
         self.process = Some(Proc::spawn(&format!("{}.{}", self.name, self.starts), &mut command, dir));

@@ -95,6 +95,9 @@ pub struct Fault {
     /// It is never healed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub permanent: bool,
+    /// It is over, and did not come to what it was for.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub missed: bool,
     /// It may lose what was acknowledged.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub may_lose: bool,

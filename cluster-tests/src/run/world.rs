@@ -5,7 +5,7 @@ use std::{
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use hodei_proto::v1::StatusRequest;
@@ -19,13 +19,14 @@ use crate::{
     netns::{Host, Net},
     processes,
     schedule::Plan,
-    wait,
 };
 
 /// The size of a node's disk: enough for a few segments of a log.
 const DISK_MIB: u64 = 256;
 /// How many jobs an agent takes at once.
 const SLOTS: u64 = 4;
+/// Between two looks at whether it does.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long a node may take to be known by its id.
 const KNOWN: Duration = Duration::from_secs(30);
 /// Where nobody listens.
@@ -82,8 +83,10 @@ impl World {
         let disks: Vec<Disk> = (1..=nodes).map(disk).collect();
         let clocks = plan.needs_clocks();
         assert!(!clocks || Path::new(FAKETIME).exists(), "{FAKETIME} is missing: install the package libfaketime");
+        let orders = plan.needs_failpoints().then(|| dir.path().to_owned());
         let mut cluster = Cluster::start_with(hosts.iter().zip(&disks), |node, (host, disk)| {
             node.at(host);
+            node.die_by(orders.as_deref());
             node.data = disk.path().join("data");
             if clocks {
                 let clock = clock_of(dir.path(), disk);
@@ -92,6 +95,7 @@ impl World {
             }
         })
         .await;
+        cluster.failpoints = orders;
         let everywhere: Vec<usize> = (0..nodes).collect();
         for (index, host) in agent_hosts.iter().enumerate() {
             // Each begins at another node.
@@ -320,6 +324,13 @@ impl World {
         if changed {
             self.seat();
         }
+        for agent in self.cluster.agents.iter_mut().filter(|agent| agent.failpoints.is_some() && agent.pid().is_some())
+        {
+            if agent.process().is_gone() {
+                agent.kill();
+                agent.start();
+            }
+        }
     }
 
     /// Everybody is as at the beginning: waits until each node serves, and learns ids that have changed.
@@ -327,18 +338,17 @@ impl World {
     /// # Panics
     /// If a node does not come back.
     pub async fn whole(&mut self) {
-        self.supervise();
         for index in 0..self.nodes.len() {
-            self.ids[index] = wait::until("the node answers by its id", KNOWN, || {
-                let client = self.cluster.client(index);
-                async move {
-                    let mut client = client.cluster();
-                    let asked = client.status(StatusRequest {});
-                    let said = tokio::time::timeout(Duration::from_secs(1), asked).await;
-                    Some(said.ok()?.ok()?.into_inner().answered_by)
+            let by = Instant::now() + KNOWN;
+            self.ids[index] = loop {
+                // One that was told to die may only now be gone.
+                self.supervise();
+                if let Some(id) = self.answers(index).await {
+                    break id;
                 }
-            })
-            .await;
+                assert!(Instant::now() < by, "node {} does not answer within {KNOWN:?}", self.ids[index]);
+                tokio::time::sleep(LOOK_EVERY).await;
+            };
         }
         for index in 0..self.nodes.len() {
             self.verbs[index] = ["run", "--peer", &self.others(index)].map(str::to_owned).to_vec();
@@ -351,6 +361,13 @@ impl World {
         }
         self.seat();
         self.members();
+    }
+
+    /// The id by which a node answers.
+    async fn answers(&self, node: usize) -> Option<u64> {
+        let mut client = self.cluster.client(node).cluster();
+        let said = tokio::time::timeout(Duration::from_secs(1), client.status(StatusRequest {})).await;
+        Some(said.ok()?.ok()?.into_inner().answered_by)
     }
 
     /// Records what attempts have left on this machine; `live` are those that may.

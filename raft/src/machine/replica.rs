@@ -115,6 +115,7 @@ impl Replica {
     /// A snapshot of `size` bytes is durable: the next one is due after as many bytes of log, or the configured floor.
     pub(super) fn snapshot_taken(&self, size: u64) {
         self.log_bytes.store(0, Ordering::Relaxed);
+        let size = if hodei_state::armed!("tune::small-logs") { 0 } else { size };
         self.threshold.store(self.snapshot_floor.max(size), Ordering::Relaxed);
     }
 

@@ -29,7 +29,7 @@ use std::{
     time::SystemTime,
 };
 
-/// In the environment: the file that a line goes to when a process ends at a site.
+/// In the environment: the file that a line goes to, site and process, when a process ends.
 #[cfg(feature = "failpoints")]
 const ENDED: &str = "FAILPOINTS_ENDED";
 /// In the environment: the file that says what else is armed.
@@ -83,7 +83,7 @@ pub fn pass(site: &str) {
     if let Some(file) = env::var_os(ENDED)
         && let Ok(mut file) = fs::OpenOptions::new().append(true).create(true).open(file)
     {
-        let _ = writeln!(file, "{site}");
+        let _ = writeln!(file, "{site} {}", process::id());
     }
     // Not eprintln: it panics if standard error is closed.
     let _ = writeln!(io::stderr(), "failpoint {site}: the process ends here");
