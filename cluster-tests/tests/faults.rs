@@ -89,5 +89,5 @@ async fn processes_die_where_they_are_told_to() {
 
 #[tokio::test]
 async fn files_are_damaged() {
-    sample(Class::Damage, "damage").await;
+    sample(Class::Damage, "damage", 2).await;
 }

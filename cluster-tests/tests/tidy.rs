@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use cluster_tests::nemesis::{self, Class};
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()
 }
@@ -114,6 +116,39 @@ fn what_shows_that_leases_are_sound_exists() {
     let about: Vec<_> = files.filter(|name| name.starts_with("lease") || name == "fence").collect();
     let left_out: Vec<_> = about.iter().filter(|name| !named.contains(name.as_str())).collect();
     assert!(about.len() > 5 && left_out.is_empty(), "docs/leases.md does not name {left_out:?}");
+}
+
+/// What the product's sources name as `MACRO("NAME")`, without `prefix`.
+fn named(macro_: &str, prefix: &str) -> BTreeSet<String> {
+    let opening = format!("{macro_}!(\"{prefix}");
+    let product = |path: &Path| ["node", "raft", "agent"].iter().any(|dir| path.starts_with(root().join(dir)));
+    let of = |text: &str| text.split(&opening).skip(1).map(|rest| rest.split('"').next().unwrap().to_owned()).collect();
+    let found = sources(".rs").into_iter().filter(|(path, _)| product(path));
+    found.flat_map(|(_, text)| -> Vec<String> { of(&text) }).collect()
+}
+
+#[test]
+fn somebody_dies_at_every_named_place() {
+    let kinds = nemesis::kinds().filter(|kind| kind.class == Class::Points);
+    let tried: BTreeSet<_> = kinds.map(|kind| kind.name.to_owned()).collect();
+    assert!(tried.len() >= 30, "{} places", tried.len());
+    assert_eq!(named("failpoint", ""), tried, "left: places in the sources; right: what nemesis/points.rs tries");
+}
+
+#[test]
+fn every_deliberate_bug_has_a_test_that_is_to_catch_it_and_is_told_of() {
+    let list = fs::read_to_string(root().join("cluster-tests/mutants.txt")).unwrap();
+    let page = fs::read_to_string(root().join("docs/reliability.md")).unwrap();
+    let mut listed = BTreeSet::new();
+    for line in list.lines().filter(|line| !line.starts_with('#')) {
+        let columns: Vec<_> = line.split(" | ").collect();
+        let [bug, layer, tests, filter, what] = columns[..] else { panic!("five columns: {line}") };
+        assert!(listed.insert(bug.to_owned()), "{bug} is listed twice");
+        let row = format!("| {what} | {layer} | `{bug}` | `{tests}`: `{filter}` |");
+        assert!(page.contains(&row), "docs/reliability.md lacks\n{row}");
+    }
+    assert!(listed.len() >= 25, "{} deliberate bugs", listed.len());
+    assert_eq!(named("armed", "bug::"), listed, "left: bugs in the sources; right: cluster-tests/mutants.txt");
 }
 
 #[test]

@@ -119,7 +119,6 @@ pub async fn exchange(
         feature_level: hodei_state::FEATURE_LEVEL,
     };
     attempt.keep(files, place, token)?;
-    hodei_state::failpoint!("join::before-token");
     let client = Client::to(addresses.to_vec(), pin.client_config().into(), timeout);
     let answer = client
         .write(|conn| {
@@ -128,7 +127,6 @@ pub async fn exchange(
         })
         .await
         .map_err(earlier)?;
-    hodei_state::failpoint!("join::after-token");
     let subject = check(token, &attempt, &answer).map_err(|why| Refused {
         failure: Failure::other(format!("the cluster's answer cannot be right: {why}")),
         keep: true,

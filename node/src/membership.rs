@@ -90,7 +90,6 @@ async fn follow(handle: &Handle, peers: &Peers) {
 }
 
 async fn make(handle: &Handle, term: u64, step: Step) -> Result<(), String> {
-    hodei_state::failpoint!("member::before-change");
     let text = |error: MembershipError| error.to_string();
     match step {
         Step::Add(node) => handle.add_learner(node).await.map_err(text)?,
@@ -105,7 +104,6 @@ async fn make(handle: &Handle, term: u64, step: Step) -> Result<(), String> {
         }
         Step::Wait | Step::Rest => return Ok(()),
     }
-    hodei_state::failpoint!("member::after-change");
     tracing::info!(?step, "changed the membership");
     Ok(())
 }

@@ -318,6 +318,10 @@ impl<F: Fs> RaftLogStorage<TypeConfig> for LogStore<F> {
             let _ = done.send(());
         });
         let vote = *vote;
+        if hodei_state::armed!("bug::vote-not-saved") {
+            self.inner.recent.lock().vote = Some(vote);
+            return Ok(());
+        }
         self.submit(Record::Vote(to_wal(&vote)), Some(done), move |recent| recent.vote = Some(vote)).await?;
         durable
             .await
@@ -337,7 +341,13 @@ impl<F: Fs> RaftLogStorage<TypeConfig> for LogStore<F> {
         let records: Vec<Record> = entries.iter().map(record).collect();
         let permit = self.inner.wal.admit(records.iter().map(Record::weight).sum()).await;
         let mut recent = self.inner.recent.lock();
-        self.inner.wal.submit(records, Some(permit), Some(Box::new(move || callback.io_completed(Ok(())))))?;
+        let done: Done = Box::new(move || callback.io_completed(Ok(())));
+        if hodei_state::armed!("bug::acknowledged-before-synced") {
+            self.inner.wal.submit(records, Some(permit), None)?;
+            done();
+        } else {
+            self.inner.wal.submit(records, Some(permit), Some(done))?;
+        }
         entries.into_iter().for_each(|entry| recent.push(entry));
         recent.evict(|index| self.inner.wal.is_placed(index));
         Ok(())
@@ -348,7 +358,10 @@ impl<F: Fs> RaftLogStorage<TypeConfig> for LogStore<F> {
         if from >= self.inner.wal.range().end {
             return Ok(());
         }
-        hodei_state::failpoint!("log::before-truncate");
+        if hodei_state::armed!("bug::truncation-not-logged") {
+            self.inner.recent.lock().truncate(from);
+            return Ok(());
+        }
         self.submit(Record::Truncate { from }, None, |recent| recent.truncate(from)).await
     }
 

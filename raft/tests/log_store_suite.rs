@@ -5,6 +5,7 @@
 
 use std::{
     io,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -16,7 +17,10 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt};
 use hodei_raft::{
     log_store::{LogStore, Options},
-    seam::{RealFs, SystemEntropy, sim::SeededEntropy},
+    seam::{
+        RealFs, SystemEntropy,
+        sim::{SeededEntropy, SimFs, Unsynced},
+    },
     types::{Batch, Entry, LogId, TypeConfig, Vote},
     wal,
 };
@@ -197,6 +201,24 @@ async fn what_is_to_be_sent_begins_where_it_should_or_is_nothing() {
     assert_eq!(store.limited_get_log_entries(9, 20).await.unwrap(), []);
     assert_eq!(store.limited_get_log_entries(20, 30).await.unwrap(), []);
     store.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_answered_survives_a_power_cut_at_once() {
+    let (mut fs, dir) = (SimFs::default(), Path::new("/wal"));
+    for life in 1..=50 {
+        let open = |fs: &SimFs| LogStore::open(fs, dir, &options(0), Arc::new(SystemEntropy)).unwrap().0;
+        let mut store = open(&fs);
+        let vote = Vote::new(life, 1);
+        store.save_vote(&vote).await.unwrap();
+        let (voted, (done, durable)) = (fs.power_cut(Unsynced::Lost), TypeConfig::oneshot());
+        assert_eq!(open(&voted).read_vote().await.unwrap(), Some(vote));
+        store.append(vec![entry(life, life - 1)], IOFlushed::signal(done)).await.unwrap();
+        durable.await.unwrap().unwrap();
+        fs = fs.power_cut(Unsynced::Lost);
+        let last = open(&fs).get_log_state().await.unwrap().last_log_id;
+        assert_eq!(last, Some(log_id(life, life - 1)));
+    }
 }
 
 #[tokio::test]

@@ -4,11 +4,17 @@
 
 mod nodes;
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use hodei_proto::v1::{RaftMessage, raft_service_client::RaftServiceClient};
-use hodei_raft::{Config, Dialer, NotDone, ProposeError, ReadError};
+use hodei_raft::{Config, Dialer, Handle, NotDone, ProposeError, ReadError};
 use hodei_state::{ids::JobId, outcome::Outcome};
 use nodes::{Cluster, soon, submission, until};
 use tokio::time::Instant;
@@ -115,6 +121,72 @@ async fn without_a_majority_the_answer_comes_within_the_deadline() {
     assert!(matches!(error, ReadError::NoQuorum(_)), "{error:?}");
     assert!(error.to_string().starts_with("no quorum"), "{error}");
     assert!(begun.elapsed() < Duration::from_secs(2));
+    cluster.shutdown().await;
+}
+
+/// Submits one job after the other, with little time for each; gives those that certainly were not, and how many nobody
+/// knows of.
+async fn submit_until(over: Arc<AtomicBool>, handle: Handle, first: u128) -> (Vec<u128>, usize) {
+    let (mut refused, mut unknown) = (Vec::new(), 0);
+    for job in first.. {
+        if over.load(Ordering::Relaxed) {
+            break;
+        }
+        match handle.propose(submission(job, 16), Instant::now() + Duration::from_millis(300)).await {
+            Ok(_) => {}
+            Err(ProposeError::NotDone(_)) => refused.push(job),
+            Err(ProposeError::Unknown(_)) => unknown += 1,
+        }
+    }
+    (refused, unknown)
+}
+
+#[tokio::test]
+async fn what_was_refused_when_the_majority_went_never_takes_effect() {
+    let mut cluster = Cluster::start(3, as_is).await;
+    let leader = cluster.leader().await;
+    let handle = cluster.node(leader).clone();
+    let over = Arc::new(AtomicBool::new(false));
+    let clients: Vec<_> =
+        (1..=8).map(|one| tokio::spawn(submit_until(over.clone(), handle.clone(), one * 1_000_000))).collect();
+    let others: Vec<_> = (1..=3).filter(|id| *id != leader).collect();
+    for id in &others {
+        cluster.stop(*id).await;
+    }
+    until("the leader notices", || !handle.status().quorum).await;
+    over.store(true, Ordering::Relaxed);
+    let (mut refused, mut unknown) = (Vec::new(), 0);
+    for client in clients {
+        let (of_one, unknown_to_one) = client.await.unwrap();
+        refused.extend(of_one);
+        unknown += unknown_to_one;
+    }
+    for id in others {
+        cluster.run(id).await;
+    }
+    cluster.submit(cluster.leader().await, 1).await;
+    let state = cluster.read(leader).await.state;
+    let done: Vec<_> = refused.into_iter().filter(|job| state.job(JobId(*job)).is_some()).collect();
+    assert!(done.is_empty(), "refused, and there they are: {done:?}");
+    assert!(unknown > 0, "some were under way when the majority went");
+    cluster.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_follower_that_nobody_could_reach_comes_back_without_an_election() {
+    let mut cluster = Cluster::start(3, as_is).await;
+    let (leader, deaf) = (cluster.leader().await, cluster.follower().await);
+    let term = cluster.node(leader).status().term;
+    cluster.stop(deaf).await;
+    cluster.net.reach(deaf, false);
+    cluster.run(deaf).await;
+    // Several election time-outs, in which it hears nobody and asks everybody. That nothing comes of it takes time to see.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    cluster.net.reach(deaf, true);
+    cluster.submit(leader, 1).await;
+    cluster.converged().await;
+    let terms: Vec<_> = cluster.nodes.values().map(|node| node.handle.status().term).collect();
+    assert_eq!(terms, [term; 3], "its leader had to go");
     cluster.shutdown().await;
 }
 

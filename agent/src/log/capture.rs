@@ -86,6 +86,7 @@ impl<F: Fn() + Send> Capture<F> {
         let mask = Mask::read(&mask)?;
         let begun = Progress::read(&file)?;
         let mut batcher = Batcher::resume(&begun);
+        let begun = if crate::armed!("bug::handed-over-lines-doubled") { Progress::default() } else { begun };
         let stream = |kind: u32, store: io::Result<Store>| {
             let (masker, splitter) = (Masker::new(mask.clone()), Splitter::default());
             io::Result::Ok(Stream { kind, store: store?, cutter: Cutter { masker, splitter } })

@@ -108,7 +108,9 @@ impl Masker {
 
     /// Feeds bytes; what cannot be part of anything any more goes to `emit`.
     pub fn feed(&mut self, chunk: &[u8], emit: impl FnOnce(&[u8])) {
-        let Some(needles) = self.mask.0.clone() else { return emit(chunk) };
+        let Some(needles) = self.mask.0.clone().filter(|_| !crate::armed!("bug::secret-shown")) else {
+            return emit(chunk);
+        };
         self.raw.extend_from_slice(chunk);
         self.masked.extend_from_slice(chunk);
         let lines = memchr::memrchr(b'\n', chunk).map_or(0, |at| self.raw.len() - chunk.len() + at + 1);

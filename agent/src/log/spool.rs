@@ -221,7 +221,7 @@ fn next_frame(reader: &mut impl io::Read) -> io::Result<Option<(LogBatch, u64)>>
         return Ok(None);
     }
     let mut payload = vec![0; len as usize];
-    if !filled(reader, &mut payload)? || crc32c::crc32c(&payload) != crc {
+    if !filled(reader, &mut payload)? || (crc32c::crc32c(&payload) != crc && !crate::armed!("bug::spool-unchecked")) {
         return Ok(None);
     }
     let batch = LogBatch::decode(bytes::Bytes::from(payload)).ok().filter(|batch| !batch.lens.is_empty());

@@ -37,7 +37,7 @@ pub fn obey(shared: &Arc<Shared>, kind: Kind) {
 /// Grants and orders for another session are not for this process.
 fn run_job(shared: &Arc<Shared>, run: RunJob) {
     let Some(key) = AttemptKey::from_wire(run.attempt.as_ref()) else { return };
-    if run.session_id != shared.id {
+    if run.session_id != shared.id && !crate::armed!("bug::other-sessions-run-obeyed") {
         return;
     }
     crate::failpoint!("agent::before-admit");

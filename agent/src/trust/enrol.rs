@@ -138,7 +138,6 @@ fn judge(status: &Status) -> Refused {
 
 fn store(pki: &Path, key: &KeyPair, response: &EnrollResponse) -> Result<Identity, Exit> {
     let key_pem = key.serialize_pem();
-    crate::failpoint!("enrol::before-store");
     let (ca, cert) = (response.ca_bundle_pem.as_bytes(), response.certificate_pem.as_bytes());
     let identity = Identity::from_pem(ca, cert, key_pem.as_bytes())
         .map_err(|what| Exit::other(format!("the node's answer is of no use: {what}")))?;

@@ -112,6 +112,9 @@ fn watch(watchdog: Pid) -> ExitCode {
     crate::failpoint!("guardian::before-end");
     eprintln!("the watchdog has died: what it had is killed");
     let cgroup = Intent::read(Path::new(HERE)).and_then(|intent| intent.cgroup());
+    if crate::armed!("bug::guardian-kills-nothing") {
+        return ExitCode::SUCCESS;
+    }
     if Descendants::new(cgroup).end() {
         // Nobody may want to know any more, and then the directory is gone.
         let _ = fs::write(NOTHING_LEFT, "");

@@ -155,7 +155,17 @@ impl Term {
             hodei_state::failpoint!("lease::before-read-index");
             let (handle, beats) = (self.handle.clone(), std::mem::take(&mut self.waiting));
             let deadline = Instant::now() + READ_TIMEOUT;
-            self.reading = Some(async move { (handle.read(deadline).await, beats) }.boxed());
+            self.reading = Some(
+                async move {
+                    let view = if hodei_state::armed!("bug::lease-not-confirmed") {
+                        Ok(handle.view())
+                    } else {
+                        handle.read(deadline).await
+                    };
+                    (view, beats)
+                }
+                .boxed(),
+            );
         }
         if self.proposing.is_none() && self.plan_due {
             self.plan_due = false;

@@ -128,6 +128,9 @@ impl LogFile {
         progress.len += buffer.len() as u64;
         progress.tally.add(&batch);
         self.update(|current| (current.len, current.tally) = (progress.len, progress.tally));
+        if hodei_state::armed!("bug::line-durable-before-synced") {
+            self.update(|current| current.durable = current.tally.last_sequence);
+        }
         self.kind == Kind::Copy
     }
 

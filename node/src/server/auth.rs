@@ -189,7 +189,7 @@ async fn decide<R: Registry>(registry: &R, path: &str, shown: Option<Certified>)
         Standing::Good => true,
         Standing::Unknown => among_nodes,
         Standing::Leaving => access == Access::Members,
-        Standing::Revoked => false,
+        Standing::Revoked => hodei_state::armed!("bug::revoked-served"),
     };
     if served { Ok(Some(Peer { caller })) } else { Err(error::revoked(caller)) }
 }

@@ -70,7 +70,8 @@ fn verdict(own: u128, others: impl Iterator<Item = u128>, voters: usize) -> Verd
     }
     match votes.into_iter().find(|(_, count)| *count > voters / 2) {
         Some((hash, _)) if hash == own => Verdict::Agrees,
-        Some(_) => Verdict::Differs,
+        Some(_) if !hodei_state::armed!("bug::hash-not-compared") => Verdict::Differs,
+        Some(_) => Verdict::Agrees,
         None => Verdict::Undecided,
     }
 }

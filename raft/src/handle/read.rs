@@ -130,6 +130,11 @@ async fn another_leads(raft: &Raft, leader: NodeId) {
 
 /// On the leader only.
 pub(crate) async fn confirm_here(raft: &Raft, patience: Duration) -> Confirmed {
+    if hodei_state::armed!("bug::read-not-confirmed")
+        && let Some(applied) = raft.metrics().borrow_watched().last_applied
+    {
+        return Ok(Position::from(applied));
+    }
     let option = LinearizerOption::from(ReadPolicy::ReadIndex).with_wait_timeout(patience);
     match tokio::time::timeout(patience, raft.get_read_linearizer(option)).await {
         Ok(Ok(linearizer)) => Ok(Position::from(*linearizer.read_log_id().log_id())),

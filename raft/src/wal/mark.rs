@@ -106,6 +106,9 @@ impl<F: File> MarkFile<F> {
     /// # Errors
     /// If the disk refuses, after which the process must end.
     pub fn sync(&mut self) -> Result<(), Failure> {
+        if hodei_state::armed!("bug::mark-not-synced") {
+            return Ok(());
+        }
         self.file.sync_data().map_err(Failure::sync("fdatasync of the high-water mark"))
     }
 }

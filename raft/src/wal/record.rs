@@ -250,7 +250,7 @@ pub(crate) fn read(bytes: &Bytes, offset: usize, salt: u32) -> Result<Found, NoR
     let number = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("four bytes"));
     let len = number(4) as usize;
     let record = rest.get(..HEADER_BYTES.saturating_add(len)).ok_or(NoRecord::Invalid)?;
-    if crc32c::crc32c_append(salt, &record[4..]) != number(0) {
+    if crc32c::crc32c_append(salt, &record[4..]) != number(0) && !hodei_state::armed!("bug::checksum-unchecked") {
         return Err(NoRecord::Invalid);
     }
     Ok(Found {

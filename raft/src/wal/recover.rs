@@ -271,6 +271,9 @@ impl<F: File> Replay<F> {
     /// After the last record: everything promised must have been seen, and every entry of the log be there.
     fn check(&self, mark: &Mark) -> Result<(), OpenError> {
         let (lsn, promised) = (self.shape.lsn, mark.lsn);
+        if hodei_state::armed!("bug::mark-unchecked") {
+            return Ok(());
+        }
         if lsn < promised {
             let what = format!("the log ends at record {lsn}, records up to {promised} were promised");
             return Err(OpenError::quarantined(Quarantine::Damaged, what));

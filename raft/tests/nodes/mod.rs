@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, dead_code, reason = "a test's helpers may panic, and not every test uses all of them")]
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -33,10 +33,27 @@ pub const ADMIN: Caller = Caller::Admin(UserId(1));
 #[derive(Default)]
 pub struct Net {
     channels: Mutex<HashMap<NodeId, Channel>>,
+    /// New connections to these are refused.
+    unreachable: Mutex<BTreeSet<NodeId>>,
+}
+
+impl Net {
+    /// Whether anybody can connect to a node from now on. Connections that there are stay.
+    pub fn reach(&self, node: NodeId, reachable: bool) {
+        let mut unreachable = self.unreachable.lock();
+        if reachable {
+            unreachable.remove(&node)
+        } else {
+            unreachable.insert(node)
+        };
+    }
 }
 
 impl Dialer for Net {
     fn channel(&self, node: NodeId) -> Option<Channel> {
+        if self.unreachable.lock().contains(&node) {
+            return None;
+        }
         self.channels.lock().get(&node).cloned()
     }
 }

@@ -65,6 +65,9 @@ pub(crate) fn write(file: File, header: &HeaderV1, digests: &[PayloadDigest], st
     let mut rows = 0u64;
     let mut block = Vec::with_capacity(BLOCK + 8192);
     for (key, value) in state.rows() {
+        if rows == 3 && hodei_state::armed!("bug::snapshot-lacks-a-row") {
+            continue;
+        }
         rows += 1;
         for part in [key.to_bytes(), value] {
             let len = u32::try_from(part.len()).expect("a row is smaller than 4 GiB");

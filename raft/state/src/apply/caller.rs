@@ -92,7 +92,7 @@ impl State {
             return Err(Refusal::WrongClusterState);
         }
         let caller = context.caller;
-        if self.is_revoked(caller) && !self.asks_again(command) {
+        if self.is_revoked(caller) && !self.asks_again(command) && !crate::armed!("bug::revoked-obeyed") {
             return Err(Refusal::CallerRevoked { caller });
         }
         if right(command).covers(caller) { Ok(()) } else { Err(Refusal::NotAllowed { caller }) }

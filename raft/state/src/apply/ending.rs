@@ -129,7 +129,7 @@ pub(crate) fn may_be_preempted(job: &Job, spec: &JobSpec) -> bool {
 
 /// The job's next state.
 fn settle(job: &mut Job, retry: &Retry, reason: Reason, worker: WorkerId, now: Millis) -> Next {
-    if let Some(request) = &job.cancel {
+    if let Some(request) = job.cancel.as_ref().filter(|_| !crate::armed!("bug::cancel-lost")) {
         let reason = cancelled(request, Some(&reason));
         finish(job, reason, now);
         return Next::End;

@@ -106,7 +106,9 @@ impl State {
 
     /// Whether `job`, or what is kept of it, is what is being submitted.
     fn recognise(&self, job: JobId, caller: Caller, submission: &SubmitJob) -> Option<Result> {
-        let same = |owner: Caller, digest: [u8; 32]| owner == caller && digest == submission.digest;
+        let same = |owner: Caller, digest: [u8; 32]| {
+            owner == caller && (digest == submission.digest || crate::armed!("bug::digest-not-compared"))
+        };
         if let Some(existing) = self.job(job) {
             return Some(if same(existing.owner, existing.digest) {
                 Ok(Outcome::Submitted { job, existing: true })

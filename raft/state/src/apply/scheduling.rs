@@ -88,7 +88,7 @@ impl State {
         if !worker.takes_jobs() || self.is_revoked(Caller::Agent(on.worker)) {
             return Err(out_of_date("the worker takes no jobs"));
         }
-        if !worker.free().holds(needed) {
+        if !worker.free().holds(needed) && !crate::armed!("bug::capacity-unchecked") {
             return Err(Refusal::NoCapacity { worker: on.worker });
         }
         Ok(worker)
@@ -153,7 +153,8 @@ impl State {
 
     /// An attempt under this very fence, live or not.
     pub(super) fn known_attempt(&self, id: AttemptRef) -> std::result::Result<&Attempt, Refusal> {
-        let attempt = self.attempt(id.job, id.attempt).filter(|attempt| attempt.id.fence == id.fence);
+        let same = |attempt: &&Attempt| attempt.id.fence == id.fence || crate::armed!("bug::fence-unchecked");
+        let attempt = self.attempt(id.job, id.attempt).filter(same);
         attempt.ok_or(Refusal::StaleFence { attempt: id })
     }
 }

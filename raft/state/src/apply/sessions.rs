@@ -156,7 +156,7 @@ impl State {
         if stream == worker.stream && worker.gateway == Some(gateway) {
             return Ok(Outcome::Unchanged);
         }
-        if stream <= worker.stream {
+        if stream <= worker.stream && !crate::armed!("bug::older-stream-obeyed") {
             return Err(Refusal::StaleStream { stream });
         }
         let mut worker = worker.clone();
@@ -299,11 +299,13 @@ impl State {
         let attempt = self.known_attempt(id)?;
         match &attempt.end {
             Some(end) if end.by == ends && attempt.worker == by.worker => Ok(None),
-            Some(_) => Err(Refusal::StaleFence { attempt: id }),
-            None if (attempt.worker, attempt.session) != (by.worker, by.session) => {
+            Some(_) if !crate::armed!("bug::ended-ends-again") => Err(Refusal::StaleFence { attempt: id }),
+            None if (attempt.worker, attempt.session) != (by.worker, by.session)
+                && !crate::armed!("bug::session-unchecked") =>
+            {
                 Err(Refusal::StaleSession { session: by.session })
             }
-            None => Ok(Some(attempt)),
+            _ => Ok(Some(attempt)),
         }
     }
 

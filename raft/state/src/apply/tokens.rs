@@ -70,13 +70,15 @@ impl State {
         if token.role != used.role {
             return Err(Refusal::TokenRole);
         }
-        if let Some(before) = self.token_uses.get(&(token.id, used.nonce)) {
+        if let Some(before) =
+            self.token_uses.get(&(token.id, used.nonce)).filter(|_| !crate::armed!("bug::nonce-ignored"))
+        {
             return self.repeat_use(before, used, cluster);
         }
         if token.expires_at <= self.stamp() {
             return Err(Refusal::TokenExpired);
         }
-        if token.used >= token.uses {
+        if token.used >= token.uses && !crate::armed!("bug::token-uses-unchecked") {
             return Err(Refusal::TokenUsed);
         }
         self.check_key(used.key)?;

@@ -6,7 +6,7 @@ use crate::{
     events::Event,
     flapping::{Flaps, SetAside},
     ids::{Caller, Millis, WorkerId},
-    job::{Attempt, TakenBack},
+    job::{Attempt, EndedBy, Reason, TakenBack},
     outcome::{Outcome, Refusal},
     registry::{Drain, Worker, WorkerState},
     state::State,
@@ -140,6 +140,13 @@ impl State {
         if let Some(worker) = self.worker(id) {
             let worker = removed(worker.clone(), live == 0, now);
             self.put_worker(worker);
+        }
+        if crate::armed!("bug::removal-frees-attempts") {
+            let live: Vec<Attempt> = self.live_attempts(id).cloned().collect();
+            for attempt in live {
+                let reason = Reason::WorkerLost { message: "its worker was removed".to_string() };
+                self.end_attempt(attempt, EndedBy::Expiry, reason, None);
+            }
         }
         self.take_back(id);
         self.emit(&Event::WorkerRemoved { worker: id, by: context.caller, force });

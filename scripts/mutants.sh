@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# Has the product show one deliberate bug after the other, and proves that a test notices each.
+#
+#   scripts/mutants.sh [NAME…]      all of cluster-tests/mutants.txt, or these; as root, since some tests need it
+#
+# The product and its tests are built once, with the feature `failpoints`. Each test has to pass without a bug, and to fail with
+# the bug that it is to catch. Ends with a table and a count; exits non-zero if fewer are caught than must be.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/lib.sh
+
+# Of all bugs at most this many may go unnoticed, and there have to be at least so many.
+unnoticed=1
+least=25
+# No test takes longer, not even one that a bug has made to hang.
+patience=300
+list=$PWD/cluster-tests/mutants.txt
+
+need_rust
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+scripts/build-failpoints.sh
+say "building the tests"
+features=hodei-node/failpoints,hodei-agent/failpoints
+cargo test --workspace --no-run --locked --features "$features" --message-format json > "$work/built.json"
+# Cargo has put the binaries with failpoints where the ordinary ones were.
+cargo build --workspace --bins --locked --quiet
+HODEI_BIN_DIR=$(realpath "${CARGO_TARGET_DIR:-target}")/failpoints
+export HODEI_BIN_DIR
+
+# DIRECTORY KIND NAME EXECUTABLE of each test binary.
+sed -n 's|.*"manifest_path":"'"$PWD"'/\([^"]*\)/Cargo.toml","target":{"kind":\["\([a-z]*\)"\].*"name":"\([^"]*\)","src_path".*"profile":{[^}]*"test":true}.*"executable":"\([^"]*\)".*|\1 \2 \3 \4|p' \
+  "$work/built.json" > "$work/executables"
+
+# executable DIRECTORY:TARGET
+executable() {
+  awk -v dir="${1%%:*}" -v of="${1#*:}" \
+    '$1 == dir && ($2 == of || ($2 == "test" && $3 == of)) { print $4; exit }' "$work/executables"
+}
+
+# run TESTS FILTER: runs them as cargo would. Below the limit of time a failure is a failure of the tests.
+run() {
+  local program
+  program=$(executable "$1")
+  [[ -n $program ]] || die "there are no tests $1"
+  (cd "${1%%:*}" && PROPTEST_DISABLE_FAILURE_PERSISTENCE=true CARGO_MANIFEST_DIR=$PWD timeout "$patience" "$program" "$2" --test-threads 2) > "$work/output" 2>&1
+}
+
+# The names of the tests that failed, as far as there is room.
+culprits() {
+  sed 's/\x1b\[[0-9;]*m//g' "$work/output" |
+    sed -n 's/^test \(.*\) \.\.\. FAILED$/\1/p; s|^.*/scripts/\([a-z_]*\): Err.*|\1|p' | head -n 2 | paste -sd ' '
+}
+
+declare -A passes
+caught=0 total=0
+printf '%-30s %-9s %-8s %5s  %s\n' bug layer verdict s 'noticed by'
+while IFS='|' read -r bug layer tests filter _; do
+  read -r bug layer tests filter <<< "$bug $layer $tests $filter"
+  [[ -z $bug || $bug == '#'* ]] && continue
+  [[ $# == 0 || " $* " == *" $bug "* ]] || continue
+  if [[ -z ${passes[$tests $filter]:-} ]]; then
+    run "$tests" "$filter" || { cat "$work/output"; die "$tests $filter does not pass without a bug"; }
+    grep -q '^test result: ok. [1-9]' "$work/output" || die "$tests $filter: there is no such test"
+    passes[$tests $filter]=yes
+  fi
+  total=$((total + 1)) begun=$SECONDS verdict=caught
+  if FAILPOINTS="bug::$bug=return" run "$tests" "$filter"; then verdict=MISSED; else caught=$((caught + 1)); fi
+  printf '%-30s %-9s %-8s %5d  %s\n' "$bug" "$layer" "$verdict" $((SECONDS - begun)) "$tests $(culprits)"
+done < "$list"
+say "$caught of $total deliberate bugs caught"
+[[ $((total - caught)) -le $unnoticed ]] || die "more than $unnoticed went unnoticed"
+[[ $# -gt 0 || $total -ge $least ]] || die "there have to be $least"
