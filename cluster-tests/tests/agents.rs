@@ -166,8 +166,10 @@ async fn no_gpu_is_given_to_two_jobs_and_a_restarted_agent_knows_whose_they_are(
         format!("{shown}; while [ ! -e {} ]; do sleep 0.02; done", gate(name).display())
     };
     let (first, second, third) = (script("first"), script("second"), script("third"));
-    // What a job says of these variables itself is of no account.
-    let one = ["--gpu", "1", "--env", "CUDA_VISIBLE_DEVICES=0,1"];
+    // A job does not say itself which it gets.
+    let own = ["job", "submit", "--gpu", "1", "--env", "CUDA_VISIBLE_DEVICES=0,1", "--", "true"];
+    cluster.cli().run(&own).await.expect(2);
+    let one = ["--gpu", "1"];
     let submit = async |cluster: &Cluster, script: &str| cluster.submit(&one, &["bash", "-c", script]).await;
     let lines = async |cluster: &Cluster, job: &str| {
         let shows = async || cluster.cli().run(&["job", "logs", job]).await.stdout.ends_with(b"\n");
