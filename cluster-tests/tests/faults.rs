@@ -28,6 +28,41 @@ const ALWAYS: &[&str] = &[
     "liveness",
 ];
 
+/// Places that runs of this length have not come to yet, or not in each: left to `scripts/soak.sh --points`, which counts a
+/// fault only where somebody died. What has to be waited for there is a purge that a follower missed, or an agent's ending
+/// in one instant of a job.
+const RARE: &[&str] = &[
+    "agent::after-result",
+    "agent::before-forget",
+    "agent::before-result",
+    "decide::after-commit",
+    "gateway::before-detach",
+    "guardian::before-end",
+    "install::after",
+    "install::before-load",
+    "install::before-replace",
+    "lease::before-grant",
+    "lease::before-read-index",
+    "propose::before-append",
+    "recover::before-adopt",
+    "recover::before-inherit",
+    "segment::before-fsync",
+    "session::after-open",
+    "snapshot::before-install",
+    "snapshot::before-send",
+    "snapshot::receiving",
+    "spool::after-write",
+    "spool::before-fsync",
+    "spool::before-publish",
+    "spool::before-write",
+    "wal::before-remove-segment",
+    "watchdog::after-note",
+    "watchdog::before-leave",
+    "watchdog::before-note",
+    "watchdog::before-reap",
+    "watchdog::before-spawn",
+];
+
 fn seed() -> u64 {
     let commit = || {
         let output = Command::new("git").args(["rev-parse", "HEAD"]).output().ok()?;
@@ -44,6 +79,7 @@ async fn sample(class: Class, name: &str, count: usize) {
     let seed = seed();
     let mut rng = SmallRng::seed_from_u64(seed ^ class as u64);
     let fitting = nemesis::kinds().filter(|kind| kind.class == class && kind.nodes <= 3);
+    let fitting = fitting.filter(|kind| !RARE.contains(&kind.name));
     let mut kinds: Vec<&'static Kind> = fitting.choose_multiple(&mut rng, count);
     kinds.sort_by_key(|kind| kind.name);
     println!("HODEI_SEED={seed}: {kinds:?}");

@@ -5,7 +5,8 @@ use std::io::{self, IsTerminal as _};
 use tracing_subscriber::EnvFilter;
 
 /// What is logged by default: what an operator wants to know. A dead peer makes openraft warn many times a second.
-const DEFAULT: &str = "info,openraft=error,openraft::raft::api::management=off,h2=warn,hyper=warn,rustls=warn,sled=warn";
+const DEFAULT: &str =
+    "info,openraft=error,openraft::raft::api::management=off,h2=warn,hyper=warn,rustls=warn,sled=warn";
 
 /// Begins to log. Later calls do nothing.
 pub fn start() {
