@@ -149,7 +149,7 @@ fn replicas_keep_their_promises() {
                             tally.failed.push(seed);
                         }
                         (Ok(_), Some(why)) => {
-                            println!("HODEI_SEED={seed} HODEI_SIM_STEPS={steps}: shows nothing: {why}")
+                            println!("HODEI_SEED={seed} HODEI_SIM_STEPS={steps}: shows nothing: {why}");
                         }
                         (Ok(summary), None) => {
                             println!("HODEI_SEED={seed} HODEI_SIM_STEPS={steps}: {summary}");
