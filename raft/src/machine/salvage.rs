@@ -4,13 +4,7 @@
 //! whether it was committed or not: nobody is left who could tell. The new replica begins with a snapshot, far beyond
 //! what the lost nodes may have written, so that no fence is ever given out twice, and with an empty log.
 
-use std::{
-    collections::BTreeMap,
-    fs::{self, File},
-    io,
-    path::Path,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, fs, io, path::Path, sync::Arc};
 
 use bytes::Bytes;
 use hodei_state::{
@@ -25,13 +19,9 @@ use super::{
     Commands, Held, Payloads, Snapshots,
     files::{self, sync_dir},
     sled_store::SledStore,
-    snapshot::{
-        SnapshotFile,
-        format::{self, HeaderV1},
-    },
+    snapshot::{self, SnapshotFile},
 };
 use crate::{
-    codec::StoredMembershipV1,
     config::Storage,
     error::StartError,
     handle::Position,
@@ -137,18 +127,8 @@ impl Remains {
         files::create_dir(self.payloads.dir())?;
         self.payloads.flush()?;
         let snapshots = Snapshots::open(dir)?;
-        let mut digests: Vec<_> =
-            hodei_state::payload_digests(&self.held.state).filter(|digest| self.payloads.holds(digest)).collect();
-        digests.sort_unstable();
-        digests.dedup();
-        let header = HeaderV1 {
-            last: self.held.applied.map(Into::into),
-            membership: StoredMembershipV1::from(&*self.held.membership),
-            hash: self.held.state.hash(),
-            payloads: digests.len() as u64,
-        };
-        let path = snapshots.path_of(self.held.applied);
-        format::write(File::create(&path)?, &header, &digests, &self.held.state)?;
+        let digests = hodei_state::payload_digests(&self.held.state).filter(|digest| self.payloads.holds(digest));
+        snapshot::write(&snapshots.path_of(self.held.applied), &self.held, digests.collect())?;
         sync_dir(dir)
     }
 }

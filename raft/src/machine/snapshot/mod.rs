@@ -161,6 +161,19 @@ impl Snapshots {
     }
 }
 
+/// Writes a state that refers to these payloads into a new file, and syncs it; the directory is the caller's. Blocking.
+pub(super) fn write(path: &Path, held: &Held, mut digests: Vec<PayloadDigest>) -> io::Result<()> {
+    digests.sort_unstable();
+    digests.dedup();
+    let header = HeaderV1 {
+        last: held.applied.map(Into::into),
+        membership: StoredMembershipV1::from(&*held.membership),
+        hash: held.state.hash(),
+        payloads: digests.len() as u64,
+    };
+    format::write(File::create(path)?, &header, &digests, &held.state).map(drop)
+}
+
 /// Builds one snapshot of the state as it was when the builder was made.
 pub(crate) struct Builder {
     pub(super) held: Held,
@@ -195,21 +208,13 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
 }
 
 impl Builder {
-    async fn write(&self, mut digests: Vec<PayloadDigest>) -> io::Result<SnapshotFile> {
+    async fn write(&self, digests: Vec<PayloadDigest>) -> io::Result<SnapshotFile> {
         self.stage.payloads_durable().await?;
-        digests.sort_unstable();
-        digests.dedup();
         let (held, snapshots) = (self.held.clone(), self.snapshots.clone());
         blocking(move || {
-            let header = HeaderV1 {
-                last: held.applied.map(Into::into),
-                membership: StoredMembershipV1::from(&*held.membership),
-                hash: held.state.hash(),
-                payloads: digests.len() as u64,
-            };
             let temporary = snapshots.path_of(held.applied).with_extension("tmp");
             hodei_state::failpoint!("snapshot::before-write");
-            format::write(File::create(&temporary)?, &header, &digests, &held.state)?;
+            write(&temporary, &held, digests)?;
             hodei_state::failpoint!("snapshot::before-rename");
             snapshots.adopt(&temporary, held.applied)
         })
