@@ -29,6 +29,13 @@ async fn dev_in_one_terminal_and_job_run_in_another() {
     let status = run.exit(SOON).await;
     assert_eq!((cli::exit_code(status), run.stdout_text().as_str()), (7, "1\n2\n3\n"));
 
+    if nix::unistd::geteuid().is_root() {
+        let whose = user.run(&["job", "run", "--user", "nobody", "--", "id", "-un"]).await;
+        assert_eq!(whose.expect(0).text(), "nobody");
+    } else {
+        eprintln!("skipped: a job as another user needs root");
+    }
+
     // Ctrl-C ends it and takes away what it put into the user's home.
     dev.signal(Signal::SIGINT);
     assert!(dev.exit(SOON).await.success(), "{}", dev.stderr_text());

@@ -1,9 +1,12 @@
 //! The processes of a `dev` cluster. They die with it, however it ends.
 
 use std::{
-    fs::{self, File},
+    fs::{self, OpenOptions},
     io,
-    os::fd::{AsRawFd as _, BorrowedFd, RawFd},
+    os::{
+        fd::{AsRawFd as _, BorrowedFd, RawFd},
+        unix::fs::OpenOptionsExt as _,
+    },
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     time::Duration,
@@ -24,7 +27,7 @@ use tokio::{
 };
 
 use super::place::Place;
-use crate::cli::exit::Failure;
+use crate::{cli::exit::Failure, durable};
 
 /// For an agent to end its jobs and itself.
 const PATIENCE: Duration = Duration::from_secs(8);
@@ -61,7 +64,9 @@ impl Children {
         variables: &[(&str, String)],
     ) -> Result<(), Failure> {
         let fail = |error: io::Error| Failure::other(format!("cannot start {}: {error}", program.display()));
-        let log = File::create(self.log(name)).map_err(fail)?;
+        let mut log = OpenOptions::new();
+        log.write(true).create(true).truncate(true).mode(durable::SECRET);
+        let log = log.open(self.log(name)).map_err(fail)?;
         let mut command = Command::new(program);
         for (variable, _) in std::env::vars_os() {
             if variable.to_string_lossy().starts_with("HODEI_") && variable != "HODEI_LOG" {

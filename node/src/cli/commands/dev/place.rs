@@ -5,11 +5,11 @@
 
 use std::{
     env,
-    fs::{self, File},
+    fs::{self, File, OpenOptions, Permissions},
     io,
     os::{
         fd::{AsFd as _, BorrowedFd},
-        unix::fs::MetadataExt as _,
+        unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     },
     path::{Path, PathBuf},
 };
@@ -51,6 +51,7 @@ impl Place {
         };
         let fail = |error: io::Error| Failure::bad_input(format!("cannot use {}: {error}", path.display()));
         let made = durable::make_directory(&path).map_err(fail)?;
+        made.iter().try_for_each(|dir| pass_through(dir)).map_err(fail)?;
         reclaim(&path);
         if fs::read_dir(&path).map_err(fail)?.next().is_some() {
             return Err(Failure::bad_input(format!("{} is not empty", path.display())));
@@ -80,10 +81,15 @@ impl Drop for Place {
     }
 }
 
+/// Root's jobs may run as other users, who have to come to their working directories below it; they cannot list it.
+fn pass_through(dir: &Path) -> io::Result<()> {
+    if nix::unistd::geteuid().is_root() { fs::set_permissions(dir, Permissions::from_mode(0o711)) } else { Ok(()) }
+}
+
 /// It is locked before it bears the name by which others look for it.
 fn lock(dir: &Path) -> io::Result<File> {
     let temporary = dir.join("dev.lock.new");
-    let file = File::create_new(&temporary)?;
+    let file = OpenOptions::new().write(true).create_new(true).mode(durable::SECRET).open(&temporary)?;
     file.try_lock().map_err(io::Error::from)?;
     fs::rename(temporary, dir.join(LOCK))?;
     Ok(file)
