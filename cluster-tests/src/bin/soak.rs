@@ -17,6 +17,7 @@ use cluster_tests::{
     run::{Judged, run},
     schedule::Plan,
 };
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Named places in a run: so that it stays below what checkers can judge.
 const POINTS_AT_ONCE: usize = 12;
@@ -76,7 +77,14 @@ async fn main() -> anyhow::Result<ExitCode> {
             Some(None) => break,
             None => plan(&cli, seed)?,
         };
-        let judged = once(&cli, &plan).await;
+        // A run that is dropped takes its processes, mounts and networks with it.
+        let judged = tokio::select! {
+            judged = once(&cli, &plan) => judged,
+            signal = interrupted() => {
+                println!("seed {seed} was ended by {signal}, and is not judged");
+                break;
+            }
+        };
         bad += usize::from(!judged.is_valid());
         summaries.push(Summary::of(&judged.evidence, &judged.reports));
         if let Some(dir) = &cli.keep {
@@ -92,7 +100,17 @@ async fn main() -> anyhow::Result<ExitCode> {
         println!("somebody died at {} of {} named places", struck.len(), points.len());
     }
     println!("{} passed, {bad} failed", summaries.len() - bad);
-    Ok(ExitCode::from(u8::from(bad > 0)))
+    Ok(ExitCode::from(u8::from(bad > 0 || summaries.is_empty())))
+}
+
+/// Waits for Ctrl-C or SIGTERM.
+async fn interrupted() -> &'static str {
+    let mut terminate = signal(SignalKind::terminate()).expect("signals can be waited for");
+    let mut interrupt = signal(SignalKind::interrupt()).expect("signals can be waited for");
+    tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    }
 }
 
 fn plan(cli: &Cli, seed: u64) -> anyhow::Result<Plan> {

@@ -29,6 +29,8 @@ const SLOTS: u64 = 4;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long a node may take to be known by its id.
 const KNOWN: Duration = Duration::from_secs(30);
+/// Between two starts of a node that ends by itself: as in deploy/systemd.
+const RESTART: Duration = Duration::from_secs(1);
 /// Where nobody listens.
 const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
 /// The process that says what the run is and what is done to it.
@@ -63,6 +65,8 @@ pub struct World {
     damages: usize,
     /// How each node is started.
     verbs: Vec<Vec<String>>,
+    /// When each node that ended by itself may be started again.
+    rest: Vec<Option<Instant>>,
     /// For nodes that join later: made while there is a majority.
     tokens: Vec<String>,
     dir: TempDir,
@@ -126,6 +130,7 @@ impl World {
             damaged: Vec::new(),
             damages: 0,
             verbs: vec![vec!["run".to_owned()]; nodes],
+            rest: vec![None; nodes],
             tokens,
             dir,
         };
@@ -231,6 +236,8 @@ impl World {
                 counts[index] = if reserve { counts[index] + 1 } else { counts[index] - 1 };
             }
         }
+        // Whoever repairs a machine starts its node.
+        nodes.iter().for_each(|&node| self.rest[node] = None);
     }
 
     /// kill -9, and keeps it down until [`World::release`].
@@ -312,10 +319,12 @@ impl World {
             if node.is_started() && node.process().is_gone() {
                 if self.held[index] == 0 {
                     eprintln!("node {} ended by itself: {}", self.ids[index], last_line(&node.stderr()));
+                    self.rest[index] = Some(Instant::now() + RESTART);
                 }
                 node.kill();
             }
-            if !node.is_started() && self.held[index] == 0 {
+            let is_resting = self.rest[index].is_some_and(|until| Instant::now() < until);
+            if !node.is_started() && self.held[index] == 0 && !is_resting {
                 let verb: Vec<&str> = self.verbs[index].iter().map(String::as_str).collect();
                 node.launch(&verb);
                 changed = true;
