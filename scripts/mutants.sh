@@ -69,6 +69,7 @@ while IFS='|' read -r bug layer tests filter _; do
   if FAILPOINTS="bug::$bug=return" run "$tests" "$filter"; then verdict=MISSED; else caught=$((caught + 1)); fi
   printf '%-30s %-9s %-8s %5d  %s\n' "$bug" "$layer" "$verdict" $((SECONDS - begun)) "$tests $(culprits)"
 done < "$list"
+say "bar: deliberate bugs caught: $caught"
 say "$caught of $total deliberate bugs caught"
 [[ $((total - caught)) -le $unnoticed ]] || die "more than $unnoticed went unnoticed"
 [[ $# -gt 0 || $total -ge $least ]] || die "there have to be $least"

@@ -3,11 +3,11 @@
 #
 #   scripts/soak.sh --hours 2 [--seed S] [--nodes 3|5] [--faults N] [--keep DIR]
 #   scripts/soak.sh --points [--seed S]        a process dies at each named place in the code
-#
+#   scripts/soak.sh --power [--cuts 200]       the power of a log's disk is cut, over and over
 #   scripts/soak.sh --simulation [--seeds 100] [--steps 20000] [--seed S] [--jobs J]
 #
-# The second form simulates replicas in processes of their own, from seed S on, without touching the machine's network or
-# disks. The first:
+# The last form simulates replicas in processes of their own, from seed S on, without touching the machine's network or
+# disks. All end with what they counted (scripts/bars.sh). The first two:
 #
 # Each run is a cluster of its own on namespaces and disks of its own, with faults that follow from its seed; the next run
 # takes the next seed. DIR (default: target/soak) gets report.md, timeline.svg and the folder of each run that was not valid:
@@ -18,6 +18,18 @@ cd "$(dirname "$0")/.."
 . scripts/lib.sh
 
 need_rust
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+# counted COMMAND…: runs it, and ends with what it counted beside what is wanted.
+counted() {
+  local status=0
+  # Ctrl-C is for the command: what it has counted until then is told.
+  trap : INT
+  "$@" 2>&1 | tee -i "$log" || status=$?
+  scripts/bars.sh "$log" || status=1
+  exit "$status"
+}
 
 # simulate [--seeds N] [--steps M] [--seed S] [--jobs J]
 simulate() {
@@ -37,7 +49,16 @@ simulate() {
   # Optimized, because it is all computing, with the checks of arithmetic and the assertions of a debug build.
   export CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS=true
   export HODEI_SEED=$seed HODEI_SIM_SEEDS=$seeds HODEI_SIM_STEPS=$steps HODEI_SIM_JOBS=$jobs
-  exec cargo test --locked --release -p hodei-raft --test simulation -- replicas_keep_their_promises --exact --nocapture
+  counted cargo test --locked --release -p hodei-raft --test simulation -- replicas_keep_their_promises --exact --nocapture
+}
+
+# power [--cuts N]
+power() {
+  local cuts=200
+  [[ $# == 0 || $# == 2 && $1 == --cuts && $2 =~ ^[0-9]+$ ]] || die "usage: scripts/soak.sh --power [--cuts N]"
+  [[ $# == 0 ]] || cuts=$2
+  export HODEI_POWER_CUTS=$cuts
+  counted cargo test --locked -p hodei-raft --test storage_faults -- nothing_acknowledged_is_lost_by_a_power_cut --exact --nocapture
 }
 
 if [[ ${1-} == --simulation ]]; then
@@ -50,6 +71,11 @@ need mount mount
 need ip iproute2
 need_library libfaketime
 [[ $(id -u) == 0 ]] || die "making networks and disks needs root"
+
+if [[ ${1-} == --power ]]; then
+  shift
+  power "$@"
+fi
 
 keep=(--keep "$PWD/target/soak")
 points=no
@@ -66,4 +92,4 @@ if [[ $points == yes ]]; then
 else
   cargo build --locked --bins -p hodei-node -p hodei-agent -p cluster-tests
 fi
-exec "${CARGO_TARGET_DIR:-target}/debug/soak" "${keep[@]}" "$@"
+counted "${CARGO_TARGET_DIR:-target}/debug/soak" "${keep[@]}" "$@"

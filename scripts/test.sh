@@ -41,8 +41,8 @@ run_tests() {
     cargo nextest run --workspace --no-fail-fast --color never
   else
     # One test at a time where each test is a cluster or a mount.
-    cargo test --workspace --exclude cluster-tests --exclude hodei-raft --no-fail-fast &&
-      cargo test -p hodei-raft -p cluster-tests --no-fail-fast -- --test-threads=1
+    cargo test --workspace --exclude cluster-tests --exclude hodei-raft --no-fail-fast -- --show-output &&
+      cargo test -p hodei-raft -p cluster-tests --no-fail-fast -- --test-threads=1 --show-output
   fi
 }
 
@@ -90,6 +90,8 @@ step units run_units
 if [[ $quickstart == yes ]]; then
   step quickstart env HODEI_BIN_DIR="$PWD/target/debug" scripts/quickstart.sh
 fi
+
+step bars scripts/bars.sh "$logs/tests"
 
 printf '\n'
 printf '%s\n' "${report[@]}"

@@ -8,8 +8,9 @@ use std::{
 };
 
 use crate::{
-    check::{Reports, Verdict, timeline},
+    check::{Report, Reports, Verdict, timeline},
     history::{Evidence, Outcome, Reply, Request},
+    nemesis::{self, Class},
 };
 
 const SECOND: u64 = 1_000_000_000;
@@ -23,6 +24,10 @@ pub struct Summary {
     valid: bool,
     /// The checkers that did not find it valid.
     bad: Vec<&'static str>,
+    /// How often what must hold did not.
+    violations: usize,
+    /// How often a job was lost, or was there that should not be.
+    lost: usize,
     ended: [usize; 3],
     jobs: usize,
     leader_changes: usize,
@@ -39,6 +44,8 @@ struct Span {
     to: f64,
     /// The longest time without an accepted write, in milliseconds.
     pause_ms: u64,
+    /// Of how many nodes.
+    nodes: usize,
 }
 
 impl Summary {
@@ -72,14 +79,21 @@ impl Summary {
         let span = |stretch: &timeline::Stretch<'_>| {
             let to = stretch.to_ns.unwrap_or(end);
             let pause_ms = pause(&acks, stretch.from_ns, (to + AFTERMATH).min(end)) / 1_000_000;
-            Span { kind: stretch.fault.kind.clone(), from: seconds(stretch.from_ns), to: seconds(to), pause_ms }
+            let (from, to) = (seconds(stretch.from_ns), seconds(to));
+            Span { kind: stretch.fault.kind.clone(), from, to, pause_ms, nodes: stretch.fault.nodes.len() }
         };
         let leaders = timeline::leaders(evidence);
-        let bad = |report: &&crate::check::Report| report.verdict() != Verdict::Valid;
+        let bad = |report: &&Report| report.verdict() != Verdict::Valid;
+        let violations = |reports: &mut dyn Iterator<Item = &Report>| {
+            reports.flat_map(|report| &report.findings).filter(|found| found.verdict == Verdict::Invalid).count()
+        };
+        let of_safety = |report: &&Report| report.holds.starts_with('S');
         Self {
             seed: evidence.run().seed,
             valid: reports.verdict() == Verdict::Valid,
             bad: reports.0.iter().filter(bad).map(|report| report.name).collect(),
+            violations: violations(&mut reports.0.iter().filter(of_safety)),
+            lost: violations(&mut reports.0.iter().filter(|report| report.name == "set")),
             ended,
             jobs: acks.len(),
             leader_changes: leaders.windows(2).filter(|pair| pair[0].2 != pair[1].2).count(),
@@ -93,6 +107,27 @@ impl Summary {
 #[must_use]
 pub fn kinds(summaries: &[Summary]) -> BTreeSet<&str> {
     summaries.iter().flat_map(|run| &run.faults).map(|span| span.kind.as_str()).collect()
+}
+
+/// What runs came to, in lines for `scripts/bars.sh`.
+#[must_use]
+pub fn bars(summaries: &[Summary]) -> Vec<String> {
+    let class = |name: &str| nemesis::kinds().find(|kind| kind.name == name).map(|kind| kind.class);
+    let sum = |of: fn(&Summary) -> usize| summaries.iter().map(of).sum::<usize>();
+    let cuts = summaries.iter().flat_map(|run| &run.faults).filter(|span| span.kind.starts_with("power_"));
+    let of_kinds = kinds(summaries).into_iter().map(|kind| match class(kind) {
+        Some(Class::Points) => format!("bar: failpoints: {kind}"),
+        _ => format!("bar: kinds of fault: {kind}"),
+    });
+    let counts = [
+        ("runs under faults", summaries.len()),
+        ("runs that were not valid", sum(|run| usize::from(!run.valid))),
+        ("jobs under faults", sum(|run| run.jobs)),
+        ("power cuts", cuts.map(|span| span.nodes).sum()),
+        ("violations of S1-S17", sum(|run| run.violations)),
+        ("acknowledged writes lost", sum(|run| run.lost)),
+    ];
+    of_kinds.chain(counts.map(|(what, count)| format!("bar: {what}: {count}"))).collect()
 }
 
 /// The longest time between two of these moments within a stretch.
@@ -207,15 +242,17 @@ mod tests {
 
     #[test]
     fn a_page_and_a_picture_name_every_kind_and_every_bad_seed() {
-        let span = |kind: &str| Span { kind: kind.to_owned(), from: 1.0, to: 2.5, pause_ms: 700 };
+        let span = |kind: &str| Span { kind: kind.to_owned(), from: 1.0, to: 2.5, pause_ms: 700, nodes: 2 };
         let run = |seed, valid| Summary {
             seed,
             valid,
             bad: if valid { Vec::new() } else { vec!["set"] },
+            violations: usize::from(!valid),
+            lost: 0,
             ended: [10, 2, 1],
             jobs: 7,
             leader_changes: 1,
-            faults: vec![span("kill_leader"), span("halves")],
+            faults: vec![span("kill_leader"), span("halves"), span("power_all"), span("vote::after-save")],
             writes: vec![3, 0, 4],
         };
         let runs = [run(1, true), run(2, false)];
@@ -223,5 +260,9 @@ mod tests {
         assert!(page.contains("2 runs, 1 with violations. 20 operations ended well"), "{page}");
         assert!(page.contains("- seed 2: set") && page.contains("| kill_leader | 2 | 700 | 700 |"), "{page}");
         assert!(picture.contains("seed 2: set") && picture.matches("halves").count() == 2, "{picture}");
+        let bars = bars(&runs);
+        let wanted =
+            ["kinds of fault: halves", "failpoints: vote::after-save", "power cuts: 4", "violations of S1-S17: 1"];
+        assert!(wanted.iter().all(|bar| bars.contains(&format!("bar: {bar}"))), "{bars:?}");
     }
 }

@@ -6,6 +6,7 @@ use std::{env, process::Command};
 use cluster_tests::{
     disk,
     nemesis::{self, Class, Kind},
+    report,
     run::run,
     schedule::Plan,
 };
@@ -85,6 +86,7 @@ async fn sample(class: Class, name: &str, count: usize) {
     println!("HODEI_SEED={seed}: {kinds:?}");
     let judged = run(&Plan::of(name, seed, 3, &kinds, 2), ALWAYS, None).await;
     println!("{}", judged.reports);
+    report::bars(&[report::Summary::of(&judged.evidence, &judged.reports)]).iter().for_each(|bar| println!("{bar}"));
     assert!(judged.is_valid(), "HODEI_SEED={seed} {kinds:?}\n{}\n{}", judged.reports, judged.folder.display());
 }
 

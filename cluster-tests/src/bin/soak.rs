@@ -99,6 +99,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         let struck = report::kinds(&summaries);
         println!("somebody died at {} of {} named places", struck.len(), points.len());
     }
+    report::bars(&summaries).iter().for_each(|bar| println!("{bar}"));
     println!("{} passed, {bad} failed", summaries.len() - bad);
     Ok(ExitCode::from(u8::from(bad > 0 || summaries.is_empty())))
 }

@@ -164,6 +164,7 @@ fn replicas_keep_their_promises() {
     let Tally { passed, sum, failed } = tally.into_inner().unwrap();
     let total: Vec<String> = sum.into_iter().map(|(what, count)| format!("{count} {what}")).collect();
     println!("simulation: {passed} seeds x {steps} steps: {}", total.join(", "));
+    println!("bar: simulated seeds: {passed}\nbar: simulated steps: {}", passed * steps);
     assert!(failed.is_empty(), "HODEI_SIM_STEPS={steps}: seeds {failed:?} failed");
     assert!(passed >= seeds, "from seed {first} on, only {passed} runs showed anything");
 }
