@@ -18,12 +18,14 @@ use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
 use super::{
+    deadline,
     listener::ConnInfo,
     table::{self, Access},
 };
 use crate::{clock, error, net::SERVERS_KEY, pki::subject::Certified};
 
-/// How long a caller that this node has not heard of may wait until the node is up to date.
+/// How long a caller that this node has not heard of may wait until the node is up to date, if its own deadline is not
+/// before that.
 const CATCH_UP: Duration = Duration::from_secs(5);
 
 /// The authenticated caller, put into the request's extensions by the auth layer.
@@ -131,7 +133,8 @@ where
             // Nobody but this layer says who the caller is.
             request.extensions_mut().remove::<Peer>();
             let certified = request.extensions().get::<ConnInfo>().and_then(|info| info.certified);
-            match decide(&*registry, request.uri().path(), certified).await {
+            let by = deadline::of_headers(request.headers()).min(Instant::now() + CATCH_UP);
+            match decide(&*registry, request.uri().path(), certified, by).await {
                 Ok(peer) => {
                     if let Some(peer) = peer {
                         request.extensions_mut().insert(peer);
@@ -153,8 +156,13 @@ where
     }
 }
 
-/// Whether a request may pass, and as whose.
-async fn decide<R: Registry>(registry: &R, path: &str, shown: Option<Certified>) -> Result<Option<Peer>, Status> {
+/// Whether a request may pass, and as whose; where what is known here has to be brought up to date for that, by then.
+async fn decide<R: Registry>(
+    registry: &R,
+    path: &str,
+    shown: Option<Certified>,
+    by: Instant,
+) -> Result<Option<Peer>, Status> {
     let access = table::access(path).ok_or_else(|| Status::unimplemented("there is no such call"))?;
     if access == Access::Anyone {
         return Ok(None);
@@ -182,7 +190,7 @@ async fn decide<R: Registry>(registry: &R, path: &str, shown: Option<Certified>)
     let among_nodes = matches!(access, Access::Peers | Access::Members);
     let mut standing = registry.standing(caller);
     if standing == Standing::Unknown && !among_nodes {
-        registry.refresh(Instant::now() + CATCH_UP).await?;
+        registry.refresh(by).await?;
         standing = registry.standing(caller);
     }
     let served = match standing {

@@ -30,8 +30,8 @@ impl Registry for Known {
         "a:1,b:1".to_owned()
     }
 
-    async fn refresh(&self, _: Instant) -> Result<(), Status> {
-        if self.quorum { Ok(()) } else { Err(error::no_quorum("alone")) }
+    async fn refresh(&self, by: Instant) -> Result<(), Status> {
+        if self.quorum { Ok(()) } else { Err(error::no_quorum(format!("alone for {:?}", by - Instant::now()))) }
     }
 }
 
@@ -48,6 +48,7 @@ async fn send(known: Known, path: &str, shown: Option<Certified>) -> Result<Opti
     });
     let mut request = http::Request::new(Body::empty());
     *request.uri_mut() = path.parse().unwrap();
+    request.headers_mut().insert("grpc-timeout", "3S".parse().unwrap());
     request.extensions_mut().insert(ConnInfo { certified: shown });
     // A caller cannot bring its own.
     request.extensions_mut().insert(Peer { caller: Caller::Node(99) });
@@ -206,6 +207,15 @@ async fn identities_that_are_not_ours_or_not_any_more() {
             }
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_not_known_here_is_answered_in_time() {
+    let path = "/hodei.v1.ClusterService/Members";
+    let user = certified(OURS, Caller::User(UserId(4)));
+    let answer = send(Known { standing: Standing::Unknown, quorum: false }, path, Some(user)).await.unwrap_err();
+    // Less than the three seconds that the caller waits, of which some go by on the way back.
+    assert!(answer.message().contains("alone for 2.7s"), "{}", answer.message());
 }
 
 #[tokio::test]
