@@ -28,8 +28,20 @@ impl Client {
     /// # Errors
     /// If the identity cannot be read or is none.
     pub fn new(address: impl Display, dir: &Path) -> Result<Self, Box<dyn Error>> {
-        let identity = Identity::from_pem(read(dir, "cert.pem")?, read(dir, "key.pem")?);
-        Self::lazy(address, trust(dir)?.identity(identity))
+        Self::with_identity(address, read(dir, "ca.pem")?, read(dir, "cert.pem")?, read(dir, "key.pem")?)
+    }
+
+    /// A client of the node at `address` that trusts a CA and shows an identity, all of them PEM.
+    ///
+    /// # Errors
+    /// If that is no identity.
+    pub fn with_identity(
+        address: impl Display,
+        ca: impl AsRef<[u8]>,
+        certificate: impl AsRef<[u8]>,
+        key: impl AsRef<[u8]>,
+    ) -> Result<Self, Box<dyn Error>> {
+        Self::lazy(address, trust(ca).identity(Identity::from_pem(certificate, key)))
     }
 
     /// A client that trusts the CA in `dir` and shows no certificate of its own.
@@ -37,7 +49,7 @@ impl Client {
     /// # Errors
     /// If the CA cannot be read.
     pub fn without_identity(address: impl Display, dir: &Path) -> Result<Self, Box<dyn Error>> {
-        Self::lazy(address, trust(dir)?)
+        Self::lazy(address, trust(read(dir, "ca.pem")?))
     }
 
     fn lazy(address: impl Display, tls: ClientTlsConfig) -> Result<Self, Box<dyn Error>> {
@@ -105,9 +117,8 @@ impl Client {
     }
 }
 
-fn trust(dir: &Path) -> io::Result<ClientTlsConfig> {
-    let ca = Certificate::from_pem(read(dir, "ca.pem")?);
-    Ok(ClientTlsConfig::new().domain_name(SERVER_NAME).ca_certificate(ca))
+fn trust(ca: impl AsRef<[u8]>) -> ClientTlsConfig {
+    ClientTlsConfig::new().domain_name(SERVER_NAME).ca_certificate(Certificate::from_pem(ca))
 }
 
 fn read(dir: &Path, name: &str) -> io::Result<Vec<u8>> {

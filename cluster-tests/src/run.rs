@@ -33,7 +33,7 @@ use crate::{
     history::{Evidence, Note, Run},
     nemesis::{self, Active},
     schedule::{Plan, Step},
-    workload::{events, jobs, polls, tokens, witnessed},
+    workload::{events, identities, jobs, polls, tokens, witnessed},
 };
 
 const WARM_UP: Duration = Duration::from_secs(3);
@@ -115,6 +115,7 @@ struct Clients {
     events: Vec<JoinHandle<()>>,
     submitters: Vec<JoinHandle<()>>,
     witnessed: JoinHandle<Vec<String>>,
+    identities: JoinHandle<Vec<identities::Agent>>,
 }
 
 impl Clients {
@@ -128,6 +129,7 @@ impl Clients {
                 .chain([tokio::spawn(tokens::race(field.clone()))])
                 .collect(),
             witnessed: tokio::spawn(witnessed::submit(field.clone())),
+            identities: tokio::spawn(identities::come_and_go(field.clone())),
         }
     }
 }
@@ -200,7 +202,12 @@ async fn settle(world: &mut World, clients: Clients) {
     let (auditor, _) = field.process();
     let found = ended(world, &field, auditor).await;
     let witnessed = timeout(CLIENTS_END, clients.witnessed).await.ok().and_then(Result::ok).unwrap_or_default();
+    let mut removed = joined(clients.identities).await;
     audit(&field, auditor, &found, &witnessed).await;
+    identities::try_again(&field, auditor, &mut removed).await;
+    for (id, identity) in &world.removed {
+        identities::try_as_node(&field, auditor, *id, identity).await;
+    }
     // A few polls of a cluster at rest.
     sleep(Duration::from_secs(1)).await;
     let live = found.values().filter(|job| !is_over(job)).map(|job| format!("{}/{}", job.id, job.attempt));
@@ -211,9 +218,9 @@ async fn settle(world: &mut World, clients: Clients) {
     }
 }
 
-async fn joined(client: JoinHandle<()>) {
+async fn joined<T>(client: JoinHandle<T>) -> T {
     match timeout(CLIENTS_END, client).await {
-        Ok(Ok(())) => {}
+        Ok(Ok(end)) => end,
         Ok(Err(panicked)) => panic!("a client panicked: {panicked}"),
         Err(_) => panic!("a client did not end"),
     }

@@ -4,6 +4,7 @@
 //! [run](crate::run) are in the modules, each a loop that records what it asks and is told.
 
 pub mod events;
+pub mod identities;
 pub mod jobs;
 pub mod polls;
 pub mod tokens;

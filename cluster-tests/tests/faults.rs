@@ -26,6 +26,7 @@ const ALWAYS: &[&str] = &[
     "hash",
     "residue",
     "overcommit",
+    "identity",
     "liveness",
 ];
 

@@ -1,4 +1,6 @@
 //! S15: once it is acknowledged that an identity was removed or revoked, no call of it is served.
+//!
+//! Calls are those that the log decides, or of nodes that are known to have applied the removal.
 
 use std::collections::HashMap;
 

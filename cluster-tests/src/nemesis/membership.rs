@@ -6,9 +6,12 @@ use hodei_proto::v1::RemoveRequest;
 use rand::rngs::SmallRng;
 
 use super::{Active, Class, Kind, Undo, everyone, follower, leader, of_nodes};
-use crate::run::{
-    field::{Field, within},
-    world::World,
+use crate::{
+    history::{Reply, Request},
+    run::{
+        field::{Field, within},
+        world::World,
+    },
 };
 
 /// How often somebody tries to have a node removed.
@@ -59,13 +62,17 @@ fn moved(world: &mut World, nodes: &[usize]) -> Active {
 /// Somebody removes it from the cluster; it comes back as a new node, with an empty disk.
 fn gone(world: &World, node: usize) -> Active {
     let (id, field) = (world.id(node), world.field.clone());
+    let (proc, _) = field.process();
     tokio::spawn(async move {
         while !field.is_quiet() {
             for seat in field.seats().into_iter().filter(|seat| seat.id != id) {
-                let mut client = field.client(seat, 0).cluster();
+                let open = field.history().invoke(proc, seat.id, &format!("node/{id}"), Request::Revoke);
+                let mut client = field.client(seat, proc).cluster();
                 let asked = client.remove(Field::ask(RemoveRequest { node_id: id, lose_logs: true }));
+                let answer = within(asked).await.map(tonic::Response::into_inner);
+                open.answer(&answer, |done| (Reply::Revoke, done.position));
                 // It is removed, or somebody's earlier wish has been granted.
-                match within(asked).await {
+                match answer {
                     Ok(_) => return,
                     Err(status) if status.code() == tonic::Code::NotFound => return,
                     Err(_) => tokio::time::sleep(AGAIN).await,

@@ -69,6 +69,8 @@ pub struct World {
     rest: Vec<Option<Instant>>,
     /// For nodes that join later: made while there is a majority.
     tokens: Vec<String>,
+    /// Nodes that somebody was asked to remove, with what they had: CA, certificate and key.
+    pub removed: Vec<(u64, [String; 3])>,
     dir: TempDir,
 }
 
@@ -132,6 +134,7 @@ impl World {
             verbs: vec![vec!["run".to_owned()]; nodes],
             rest: vec![None; nodes],
             tokens,
+            removed: Vec::new(),
             dir,
         };
         for index in 0..nodes {
@@ -300,6 +303,8 @@ impl World {
         self.cluster.nodes[node].kill();
         let data = self.cluster.nodes[node].data.clone();
         if data.exists() {
+            let file = |name| fs::read_to_string(data.join("pki").join(name)).expect("a node has an identity");
+            self.removed.push((self.ids[node], ["ca.pem", "node.pem", "node.key"].map(file)));
             fs::remove_dir_all(&data).expect("a disk can be wiped");
         }
         let token = self.tokens.pop().expect("the plan says how many nodes join");

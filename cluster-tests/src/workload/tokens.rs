@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::future::join_all;
-use hodei_proto::v1::{self as wire, CreateTokenRequest, EnrollRequest, RevokeTokenRequest};
+use hodei_proto::v1::{CreateTokenRequest, EnrollRequest, EnrollResponse, RevokeTokenRequest, Role};
 use rand::{Rng as _, RngCore as _, rngs::SmallRng};
 use rcgen::{CertificateParams, KeyPair, PublicKeyData as _};
 use sha2::{Digest as _, Sha256};
@@ -21,24 +21,43 @@ const PAUSE: Duration = Duration::from_millis(1_500);
 const REPEATS: u32 = 3;
 
 /// Somebody who wants to be let in.
-struct Party {
+#[derive(Debug)]
+pub(super) struct Party {
     nonce: [u8; 16],
     request: Vec<u8>,
     public_key: String,
+    /// PEM.
+    pub(super) key: String,
 }
 
 impl Party {
-    fn new(rng: &mut SmallRng) -> Self {
+    pub(super) fn new(rng: &mut SmallRng) -> Self {
         let key = KeyPair::generate().expect("a key can be made");
         let request = CertificateParams::default().serialize_request(&key).expect("a key can sign");
         let mut nonce = [0; 16];
         rng.fill_bytes(&mut nonce);
-        Self { nonce, request: request.der().to_vec(), public_key: hex(&Sha256::digest(key.subject_public_key_info())) }
+        Self {
+            nonce,
+            request: request.der().to_vec(),
+            public_key: hex(&Sha256::digest(key.subject_public_key_info())),
+            key: key.serialize_pem(),
+        }
+    }
+
+    /// What it says to be let in.
+    pub(super) fn request(&self, token: &Token) -> EnrollRequest {
+        EnrollRequest {
+            token: token.text.clone(),
+            nonce: self.nonce.to_vec(),
+            csr_der: self.request.clone(),
+            ..EnrollRequest::default()
+        }
     }
 }
 
 /// A token that somebody holds.
-struct Token {
+#[derive(Debug)]
+pub(super) struct Token {
     id: String,
     text: String,
 }
@@ -51,7 +70,7 @@ pub async fn race(field: Field) {
     while !field.is_quiet() {
         let uses = if rng.random_bool(0.2) { 2 } else { 1 };
         let seat = field.any(&mut rng);
-        if let Ok(token) = create(&field, proc, seat, uses, &mut rng).await {
+        if let Ok(token) = create(&field, proc, seat, (Role::User, uses), &mut rng).await {
             let parties: Vec<Party> = (0..rng.random_range(1..=3)).map(|_| Party::new(&mut rng)).collect();
             let seeds: Vec<SmallRng> = parties.iter().map(|_| rand::SeedableRng::from_rng(&mut rng)).collect();
             let entering = parties
@@ -80,17 +99,24 @@ async fn enter(field: &Field, proc: u32, token: &Token, party: &Party, mut rng: 
     }
 }
 
-async fn create(field: &Field, proc: u32, seat: Seat, uses: u32, rng: &mut SmallRng) -> Result<Token, Status> {
+/// A token for parties in a role, and for how many of them.
+pub(super) async fn create(
+    field: &Field,
+    proc: u32,
+    seat: Seat,
+    (role, uses): (Role, u32),
+    rng: &mut SmallRng,
+) -> Result<Token, Status> {
     let id = Uuid::now_v7().to_string();
     let mut secret = [0; 32];
     rng.fill_bytes(&mut secret);
     let open = field.history().invoke(proc, seat.id, &id, Request::CreateToken(CreateToken { uses }));
     let secret_sha256 = Sha256::digest(secret).to_vec();
-    let request = CreateTokenRequest { role: wire::Role::User.into(), ttl_ms: 0, uses, id: id.clone(), secret_sha256 };
+    let request = CreateTokenRequest { role: role.into(), ttl_ms: 0, uses, id: id.clone(), secret_sha256 };
     let mut client = field.client(seat, proc).cluster();
     let answer = within(client.create_token(Field::ask(request))).await.map(tonic::Response::into_inner);
     open.answer(&answer, |_| (Reply::CreateToken, None));
-    answer.map(|made| Token { text: format!("hodei1.user.{}.{}", made.ca_hash, base32(&secret)), id })
+    answer.map(|made| Token { text: format!("hodei1.{}.{}.{}", named(role), made.ca_hash, base32(&secret)), id })
 }
 
 async fn revoke(field: &Field, proc: u32, seat: Seat, id: &str) {
@@ -101,22 +127,29 @@ async fn revoke(field: &Field, proc: u32, seat: Seat, id: &str) {
     open.answer(&answer, |done| (Reply::RevokeToken, done.position));
 }
 
-async fn enroll(field: &Field, proc: u32, seat: Seat, token: &Token, party: &Party) -> Result<(), Status> {
+pub(super) async fn enroll(
+    field: &Field,
+    proc: u32,
+    seat: Seat,
+    token: &Token,
+    party: &Party,
+) -> Result<EnrollResponse, Status> {
     let asked = Enroll { nonce: hex(&party.nonce), public_key: party.public_key.clone() };
     let open = field.history().invoke(proc, seat.id, &token.id, Request::Enroll(asked));
-    let request = EnrollRequest {
-        token: token.text.clone(),
-        nonce: party.nonce.to_vec(),
-        csr_der: party.request.clone(),
-        ..EnrollRequest::default()
-    };
     let mut client = field.stranger(seat).cluster();
-    let answer = within(client.enroll(Field::ask(request))).await.map(tonic::Response::into_inner);
-    open.answer(&answer, |done| {
-        let identity = done.identity.as_ref().map(|of| format!("{}/{}", of.role, of.id)).unwrap_or_default();
-        (Reply::Enroll(Enrolled { identity }), done.position)
-    });
-    answer.map(|_| ())
+    let answer = within(client.enroll(Field::ask(party.request(token)))).await.map(tonic::Response::into_inner);
+    open.answer(&answer, |done| (Reply::Enroll(Enrolled { identity: identity(done) }), done.position));
+    answer
+}
+
+/// Who was let in: `role/id`.
+pub(super) fn identity(done: &EnrollResponse) -> String {
+    done.identity.as_ref().map(|of| format!("{}/{}", named(of.role()), of.id)).unwrap_or_default()
+}
+
+/// A role as tokens and identities spell it: without the prefix that the protocol has.
+fn named(role: Role) -> String {
+    role.as_str_name().trim_start_matches("ROLE_").to_lowercase()
 }
 
 fn hex(bytes: &[u8]) -> String {
