@@ -60,8 +60,7 @@ impl Handle {
             return Err(MembershipError::Refused("the last voter cannot be removed".to_owned()));
         }
         if voter && node == self.node_id() {
-            self.transfer_leader(None).await?;
-            return Err(MembershipError::NotLeader { leader: self.leader() });
+            return self.leave_it_to(None).await;
         }
         if voter {
             self.change(ChangeMembers::RemoveVoters(BTreeSet::from([node]))).await
@@ -70,8 +69,12 @@ impl Handle {
         }
     }
 
-    /// Has a learner vote in place of a voter, in one change. The caller has seen that the learner caught up.
+    /// Has a learner vote in place of a voter, in one change. The caller has seen that the learner caught up. Where the voter
+    /// is this node itself, it is as in [`Handle::remove_member`].
     pub async fn swap(&self, old: NodeId, new: NodeId) -> Result<(), MembershipError> {
+        if old == self.node_id() {
+            return self.leave_it_to(None).await;
+        }
         let mut voters: BTreeSet<NodeId> = {
             let metrics = self.inner.raft.server_metrics();
             let metrics = metrics.borrow_watched();
@@ -91,11 +94,16 @@ impl Handle {
             metrics.membership_config.membership().get_joint_config().last().cloned().unwrap_or_default()
         };
         if !next.contains(&self.node_id()) {
-            self.transfer_leader(next.first().copied()).await?;
-            return Err(MembershipError::NotLeader { leader: self.leader() });
+            return self.leave_it_to(next.first().copied()).await;
         }
         // To add nobody is the second step alone.
         self.change(ChangeMembers::AddVoterIds(BTreeSet::new())).await
+    }
+
+    /// Hands leadership over, because this node is not to vote after the change: its successor makes it.
+    async fn leave_it_to(&self, to: Option<NodeId>) -> Result<(), MembershipError> {
+        self.transfer_leader(to).await?;
+        Err(MembershipError::NotLeader { leader: self.leader() })
     }
 
     async fn change(&self, change: ChangeMembers<NodeId, ()>) -> Result<(), MembershipError> {

@@ -51,7 +51,8 @@ where
     let Some(first) = requests.next().await else { return Ok(futures::stream::empty().boxed()) };
     let mut client = peers.client(to).map_err(|error| unreachable(&error))?;
     let (outgoing, body) = mpsc::channel::<RaftMessage>(OUTGOING);
-    let empty = Empty::of(&first);
+    let mut told = Told::default();
+    told.is_news(&first);
     let first = peers.envelope(to, encode(first));
     outgoing.try_send(first).expect("the channel is new");
     let call = tokio::time::timeout(stall, client.append(ReceiverStream::new(body))).await;
@@ -67,7 +68,7 @@ where
         outgoing: Some(outgoing),
         responses,
         owed: VecDeque::from([Instant::now()]),
-        empty,
+        told,
         stall,
     };
     Ok(futures::stream::unfold(Some(session), |session| async move {
@@ -87,8 +88,8 @@ struct Session {
     responses: Streaming<RaftMessage>,
     /// When each unanswered request was sent.
     owed: VecDeque<Instant>,
-    /// The last request, if it had no entries.
-    empty: Option<Empty>,
+    /// By the last request.
+    told: Told,
     stall: Duration,
 }
 
@@ -129,11 +130,9 @@ impl Session {
     ) -> Result<(), RPCError<TypeConfig>> {
         match request {
             Some((permit, request)) => {
-                let empty = Empty::of(&request);
-                if empty.is_some() && empty == self.empty {
+                if !self.told.is_news(&request) {
                     return Err(RPCError::Network(NetworkError::from_string("the entries to send are purged")));
                 }
-                self.empty = empty;
                 hodei_state::failpoint!("replicate::before-send");
                 permit.send(bare(encode(request)));
                 self.owed.push_back(Instant::now());
@@ -167,16 +166,17 @@ impl Session {
     }
 }
 
-/// A request without entries. The same again says nothing new: a commit index is told once.
-#[derive(PartialEq, Eq)]
-struct Empty {
-    prev: Option<LogId>,
-    commit: Option<LogId>,
-}
+/// What the last request told, if it had no entries: what comes before, and the commit index.
+#[derive(Default)]
+struct Told(Option<(Option<LogId>, Option<LogId>)>);
 
-impl Empty {
-    fn of(request: &AppendEntriesRequest<TypeConfig>) -> Option<Self> {
-        request.entries.is_empty().then_some(Self { prev: request.prev_log_id, commit: request.leader_commit })
+impl Told {
+    /// Remembers a request. The same again without entries is no news: a commit index is told once.
+    fn is_news(&mut self, request: &AppendEntriesRequest<TypeConfig>) -> bool {
+        let tells = request.entries.is_empty().then_some((request.prev_log_id, request.leader_commit));
+        let is_news = tells.is_none() || tells != self.0;
+        self.0 = tells;
+        is_news
     }
 }
 
@@ -204,4 +204,30 @@ fn encode(request: AppendEntriesRequest<TypeConfig>) -> bytes::Bytes {
 
 fn unreachable(error: &super::peers::CallError) -> RPCError<TypeConfig> {
     RPCError::Unreachable(Unreachable::from_string(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::EntryPayload;
+
+    use super::*;
+    use crate::types::{Entry, Vote};
+
+    #[test]
+    fn only_the_same_request_without_entries_is_no_news() {
+        let id = |index| LogId::new(1.into(), index);
+        let request = |prev, commit, entries: &[u64]| AppendEntriesRequest::<TypeConfig> {
+            vote: Vote::new_committed(1, 1),
+            prev_log_id: Some(id(prev)),
+            leader_commit: Some(id(commit)),
+            entries: entries.iter().map(|&index| Entry { log_id: id(index), payload: EntryPayload::Blank }).collect(),
+        };
+        let mut told = Told::default();
+        assert!(told.is_news(&request(4, 3, &[])), "the first one");
+        assert!(told.is_news(&request(4, 4, &[])), "another commit index");
+        assert!(told.is_news(&request(4, 4, &[5])), "an entry");
+        assert!(told.is_news(&request(4, 4, &[5])), "the entry again");
+        assert!(told.is_news(&request(5, 4, &[])), "further on");
+        assert!(!told.is_news(&request(5, 4, &[])), "what should follow is purged");
+    }
 }
