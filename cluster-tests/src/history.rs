@@ -178,6 +178,12 @@ impl Open<'_> {
         self.end(if not_done { Body::Fail(failure) } else { Body::Info(failure) }, None, None);
     }
 
+    /// It took no effect, as somebody said in words of the protocol.
+    pub fn refused(self, code: &str, message: &str) {
+        let failure = Failure { f: self.f.to_owned(), code: code.to_owned(), message: message.to_owned() };
+        self.end(Body::Fail(failure), None, None);
+    }
+
     fn end(self, body: Body, term: Option<u64>, index: Option<u64>) {
         let Self { history, proc, key, .. } = self;
         history.push(|t_ns| Record { term, index, ..Record::new(t_ns, proc, &key, body) });

@@ -33,7 +33,7 @@ use crate::{
     history::{Evidence, Note, Run},
     nemesis::{self, Active},
     schedule::{Plan, Step},
-    workload::{events, identities, jobs, polls, tokens, witnessed},
+    workload::{events, identities, jobs, late, polls, tokens, witnessed},
 };
 
 const WARM_UP: Duration = Duration::from_secs(3);
@@ -116,6 +116,7 @@ struct Clients {
     submitters: Vec<JoinHandle<()>>,
     witnessed: JoinHandle<Vec<String>>,
     identities: JoinHandle<Vec<identities::Agent>>,
+    late: JoinHandle<()>,
 }
 
 impl Clients {
@@ -130,6 +131,7 @@ impl Clients {
                 .collect(),
             witnessed: tokio::spawn(witnessed::submit(field.clone())),
             identities: tokio::spawn(identities::come_and_go(field.clone())),
+            late: tokio::spawn(late::report(field.clone())),
         }
     }
 }
@@ -202,6 +204,7 @@ async fn settle(world: &mut World, clients: Clients) {
     let (auditor, _) = field.process();
     let found = ended(world, &field, auditor).await;
     let witnessed = timeout(CLIENTS_END, clients.witnessed).await.ok().and_then(Result::ok).unwrap_or_default();
+    joined(clients.late).await;
     let mut removed = joined(clients.identities).await;
     audit(&field, auditor, &found, &witnessed).await;
     identities::try_again(&field, auditor, &mut removed).await;

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::Judge;
-use crate::history::{At, AttemptView, Attempted, Body, Evidence, JobView, Note, Op, Reply, Request};
+use crate::history::{At, AttemptView, Attempted, Body, Evidence, JobView, Note, Op, Outcome, Reply, Request};
 
 /// Where an attempt's fence was first told.
 type Grants = BTreeMap<u32, (u64, At)>;
@@ -30,6 +30,11 @@ pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
         if let Request::Result(attempted) = op.request {
             results.entry(op.key).or_default().push((op, attempted));
         }
+    }
+    let refused = results.values().flatten().filter(|(op, _)| matches!(op.outcome, Outcome::Fail(_))).count();
+    if !results.is_empty() {
+        let said: usize = results.values().map(Vec::len).sum();
+        judge.remark(format!("results: {said}, of them refused: {refused}"));
     }
     for (job, results) in &results {
         judge.judged(results.len());

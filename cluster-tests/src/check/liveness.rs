@@ -11,7 +11,7 @@
 //! | L4 | with a minority dead for good, new jobs are scheduled ≤ 10 s | their acknowledgement |
 //! | L5 | with a free slot and a job that needs no more, something is scheduled ≤ 1 s | both are there, and no fault is |
 //! | L6 | ≤ 2 changes of leader in 30 s | one node is cut off one way |
-//! | L7 | a node without a majority answers with a clear error inside the deadline | asked while it is cut off |
+//! | L7 | a node without a majority answers with a clear error inside the deadline (what is said on a stream has none) | asked while it is cut off |
 //! | L8 | a reader of a log that goes on gets more of it ≤ 5 s | a new leader is known |
 
 mod queue;
@@ -263,7 +263,8 @@ fn minority(scene: &Scene<'_>, judge: &mut Judge<'_>) {
         let mut any = false;
         let asked = |op: &Op<'_>| {
             let there = op.node.is_some_and(|node| stretch.fault.minority.contains(&node));
-            there && stretch.from_ns < op.from_ns && op.from_ns.saturating_add(within + SLACK) < to_ns
+            let has_deadline = !matches!(op.request, Request::Result(_));
+            there && has_deadline && stretch.from_ns < op.from_ns && op.from_ns.saturating_add(within + SLACK) < to_ns
         };
         for op in scene.evidence.ops().filter(asked) {
             any = true;

@@ -95,6 +95,9 @@ pub struct Capacity {
     pub cpu_millis: u64,
     /// MiB.
     pub memory_mb: u64,
+    /// A worker that takes no other jobs than those made for it, or such a job.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub reserved: bool,
 }
 
 impl Capacity {

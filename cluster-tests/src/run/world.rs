@@ -143,7 +143,7 @@ impl World {
         world.seat();
         let history = world.field.history();
         for agent in &world.cluster.agents {
-            let slots = Capacity { slots: SLOTS, cpu_millis: u64::MAX, memory_mb: u64::MAX };
+            let slots = Capacity { slots: SLOTS, cpu_millis: u64::MAX, memory_mb: u64::MAX, reserved: false };
             history.note(DRIVER, &agent.worker, Note::Worker(slots));
         }
         world.members();

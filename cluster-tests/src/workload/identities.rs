@@ -11,8 +11,8 @@ use hodei_proto::v1::{
     peer_service_client::PeerServiceClient, update_worker_status_request::Wish,
     worker_agent_service_client::WorkerAgentServiceClient,
 };
-use rand::{Rng as _, rngs::SmallRng};
-use tonic::transport::Channel;
+use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
+use tonic::{Status, transport::Channel};
 use uuid::Uuid;
 
 use super::tokens::{self, Party, Token};
@@ -76,7 +76,8 @@ pub async fn come_and_go(field: Field) -> Vec<Agent> {
             let key = agent.key.clone();
             // It goes on while somebody removes it.
             let busy = agent.call(&field, proc, field.any(&mut rng), Wanted::Register);
-            let (gone, ()) = tokio::join!(remove(&field, remover, &key, rng.random()), busy);
+            let mut choices = SmallRng::from_rng(&mut rng);
+            let (gone, ()) = tokio::join!(remove(&field, remover, &key, &mut choices), busy);
             if gone {
                 for seat in field.seats() {
                     agent.call(&field, proc, seat, ALL[rng.random_range(0..ALL.len())]).await;
@@ -114,7 +115,8 @@ pub async fn try_as_node(field: &Field, proc: u32, id: u64, [ca, certificate, ke
     }
 }
 
-async fn let_in(field: &Field, proc: u32, rng: &mut SmallRng) -> Option<Agent> {
+/// Somebody who has what it takes to be an agent.
+pub(super) async fn let_in(field: &Field, proc: u32, rng: &mut SmallRng) -> Option<Agent> {
     // Of its two uses one is left.
     let token = tokens::create(field, proc, field.any(rng), (Role::Agent, 2), rng).await.ok()?;
     let party = Party::new(rng);
@@ -135,10 +137,9 @@ async fn let_in(field: &Field, proc: u32, rng: &mut SmallRng) -> Option<Agent> {
 }
 
 /// An administrator removes an agent; whether that was acknowledged.
-async fn remove(field: &Field, proc: u32, key: &str, seed: u64) -> bool {
-    let mut rng: SmallRng = rand::SeedableRng::seed_from_u64(seed);
+pub(super) async fn remove(field: &Field, proc: u32, key: &str, rng: &mut SmallRng) -> bool {
     for _ in 0..REPEATS {
-        let seat = field.any(&mut rng);
+        let seat = field.any(rng);
         let open = field.history().invoke(proc, seat.id, key, Request::Revoke);
         let worker_id = key.rsplit('/').next().unwrap_or_default().to_owned();
         let wish = UnregisterWorkerRequest { worker_id, force: true, ..UnregisterWorkerRequest::default() };
@@ -153,6 +154,31 @@ async fn remove(field: &Field, proc: u32, key: &str, seed: u64) -> bool {
 }
 
 impl Agent {
+    /// `role/id`.
+    pub(super) fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// The worker's id.
+    pub(super) fn id(&self) -> &str {
+        self.key.rsplit('/').next().unwrap_or_default()
+    }
+
+    /// Opens a session, recorded.
+    pub(super) async fn register(
+        &mut self,
+        field: &Field,
+        proc: u32,
+        seat: Seat,
+        wish: RegisterRequest,
+    ) -> Result<(), Status> {
+        let call = Call { rpc: rpc(Wanted::Register).to_owned() };
+        let open = field.history().invoke(proc, seat.id, &self.key, Request::Call(call));
+        let answer = within(self.at(seat).register(Field::ask(wish))).await.map(tonic::Response::into_inner);
+        open.answer(&answer, |done| (Reply::Call, done.position));
+        answer.map(drop)
+    }
+
     async fn call(&mut self, field: &Field, proc: u32, seat: Seat, wanted: Wanted) {
         let open =
             field.history().invoke(proc, seat.id, &self.key, Request::Call(Call { rpc: rpc(wanted).to_owned() }));
@@ -191,7 +217,8 @@ impl Agent {
         open.answer(&answer, |position| (Reply::Call, *position));
     }
 
-    fn at(&mut self, seat: Seat) -> WorkerAgentServiceClient<Channel> {
+    /// A connection of its own, which outlives its removal.
+    pub(super) fn at(&mut self, seat: Seat) -> WorkerAgentServiceClient<Channel> {
         let Self { ca, certificate, party, .. } = self;
         let made = || {
             Client::with_identity(seat.address, &*ca, &*certificate, &party.key).expect("what was given is an identity")

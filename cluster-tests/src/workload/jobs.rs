@@ -10,6 +10,7 @@ use rand::{Rng as _, rngs::SmallRng};
 use tonic::Status;
 use uuid::Uuid;
 
+use super::late;
 use crate::{
     Client,
     client::shell,
@@ -32,7 +33,7 @@ pub fn nothing() -> JobSpec {
     patient(shell("true", &[]))
 }
 
-/// The same job, with the shortest lease and with as many attempts as it takes.
+/// The same job, with the shortest lease and with as many attempts as it takes, for agents that run jobs.
 #[must_use]
 pub fn patient(spec: JobSpec) -> JobSpec {
     let retry = wire::Retry {
@@ -41,7 +42,8 @@ pub fn patient(spec: JobSpec) -> JobSpec {
         backoff_max_ms: 1_000,
         ..wire::Retry::default()
     };
-    JobSpec { lost_after_ms: 5_000, retry: Some(retry), ..spec }
+    let constraints = vec![late::elsewhere()];
+    JobSpec { lost_after_ms: 5_000, retry: Some(retry), constraints, ..spec }
 }
 
 /// One after the other, until the end.
@@ -79,11 +81,11 @@ impl Asker<'_> {
     }
 
     async fn look(&self, rng: &mut SmallRng, id: &str) {
-        let cancel = rng.random_bool(0.15);
+        let cancels = rng.random_bool(0.15);
         for look in 0..rng.random_range(0..LOOKS) {
             let seat = self.field.any(rng);
-            if cancel && look == 1 {
-                self.cancel(seat, id).await;
+            if cancels && look == 1 {
+                let _ = cancel(self.field, self.proc, seat, id).await;
                 continue;
             }
             let view = get(self.field, self.proc, seat, id, rng.random_bool(0.1)).await;
@@ -93,21 +95,26 @@ impl Asker<'_> {
             Field::pause(rng, PAUSE / 2).await;
         }
     }
-
-    async fn cancel(&self, seat: Seat, id: &str) {
-        let open = self.field.history().invoke(self.proc, seat.id, id, Request::Cancel);
-        let request = CancelJobRequest { job: Some(selector(id)), reason: "a test's wish".to_owned() };
-        let mut client = self.field.client(seat, self.proc).jobs();
-        let answer = within(client.cancel_job(Field::ask(request))).await.map(tonic::Response::into_inner);
-        open.answer(&answer, |done| {
-            let state = state(done.state).unwrap_or(JobState::Pending);
-            (Reply::Cancel(CancelAccepted { state }), done.position)
-        });
-    }
 }
 
 fn selector(id: &str) -> JobSelector {
     JobSelector { text: id.to_owned() }
+}
+
+/// Asks for a job to be cancelled, recorded.
+///
+/// # Errors
+/// The answer.
+pub async fn cancel(field: &Field, proc: u32, seat: Seat, id: &str) -> Result<(), Status> {
+    let open = field.history().invoke(proc, seat.id, id, Request::Cancel);
+    let request = CancelJobRequest { job: Some(selector(id)), reason: "a test's wish".to_owned() };
+    let mut client = field.client(seat, proc).jobs();
+    let answer = within(client.cancel_job(Field::ask(request))).await.map(tonic::Response::into_inner);
+    open.answer(&answer, |done| {
+        let state = state(done.state).unwrap_or(JobState::Pending);
+        (Reply::Cancel(CancelAccepted { state }), done.position)
+    });
+    answer.map(drop)
 }
 
 /// Submits a job, recorded; `payload` tells payloads apart, and how long the job runs, if it is meant to end.
@@ -125,8 +132,23 @@ pub async fn queue(
 ) -> Result<String, Status> {
     let idempotency_key = key.map(str::to_owned);
     let asked = Submit { payload: payload.to_owned(), idempotency_key, run_ms, ..Submit::default() };
+    queue_as(field, proc, seat, id, spec, asked).await
+}
+
+/// The same, with all that is recorded of it.
+///
+/// # Errors
+/// The answer.
+pub async fn queue_as(
+    field: &Field,
+    proc: u32,
+    seat: Seat,
+    id: &str,
+    spec: JobSpec,
+    asked: Submit,
+) -> Result<String, Status> {
+    let idempotency_key = asked.idempotency_key.clone().unwrap_or_default();
     let open = field.history().invoke(proc, seat.id, id, Request::Submit(asked));
-    let idempotency_key = key.unwrap_or_default().to_owned();
     let message = QueueJobRequest { id: id.to_owned(), spec: Some(spec), idempotency_key };
     let mut client = field.client(seat, proc).jobs();
     let answer = within(client.queue_job(Field::ask(message))).await.map(tonic::Response::into_inner);

@@ -1,7 +1,7 @@
 //! L5: where a slot is free and a job waits that needs no more than one, something is scheduled within a second.
 //!
 //! Events are taken at the time at which they were told. Only first attempts count, since further ones may have to wait
-//! for their backoff, and only workers whose streams stand. Each assignment begins the second anew, and so does a fault.
+//! for their backoff, and only workers whose streams stand; what is reserved is for nobody else. Each assignment begins the second anew, and so does a fault.
 
 use std::collections::{HashMap, HashSet};
 
@@ -40,7 +40,9 @@ pub(super) fn check(scene: &Scene<'_>, judge: &mut Judge<'_>) {
         .evidence
         .notes()
         .filter_map(|(at, note)| match note {
-            Note::Worker(capacity) => Some((scene.evidence.record(at).key.as_str(), capacity.slots)),
+            Note::Worker(capacity) if !capacity.reserved => {
+                Some((scene.evidence.record(at).key.as_str(), capacity.slots))
+            }
             _ => None,
         })
         .collect();
