@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use futures::future::join_all;
 use hodei_proto::v1::Job;
 use rand::{SeedableRng as _, rngs::SmallRng};
 use tokio::{
@@ -49,6 +50,8 @@ const SETTLED: Duration = Duration::from_secs(10);
 const JOBS_END: Duration = Duration::from_secs(45);
 /// For each client to end.
 const CLIENTS_END: Duration = Duration::from_secs(20);
+/// How often each node is looked at when nothing goes on any more.
+const LOOKS: u32 = 5;
 /// Clients that submit.
 const SUBMITTERS: usize = 3;
 /// How many logs are read once more on each node.
@@ -192,12 +195,19 @@ fn end(world: &mut World, key: &str, fault: Active) {
 async fn settle(world: &mut World, clients: Clients) {
     let field = world.field.clone();
     let healed = Instant::now();
+    field.look_anew();
+    let calm = tokio::spawn({
+        let field = field.clone();
+        async move {
+            sleep_until(healed + AFTER).await;
+            field.quieten();
+        }
+    });
     world.whole().await;
-    for seat in field.seats() {
-        fresh(&field, seat, healed + SETTLED).await;
-    }
-    sleep_until(healed + AFTER).await;
-    field.quieten();
+    join_all(field.seats().into_iter().map(|seat| fresh(&field, seat, healed + SETTLED))).await;
+    joined(calm).await;
+    // For polls to find them alike, nothing more is asked before.
+    until(healed + SETTLED, || field.is_alike()).await;
     for client in clients.submitters {
         joined(client).await;
     }
@@ -211,13 +221,21 @@ async fn settle(world: &mut World, clients: Clients) {
     for (id, identity) in &world.removed {
         identities::try_as_node(&field, auditor, *id, identity).await;
     }
-    // A few polls of a cluster at rest.
-    sleep(Duration::from_secs(1)).await;
+    // Nothing goes on any more, which is to be seen, too.
+    field.look_anew();
+    until(Instant::now() + SETTLED, || field.is_seen(LOOKS)).await;
     let live = found.values().filter(|job| !is_over(job)).map(|job| format!("{}/{}", job.id, job.attempt));
     world.inventory(live.collect());
     field.end();
     for client in clients.polls.into_iter().chain(clients.events) {
         joined(client).await;
+    }
+}
+
+/// Waits for something, but no longer than that.
+async fn until(by: Instant, holds: impl Fn() -> bool) {
+    while Instant::now() < by && !holds() {
+        sleep(TICK).await;
     }
 }
 

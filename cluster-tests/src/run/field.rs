@@ -29,6 +29,15 @@ pub struct Seat {
     pub starts: u32,
 }
 
+/// What was seen of a node since somebody began to count.
+#[derive(Clone, Debug, Default)]
+struct Look {
+    /// How often it was polled.
+    times: u32,
+    /// What it had applied, and the hash of its state there.
+    state: (u64, String),
+}
+
 /// See the module. Clones are the same field.
 #[derive(Clone, Debug)]
 pub struct Field {
@@ -46,6 +55,7 @@ struct Inner {
     processes: AtomicU32,
     /// The highest term of which anybody has named the leader, and who that is.
     leader: Mutex<Option<(u64, u64)>>,
+    looks: Mutex<HashMap<u64, Look>>,
     quiet: AtomicBool,
     over: AtomicBool,
 }
@@ -63,6 +73,7 @@ impl Field {
             seed,
             processes: AtomicU32::new(1),
             leader: Mutex::default(),
+            looks: Mutex::default(),
             quiet: AtomicBool::new(false),
             over: AtomicBool::new(false),
         };
@@ -114,6 +125,38 @@ impl Field {
     #[must_use]
     pub fn leader(&self) -> Option<u64> {
         self.inner.leader.lock().expect("comparing terms does not panic").map(|(_, leader)| leader)
+    }
+
+    /// A node was polled: how far it is, and the hash of its state there.
+    pub fn polled(&self, node: u64, applied: u64, hash: &str) {
+        let mut looks = self.looks();
+        let look = looks.entry(node).or_default();
+        look.times += 1;
+        look.state = (applied, hash.to_owned());
+    }
+
+    /// From now on polls are counted.
+    pub fn look_anew(&self) {
+        self.looks().clear();
+    }
+
+    /// Whether every node was polled so often since then.
+    #[must_use]
+    pub fn is_seen(&self, times: u32) -> bool {
+        let looks = self.looks();
+        self.seats().iter().all(|seat| looks.get(&seat.id).is_some_and(|look| look.times >= times))
+    }
+
+    /// Whether the last polls since then say that all nodes have one state.
+    #[must_use]
+    pub fn is_alike(&self) -> bool {
+        let looks = self.looks();
+        let states: Vec<_> = self.seats().iter().map(|seat| looks.get(&seat.id).map(|look| &look.state)).collect();
+        states.iter().all(|state| state.is_some() && *state == states[0])
+    }
+
+    fn looks(&self) -> MutexGuard<'_, HashMap<u64, Look>> {
+        self.inner.looks.lock().expect("counting polls does not panic")
     }
 
     /// A connection to a node, shared by up to 16 lanes of clients.

@@ -11,7 +11,7 @@ use crate::{
 
 const EVERY: Duration = Duration::from_millis(100);
 /// A node that does not answer in time is asked again.
-const PATIENCE: Duration = Duration::from_millis(400);
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Polls the node of each seat until the end, at first those that are there now.
 pub async fn poll(field: Field, index: usize) {
@@ -30,6 +30,7 @@ pub async fn poll(field: Field, index: usize) {
                     field.leads(said.term, leader);
                 }
                 field.history().push(|t_ns| record(t_ns, proc, seat, &said));
+                field.polled(said.answered_by, said.applied_index, &said.state_hash);
             }
         }
     }
