@@ -11,53 +11,40 @@ pub mod polls;
 pub mod tokens;
 pub mod witnessed;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::time::Duration;
 
-use hodei_proto::v1::QueueJobRequest;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use crate::{
-    Client, Cluster, check,
+    Cluster, check,
     client::shell,
-    history::{Get, History, Kind, Listed, Members, Note, Reply, Request, Run, Submit, Submitted},
+    history::{History, Kind, Members, Note, Run},
+    run::field::{Field, Seat},
     wait,
 };
 
-/// How long one submission may take before its outcome counts as unknown.
-const DEADLINE: Duration = Duration::from_secs(3);
 /// Between two submissions of a client: a node that is down refuses at once, and nobody shall spin on it.
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// Clients that submit jobs one after the other, and the history of what they were told.
 #[derive(Debug)]
 pub struct Submitters {
-    /// What was asked and answered.
-    pub history: Arc<History>,
-    stop: Arc<AtomicBool>,
+    field: Field,
     tasks: Vec<JoinHandle<()>>,
 }
 
 impl Submitters {
     /// `count` clients, spread over the nodes.
     #[must_use]
-    pub fn start(cluster: &Cluster, count: u32) -> Self {
-        let history = Arc::new(History::default());
+    pub fn start(cluster: &Cluster, count: usize) -> Self {
+        let field = Field::new(0, cluster.admin(), cluster.dir().to_path_buf());
         let requires = ["set", "order"].map(str::to_owned).to_vec();
-        history.note(0, "", Note::Run(Run { scenario: "submissions".to_owned(), requires, ..Run::default() }));
-        let stop = Arc::new(AtomicBool::new(false));
-        let tasks = (0..count).map(|i| {
-            let node = i as usize % cluster.nodes.len();
-            tokio::spawn(submit(i, node as u64, cluster.client(node), history.clone(), stop.clone()))
-        });
-        let tasks = tasks.collect();
-        Self { history, stop, tasks }
+        let run = Run { scenario: "submissions".to_owned(), requires, ..Run::default() };
+        field.history().note(0, "", Note::Run(run));
+        let seats = (0..cluster.nodes.len()).map(|node| seat(cluster, node)).cycle();
+        let tasks = seats.take(count).map(|seat| tokio::spawn(submit(field.clone(), seat))).collect();
+        Self { field, tasks }
     }
 
     /// Waits until `more` further submissions are acknowledged.
@@ -72,57 +59,56 @@ impl Submitters {
     /// How many submissions are acknowledged so far.
     #[must_use]
     pub fn acknowledged(&self) -> usize {
-        self.history.keys("submit", Kind::Ok).len()
+        self.history().keys("submit", Kind::Ok).len()
+    }
+
+    /// What was asked and answered.
+    #[must_use]
+    pub fn history(&self) -> &History {
+        self.field.history()
     }
 
     /// Ends the clients after the answers that are still out.
     ///
     /// # Panics
     /// If a client panicked.
-    pub async fn stop(self) -> Arc<History> {
-        self.stop.store(true, Ordering::Relaxed);
+    pub async fn stop(self) -> Field {
+        self.field.quieten();
         for task in self.tasks {
             task.await.expect("a client does not panic");
         }
-        self.history
+        self.field
     }
 }
 
-async fn submit(proc: u32, node: u64, client: Client, history: Arc<History>, stop: Arc<AtomicBool>) {
-    while !stop.load(Ordering::Relaxed) {
+/// A node by its number, where nobody cares for its id.
+fn seat(cluster: &Cluster, node: usize) -> Seat {
+    Seat { id: node as u64, address: cluster.nodes[node].address, starts: 0 }
+}
+
+async fn submit(field: Field, seat: Seat) {
+    let (proc, _) = field.process();
+    while !field.is_quiet() {
         let id = Uuid::now_v7().to_string();
-        let asked = Submit { payload: "true".to_owned(), ..Submit::default() };
-        let open = history.invoke(proc, node, &id, Request::Submit(asked));
-        let message = QueueJobRequest { id, spec: Some(shell("true", &[])), idempotency_key: String::new() };
-        let mut request = tonic::Request::new(message);
-        request.set_timeout(DEADLINE);
-        let answer = client.jobs().queue_job(request).await.map(tonic::Response::into_inner);
-        open.answer(&answer, |done| {
-            (Reply::Submit(Submitted { job: done.id.clone(), existing: done.existing }), done.position)
-        });
+        let _ = jobs::queue(&field, proc, seat, &id, None, shell("true", &[]), ("true", None)).await;
         tokio::time::sleep(PAUSE).await;
     }
 }
-
-/// The process that looks at what is there in the end.
-const AUDITOR: u32 = u32::MAX;
 
 /// Has every running node list its jobs, and checks the history: each acknowledged job is there, once, and no refused one.
 ///
 /// # Panics
 /// If not; the history is then in the cluster's directory.
-pub async fn check_submissions(cluster: &Cluster, history: &History) {
+pub async fn check_submissions(cluster: &Cluster, field: &Field) {
+    let (auditor, _) = field.process();
     let nodes: Vec<_> = cluster.running().into_iter().map(|node| node as u64).collect();
-    history.note(AUDITOR, "", Note::Cluster(Members { nodes }));
+    field.history().note(auditor, "", Note::Cluster(Members { nodes }));
     for node in cluster.running() {
-        let open = history.invoke(AUDITOR, node as u64, "", Request::List(Get::default()));
-        open.answer(&jobs::pages(&cluster.client(node)).await, |(jobs, position)| {
-            (Reply::List(Listed { jobs: jobs.iter().map(|job| job.id.clone()).collect() }), *position)
-        });
+        let _ = jobs::list(field, auditor, seat(cluster, node)).await;
     }
-    if let Err(reports) = check::require_valid(history.evidence()) {
+    if let Err(reports) = check::require_valid(field.history().evidence()) {
         let file = cluster.dir().join("history.jsonl");
-        history.write(&file).expect("the cluster's directory is writable");
+        field.history().write(&file).expect("the cluster's directory is writable");
         panic!("{reports}\n{}", file.display());
     }
 }

@@ -64,8 +64,8 @@ async fn a_power_cut_of_all_nodes_at_once_loses_nothing_that_was_acknowledged() 
         }
         cluster.wait_healthy(3).await;
     }
-    let history = submitters.stop().await;
-    check_submissions(&cluster, &history).await;
+    let field = submitters.stop().await;
+    check_submissions(&cluster, &field).await;
 }
 
 /// All files below `dir`.
@@ -115,6 +115,6 @@ async fn a_damaged_log_is_repaired_or_refused_and_the_others_go_on() {
         cluster.nodes[victim].kill();
     }
     submitters.wait_for(100).await;
-    let history = submitters.stop().await;
-    check_submissions(&cluster, &history).await;
+    let field = submitters.stop().await;
+    check_submissions(&cluster, &field).await;
 }
