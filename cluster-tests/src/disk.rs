@@ -1,21 +1,35 @@
 //! Disks whose power can be cut: an ext4 file system in a file, mounted through a loop device.
 //!
 //! [`Disk::cut_power`] has the file system shut down at once without flushing its journal, so that what was not made
-//! durable by fsync is gone, as after a power failure.
+//! durable by fsync is gone, as after a power failure. [`Disk::slow_down`] and [`freeze`] have writes take their time.
 
 use std::{
     env,
     fs::{self, File},
     io::{self, Seek as _, SeekFrom, Write as _},
+    os::fd::AsRawFd as _,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::Command,
+    sync::atomic::{AtomicU32, Ordering},
 };
 
-use nix::fcntl::{FallocateFlags, fallocate};
+use nix::{
+    fcntl::{FallocateFlags, fallocate},
+    unistd::Pid,
+};
 
 nix::ioctl_read! {
     /// `EXT4_IOC_SHUTDOWN`, 0x8004587d.
     ext4_shutdown, b'X', 125, u32
+}
+nix::ioctl_readwrite! {
+    /// `FIFREEZE`, 0xc0045877.
+    freeze_file_system, b'X', 119, i32
+}
+nix::ioctl_readwrite! {
+    /// `FITHAW`, 0xc0045878.
+    thaw_file_system, b'X', 120, i32
 }
 /// Neither the log nor data are flushed.
 const WITHOUT_FLUSHING: u32 = 2;
@@ -110,7 +124,6 @@ impl Disk {
     /// If the file system refuses.
     #[allow(unsafe_code)]
     pub fn cut_power(&self) {
-        use std::os::fd::AsRawFd as _;
         let root = File::open(&self.at).expect("the mount point can be opened");
         let mut how = WITHOUT_FLUSHING;
         // SAFETY: the descriptor is open, and the kernel reads one u32 from the pointer, which outlives the call.
@@ -143,8 +156,91 @@ impl Disk {
         fs::write(trigger, "a test's wish").expect("ext4 takes an error");
     }
 
+    /// Lets a process make no more than so many writes a second reach the disk, until what this gives is dropped.
+    ///
+    /// # Panics
+    /// If control groups refuse.
+    #[must_use]
+    pub fn slow_down(&self, process: Pid, writes_per_second: u32) -> Slow {
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let device = fs::metadata(&self.at).expect("it is mounted").dev();
+        let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+        let name = format!("hodei-test-{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+        let slow = Slow { group: Path::new(THROTTLED).join(name) };
+        let put = |file: &str, text: String| {
+            let file = slow.group.join(file);
+            fs::write(&file, text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        };
+        fs::create_dir(&slow.group).unwrap_or_else(|e| panic!("{}: {e}", slow.group.display()));
+        put("blkio.throttle.write_iops_device", format!("{major}:{minor} {writes_per_second}"));
+        put("cgroup.procs", process.to_string());
+        slow
+    }
+
     fn mount(&self) {
         run(Command::new("mount").args(["-o", "loop,errors=remount-ro"]).arg(&self.image).arg(&self.at));
+    }
+}
+
+/// Control groups whose writes can be throttled, where the kernel has them.
+const THROTTLED: &str = "/sys/fs/cgroup/blkio";
+
+/// Whether [`Disk::slow_down`] is there.
+#[must_use]
+pub fn can_slow_down() -> bool {
+    Path::new(THROTTLED).join("blkio.throttle.write_iops_device").exists()
+}
+
+/// Has everything wait that would write to the file system at this mount point, in system calls that no signal interrupts,
+/// until what this gives is dropped.
+///
+/// # Panics
+/// If the file system refuses.
+#[must_use]
+#[allow(unsafe_code)]
+pub fn freeze(at: &Path) -> Frozen {
+    let root = File::open(at).expect("the mount point can be opened");
+    let mut unused = 0;
+    // SAFETY: the descriptor is open, and the kernel does not look at what the pointer points to.
+    let frozen = unsafe { freeze_file_system(root.as_raw_fd(), &raw mut unused) };
+    frozen.expect("ext4 can be frozen");
+    Frozen { root }
+}
+
+/// A disk to which nothing can be written. Dropping it ends that.
+#[derive(Debug)]
+pub struct Frozen {
+    root: File,
+}
+
+impl Drop for Frozen {
+    #[allow(unsafe_code)]
+    fn drop(&mut self) {
+        let mut unused = 0;
+        // SAFETY: the descriptor is open, and the kernel does not look at what the pointer points to.
+        let thawed = unsafe { thaw_file_system(self.root.as_raw_fd(), &raw mut unused) };
+        if let Err(error) = thawed {
+            eprintln!("a file system stays frozen: {error}");
+        }
+    }
+}
+
+/// A process whose writes are throttled. Dropping it ends that.
+#[derive(Debug)]
+pub struct Slow {
+    group: PathBuf,
+}
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        let outside = Path::new(THROTTLED).join("cgroup.procs");
+        for pid in fs::read_to_string(self.group.join("cgroup.procs")).unwrap_or_default().lines() {
+            // One that has just ended needs no more help.
+            let _ = fs::write(&outside, pid);
+        }
+        if let Err(error) = fs::remove_dir(&self.group) {
+            eprintln!("{}: {error}", self.group.display());
+        }
     }
 }
 
@@ -184,4 +280,70 @@ pub fn fill(path: &Path) -> io::Result<()> {
 fn run(command: &mut Command) {
     let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::mpsc,
+        thread,
+        time::{Duration, Instant},
+    };
+
+    use super::*;
+
+    fn write(disk: &Path) {
+        let mut file = File::create(disk.join("file")).expect("a file can be made");
+        file.write_all(b"x").expect("it can be written");
+        file.sync_all().expect("it can be made durable");
+    }
+
+    #[test]
+    fn a_frozen_disk_takes_nothing_until_it_is_thawed() {
+        if !permitted() {
+            return;
+        }
+        let dir = tempfile::tempdir().expect("a directory can be made");
+        let disk = Disk::new(dir.path(), "disk", 16);
+        let path = disk.path().to_owned();
+        let (tell, told) = mpsc::channel();
+        let frozen = freeze(&path);
+        let writer = thread::spawn(move || {
+            write(&path);
+            let _ = tell.send(());
+        });
+        assert!(told.recv_timeout(Duration::from_millis(300)).is_err());
+        // As when a test panics.
+        let dropped = thread::spawn(move || {
+            let _frozen = frozen;
+            std::panic::resume_unwind(Box::new("a test panics"));
+        });
+        assert!(dropped.join().is_err());
+        assert!(told.recv_timeout(Duration::from_secs(30)).is_ok());
+        assert!(writer.join().is_ok());
+    }
+
+    #[test]
+    fn a_slow_disk_takes_so_many_writes_a_second() {
+        if !permitted() {
+            return;
+        }
+        if !can_slow_down() {
+            eprintln!("skipped: {THROTTLED} has nothing to throttle writes with");
+            return;
+        }
+        let dir = tempfile::tempdir().expect("a directory can be made");
+        let disk = Disk::new(dir.path(), "disk", 16);
+        let script = r#"while [ ! -e "$1" ]; do sleep 0.01; done; for i in 1 2 3 4 5; do dd if=/dev/zero of="$0" bs=512 count=1 oflag=sync 2>&1; done"#;
+        let [file, go] = [disk.path().join("file"), dir.path().join("go")];
+        let mut writer = Command::new("sh").args(["-c", script]).args([&file, &go]).spawn().expect("sh runs");
+        let slow = disk.slow_down(Pid::from_raw(writer.id().cast_signed()), 5);
+        let begun = Instant::now();
+        fs::write(&go, "").expect("a file can be made");
+        assert!(writer.wait().is_ok_and(|status| status.success()));
+        assert!(begun.elapsed() > Duration::from_millis(400), "{:?}", begun.elapsed());
+        let group = slow.group.clone();
+        drop(slow);
+        assert!(!group.exists());
+    }
 }

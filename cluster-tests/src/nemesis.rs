@@ -17,7 +17,12 @@ use std::{path::PathBuf, thread::JoinHandle};
 
 use rand::{Rng as _, rngs::SmallRng, seq::IndexedRandom as _};
 
-use crate::{failpoints::Failpoints, history::Fault, history::Phase, run::world::World};
+use crate::{
+    disk::{Frozen, Slow},
+    failpoints::Failpoints,
+    history::{Fault, Phase},
+    run::world::World,
+};
 
 /// A kind of fault.
 pub struct Kind {
@@ -81,7 +86,7 @@ pub fn kinds() -> impl Iterator<Item = &'static Kind> {
 enum Undo {
     /// What was laid on links.
     Lift(u64),
-    /// Ends a thread that changes links, which lifts what it laid.
+    /// Ends a thread that changes things again and again, which takes back what it did.
     Flap(std::sync::mpsc::Sender<()>, Option<JoinHandle<()>>),
     /// Plugs a host in again.
     Carrier(usize),
@@ -91,6 +96,10 @@ enum Undo {
     Thaw(usize),
     /// Gives a node's disk its power back.
     Power(usize),
+    /// Lets a node's disk take writes as fast as it can.
+    Quicken(Slow),
+    /// Lets a node's disk take writes again.
+    ThawDisk(Frozen),
     /// Removes what fills a disk.
     Empty(PathBuf),
     /// Kills a node and mounts its disk anew, with room below it.
@@ -176,6 +185,8 @@ pub fn heal(world: &mut World, mut active: Active) {
             Undo::Release(node) => world.release(node),
             Undo::Thaw(node) => world.cluster.nodes[node].thaw(),
             Undo::Power(node) => world.disks[node].restore_power(),
+            Undo::Quicken(slow) => drop(slow),
+            Undo::ThawDisk(frozen) => drop(frozen),
             Undo::Empty(file) => drop(std::fs::remove_file(file)),
             Undo::Replenish(node) => {
                 world.cluster.nodes[node].kill();

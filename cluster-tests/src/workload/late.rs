@@ -200,8 +200,8 @@ impl Hand {
     /// Reports attempts that are not its own any more: that is, again and again, each time at another node.
     async fn repeat(&mut self, field: &Field, late: &[AttemptRef]) {
         let by = Instant::now() + TOLD;
-        for _ in 0..TIMES {
-            if field.is_quiet() {
+        for time in 0..TIMES {
+            if time > 0 && field.is_quiet() {
                 return;
             }
             sleep(Duration::from_millis(self.rng.random_range(0..600))).await;
