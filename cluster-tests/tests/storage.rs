@@ -8,6 +8,7 @@ use std::{
 
 use cluster_tests::{
     Cluster,
+    client::STDOUT,
     disk::{self, Disk},
     wait,
     workload::{Submitters, check_submissions},
@@ -66,6 +67,36 @@ async fn a_power_cut_of_all_nodes_at_once_loses_nothing_that_was_acknowledged() 
     }
     let field = submitters.stop().await;
     check_submissions(&cluster, &field).await;
+}
+
+#[tokio::test]
+async fn the_last_lines_of_a_log_that_find_no_room_come_when_there_is_some() {
+    if !disk::permitted() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Disk::new(dir.path(), "disk", 256);
+    let places = [dir.path().join("first"), disk.path().join("data"), dir.path().join("third")];
+    let mut cluster = Cluster::start_on(places.to_vec()).await;
+    let agent = cluster.agent(&[1], &[]).await;
+    let (gate, filler) = (dir.path().join("gate"), disk.path().join("filler"));
+    let script = format!("echo 0; while [ ! -e {} ]; do sleep 0.02; done; seq -f %0200.f 50", gate.display());
+    let job = cluster.submit(&[], &["bash", "-c", &script]).await;
+    // What comes after this is one batch, and does not fit into the file's first block.
+    let began = || async { cluster.cli().run(&["job", "logs", &job]).await.text() == "0" };
+    wait::until_true("the first line is there", SOON, began).await;
+    disk::fill(&filler).unwrap();
+    fs::write(&gate, "").unwrap();
+    cluster.wait_state(&job, "Succeeded").await;
+    fs::remove_file(&filler).unwrap();
+    let log = tokio::time::timeout(SOON, cluster.client(2).follow(&job)).await;
+    let log = log.expect("the log comes to its end").unwrap();
+    let lines: String = (1..=50).map(|line| format!("{line:0200}\n")).collect();
+    let lines = format!("0\n{lines}");
+    assert!(log.bytes(STDOUT) == lines.as_bytes(), "{} of {} bytes", log.bytes(STDOUT).len(), lines.len());
+    let attempts = cluster.agents[agent].data.join("attempts");
+    let forgotten = || async { fs::read_dir(&attempts).unwrap().next().is_none() };
+    wait::until_true("the agent is told that the log is safe", SOON, forgotten).await;
 }
 
 /// All files below `dir`.

@@ -264,7 +264,11 @@ fn minority(scene: &Scene<'_>, judge: &mut Judge<'_>) {
         let asked = |op: &Op<'_>| {
             let there = op.node.is_some_and(|node| stretch.fault.minority.contains(&node));
             let has_deadline = !matches!(op.request, Request::Result(_));
-            there && has_deadline && stretch.from_ns < op.from_ns && op.from_ns.saturating_add(within + SLACK) < to_ns
+            there
+                && has_deadline
+                && !is_starting(scene, op)
+                && stretch.from_ns < op.from_ns
+                && op.from_ns.saturating_add(within + SLACK) < to_ns
         };
         for op in scene.evidence.ops().filter(asked) {
             any = true;
@@ -287,6 +291,13 @@ fn minority(scene: &Scene<'_>, judge: &mut Judge<'_>) {
             judge.unknown(format!("L7: {}: nobody asked a node without a majority", judge.line(stretch.at)));
         }
     }
+}
+
+/// Whether the node that was asked had not said anything yet since it was started: nobody listens there.
+fn is_starting(scene: &Scene<'_>, op: &Op<'_>) -> bool {
+    let of_node = || scene.polls.iter().filter(|polled| Some(polled.node) == op.node);
+    let next = of_node().find(|polled| polled.t_ns >= op.from_ns);
+    next.is_some_and(|next| !of_node().any(|other| other.t_ns < op.from_ns && other.poll.start == next.poll.start))
 }
 
 /// An error of the product's own, which are in lower case; what transports say by themselves is not clear. An answer that

@@ -212,7 +212,10 @@ impl Attempt {
     }
 
     fn wanted_at(&self) -> Option<Instant> {
-        (self.next <= self.known_last).then(|| self.log_activity + REPEAT_WANTED)
+        // What was handed to a file that then failed is not in it, and nothing more may come that would show it.
+        let lost = |file: &Arc<LogFile>| file.progress().failed && file.progress().durable < self.known_last;
+        let lacks = self.next <= self.known_last || self.file.as_ref().is_some_and(lost);
+        lacks.then(|| self.log_activity + REPEAT_WANTED)
     }
 
     /// When something is to be done about it, should nothing happen before.

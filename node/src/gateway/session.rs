@@ -345,7 +345,8 @@ impl Session {
                 attempt.next = file.progress().tally.next();
                 attempt.file = Some(file);
             }
-            Ok(None) => attempt.next = 1,
+            Ok(None) => (attempt.file, attempt.next) = (None, 1),
+            // One that has failed stays, so that this is tried again.
             Err(error) => {
                 tracing::error!(job = %key.job, attempt = key.attempt, %error, "cannot open a log segment");
             }

@@ -29,8 +29,10 @@ pub struct Progress {
     pub len: u64,
     /// What they add up to.
     pub tally: Tally,
-    /// Every entry up to here is synced.
+    /// Every entry up to here is synced …
     pub durable: u64,
+    /// … which is so many bytes.
+    pub durable_len: u64,
     /// A write or a sync failed: nothing more will come to this file while it is open.
     pub failed: bool,
 }
@@ -136,17 +138,30 @@ impl LogFile {
 
     /// Makes durable what is written; blocking; the sync thread only.
     pub(super) fn sync(&self) {
-        let written = self.progress().tally.last_sequence;
+        let Progress { len, tally, failed, .. } = self.progress();
         hodei_state::failpoint!("segment::before-fsync");
         let synced = self.file.sync_data().and_then(|()| self.sync_name());
         hodei_state::failpoint!("segment::after-fsync");
-        self.update(|progress| match &synced {
-            // After a failed sync the kernel may have dropped the pages: what is in the file is no longer known.
-            Err(_) => progress.failed = true,
-            Ok(()) => progress.durable = progress.durable.max(written),
-        });
-        if let Err(error) = synced {
-            tracing::error!(path = %self.path.display(), %error, "cannot sync a log segment");
+        match synced {
+            Ok(()) => self.update(|progress| {
+                (progress.durable, progress.durable_len) = (tally.last_sequence.max(progress.durable), len);
+            }),
+            Err(error) => {
+                tracing::error!(path = %self.path.display(), %error, "cannot sync a log segment");
+                if !failed {
+                    self.give_up();
+                }
+            }
+        }
+    }
+
+    /// After a failed sync the kernel takes the pages for clean, whether they are on the disk or not: who opens the file again
+    /// would find them there and take them for durable. They are cut off, and wanted again from the agent. Blocking.
+    pub(crate) fn give_up(&self) {
+        self.update(|progress| progress.failed = true);
+        let durable = self.progress().durable_len;
+        if let Err(error) = self.file.set_len(durable) {
+            tracing::error!(path = %self.path.display(), %error, "cannot cut a log segment to what is durable");
         }
     }
 
@@ -274,7 +289,7 @@ fn recover(file: &File, key: LogKey, path: &Path) -> io::Result<Progress> {
         tracing::warn!(path = %path.display(), at = progress.len, of = size, "cut off the torn tail of a log segment");
         file.set_len(progress.len)?;
     }
-    progress.durable = progress.tally.last_sequence;
+    (progress.durable, progress.durable_len) = (progress.tally.last_sequence, progress.len);
     Ok(progress)
 }
 

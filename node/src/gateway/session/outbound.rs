@@ -110,7 +110,6 @@ impl Session {
         }
         let Some(mut attempt) = self.attempts.remove(&id) else { return Ok(()) };
         if attempt.file.as_ref().is_none_or(|file| file.progress().failed) {
-            attempt.file = None;
             self.open_log(&mut attempt, Open::Existing).await;
         }
         attempt.log_activity = now;

@@ -44,6 +44,25 @@ fn what_is_written_is_read_and_survives() {
 }
 
 #[test]
+fn what_could_not_be_synced_is_not_there_any_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    let file = open(&path);
+    append(&file, lines(1, &["a\n"]));
+    file.sync();
+    append(&file, lines(2, &["b\n"]));
+    file.give_up();
+    assert!(file.progress().failed && !append(&file, lines(3, &["c\n"])), "nothing more comes to it");
+    assert_eq!(all(&open(&path)), [lines(1, &["a\n"])]);
+
+    let empty = dir.path().join("empty");
+    let file = open(&empty);
+    append(&file, lines(1, &["a\n"]));
+    file.give_up();
+    assert_eq!(all(&open(&empty)), []);
+}
+
+#[test]
 fn a_sequence_is_found_without_reading_what_is_before() {
     let dir = tempfile::tempdir().unwrap();
     let file = open(&dir.path().join("log"));
