@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::future::join_all;
 use hodei_proto::v1::StatusRequest;
 use tempfile::TempDir;
 
@@ -352,17 +353,20 @@ impl World {
     /// # Panics
     /// If a node does not come back.
     pub async fn whole(&mut self) {
-        for index in 0..self.nodes.len() {
-            let by = Instant::now() + KNOWN;
-            self.ids[index] = loop {
-                // One that was told to die may only now be gone.
-                self.supervise();
-                if let Some(id) = self.answers(index).await {
-                    break id;
-                }
-                assert!(Instant::now() < by, "node {} does not answer within {KNOWN:?}", self.ids[index]);
-                tokio::time::sleep(LOOK_EVERY).await;
-            };
+        let by = Instant::now() + KNOWN;
+        loop {
+            // One that was told to die may only now be gone.
+            self.supervise();
+            // All at once, since each may take a while on a busy machine.
+            let said = join_all((0..self.nodes.len()).map(|index| self.answers(index))).await;
+            if let Some(ids) = said.iter().copied().collect() {
+                self.ids = ids;
+                break;
+            }
+            let silent: Vec<_> =
+                self.ids.iter().zip(&said).filter(|(_, said)| said.is_none()).map(|(id, _)| id).collect();
+            assert!(Instant::now() < by, "nodes {silent:?} do not answer within {KNOWN:?}");
+            tokio::time::sleep(LOOK_EVERY).await;
         }
         for index in 0..self.nodes.len() {
             self.verbs[index] = ["run", "--peer", &self.others(index)].map(str::to_owned).to_vec();

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Between two agents.
-const PAUSE: Duration = Duration::from_millis(2_000);
+const PAUSE: Duration = Duration::from_millis(3_000);
 /// How often somebody asks again who got no answer.
 const REPEATS: u32 = 3;
 /// How many of the removed ones try again in the end, on each node.

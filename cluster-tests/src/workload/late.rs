@@ -45,6 +45,9 @@ const PAUSE: Duration = Duration::from_millis(500);
 const BEAT: Duration = Duration::from_millis(400);
 /// A node that answers no heartbeat for so long is left.
 const SILENCE: Duration = Duration::from_millis(2_500);
+/// How often a job is cancelled that nobody will run, and the first pause between; the next one is twice as long.
+const CANCELS: u32 = 4;
+const CANCEL_AGAIN: Duration = Duration::from_secs(2);
 /// How often the late one tries.
 const TIMES: u32 = 2;
 /// The exit codes that the second agent reports, and the first one too late.
@@ -99,12 +102,14 @@ async fn round(field: &Field, proc: u32, rng: &mut SmallRng, name: &str, [first,
     if !late.is_empty() && line.is_some() {
         tokio::join!(first.repeat(field, &late), second.finish(field, line));
     }
+    let mut left = Vec::new();
     for id in ids {
         let view = jobs::get(field, proc, field.any(rng), &id, false).await;
         if !view.is_ok_and(|view| view.state.is_some_and(crate::history::JobState::is_terminal)) {
-            give_up(field, proc, rng, &id).await;
+            left.push(id);
         }
     }
+    give_up(field, proc, rng, left).await;
 }
 
 fn is_newer(new: &AttemptRef, old: &AttemptRef) -> bool {
@@ -118,14 +123,19 @@ async fn submit(field: &Field, proc: u32, seat: Seat, id: &str, name: &str) -> R
     jobs::queue_as(field, proc, seat, id, spec, Submit { payload: name.to_owned(), needs, ..Submit::default() }).await
 }
 
-/// Nobody will run it any more.
-async fn give_up(field: &Field, proc: u32, rng: &mut SmallRng, id: &str) {
-    let by = Instant::now() + TOLD;
-    while Instant::now() < by {
-        match jobs::cancel(field, proc, field.any(rng), id).await {
-            Err(status) if status.code() != Code::NotFound => Field::pause(rng, PAUSE).await,
-            _ => return,
+/// Nobody will run these any more. Of unknown outcomes a job may not have many, or nobody can judge it.
+async fn give_up(field: &Field, proc: u32, rng: &mut SmallRng, mut left: Vec<String>) {
+    for time in 0..CANCELS {
+        for id in std::mem::take(&mut left) {
+            match jobs::cancel(field, proc, field.any(rng), &id).await {
+                Err(status) if status.code() != Code::NotFound => left.push(id),
+                _ => {}
+            }
         }
+        if left.is_empty() {
+            return;
+        }
+        sleep(CANCEL_AGAIN * 2_u32.pow(time)).await;
     }
 }
 
