@@ -78,7 +78,8 @@ enum Undo {
     Disk(NodeId, u64),
     Start(Vec<NodeId>),
     Clock(NodeId),
-    Nothing,
+    /// One that has not written since does not die of it any more.
+    Writing(NodeId),
 }
 
 /// See the module.
@@ -119,12 +120,7 @@ impl Faults {
         for (_, undo) in over {
             self.undo(undo, sim, world);
         }
-        let dead = world.borrow().dead.clone();
-        for node in dead {
-            if let Some((_, start)) = self.crash(&[node], sim, world) {
-                self.active.push((step + 1 + self.random.below(self.pace), start));
-            }
-        }
+        self.bury(step, sim, world);
         if step >= self.next {
             self.next = step + 1 + self.random.below(self.pace * 2);
             if self.active.len() < 3 {
@@ -137,10 +133,21 @@ impl Faults {
 
     /// Takes back everything.
     pub fn heal(&mut self, sim: &mut Sim<'_>, world: &Rc<RefCell<World>>) {
+        self.bury(0, sim, world);
         for (_, undo) in std::mem::take(&mut self.active) {
             self.undo(undo, sim, world);
         }
         self.next = u64::MAX;
+    }
+
+    /// Those whose power has failed within a write crash, and come back.
+    fn bury(&mut self, step: u64, sim: &mut Sim<'_>, world: &Rc<RefCell<World>>) {
+        let dead = world.borrow().dead.clone();
+        for node in dead {
+            if let Some((_, start)) = self.crash(&[node], sim, world) {
+                self.active.push((step + 1 + self.random.below(self.pace), start));
+            }
+        }
     }
 
     fn begin(&mut self, kind: Kind, until: u64, sim: &mut Sim<'_>, world: &Rc<RefCell<World>>) {
@@ -189,7 +196,7 @@ impl Faults {
             Kind::CrashWriting => {
                 let fs = world.borrow().hosts[&one].fs.clone();
                 fs.die_at(fs.steps() + self.random.below(12));
-                return Some((format!("{one}"), Undo::Nothing));
+                return Some((format!("{one}"), Undo::Writing(one)));
             }
             Kind::CrashLeader => return self.crash(&[leader?], sim, world),
             Kind::VanishLeader => {
@@ -284,7 +291,12 @@ impl Faults {
                 world.borrow_mut().host(*node).running = true;
                 sim.bounce(name(*node));
             }),
-            Undo::Nothing => {}
+            Undo::Writing(node) => {
+                let fs = &world.borrow().hosts[&node].fs;
+                if !fs.is_dead() {
+                    fs.die_at(u64::MAX);
+                }
+            }
             Undo::Clock(node) => world.borrow_mut().host(node).clock.jump(0),
         }
     }
