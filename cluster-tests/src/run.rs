@@ -31,7 +31,7 @@ use self::{
 };
 use crate::{
     check::{self, Reports},
-    history::{Evidence, Note, Run},
+    history::{Body, Evidence, Note, Record, Run, now_ns},
     nemesis::{self, Active},
     schedule::{Plan, Step},
     workload::{events, identities, jobs, late, polls, tokens, witnessed},
@@ -166,11 +166,14 @@ async fn drive(world: &mut World, steps: &[Step]) {
             if now < at {
                 return true;
             }
+            // It may take a while, in which nobody else is heard either.
+            let begun_ns = now_ns();
             let Some(fault) = begin(world, step, active.is_empty()) else {
                 return now < at.max(busy_until) + PATIENCE;
             };
             let key = number.to_string();
-            world.field.history().note(DRIVER, &key, Note::Fault(fault.begun()));
+            let note = Body::Note(Note::Fault(fault.begun()));
+            world.field.history().extend([Record::new(begun_ns, DRIVER, &key, note)]);
             active.push((now + Duration::from_millis(step.for_ms), key, fault));
             false
         });
