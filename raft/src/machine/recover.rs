@@ -94,21 +94,22 @@ where
     Ok(entries.first().is_some_and(|entry| entry.log_id == applied))
 }
 
-/// State or snapshot must reach to where the log begins; a snapshot that is needed must be whole, to its last byte.
+/// State or snapshot must reach to where the log begins. A snapshot that is damaged anywhere, or that the log does not
+/// reach back to, is not kept: a new one takes its place, made of the state.
 async fn check_rebuildable<L>(log: &mut L, applied: Option<LogId>, snapshots: &Snapshots) -> Result<(), StartError>
 where
     L: RaftLogStorage<TypeConfig>,
 {
     let purged = log.get_log_state().await.map_err(StartError::io("reading the log"))?.last_purged_log_id;
-    if let Some((meta, file)) = snapshots.current()
-        && meta.last_log_id > applied
-    {
-        match blocking(move || file.load().map(drop)).await.flatten() {
-            Ok(()) => return Ok(()),
-            Err(error) => {
-                tracing::warn!(%error, "the snapshot is damaged and is not used");
-                snapshots.discard();
-            }
+    if let Some((meta, file)) = snapshots.current() {
+        let needed = meta.last_log_id > applied;
+        let checked = blocking(move || if needed { file.load().map(drop) } else { file.verify() }).await.flatten();
+        if let Err(error) = checked {
+            tracing::warn!(%error, "the snapshot is damaged and is not used");
+            snapshots.discard();
+        } else if meta.last_log_id < purged {
+            tracing::warn!(last = ?meta.last_log_id, "the snapshot is older than the log's beginning and is not used");
+            snapshots.discard();
         }
     }
     if purged > applied.max(snapshots.current_id()) {

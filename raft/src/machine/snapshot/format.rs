@@ -154,6 +154,17 @@ impl<R: Read> Reader<R> {
         Ok(state)
     }
 
+    /// Every block up to the end. Call it after [`Reader::digests`].
+    pub(crate) fn verify(mut self) -> io::Result<()> {
+        loop {
+            match self.block()?.0 {
+                ROWS => {}
+                END => return Ok(()),
+                _ => return Err(damaged("an unexpected block")),
+            }
+        }
+    }
+
     fn block(&mut self) -> io::Result<(u8, Vec<u8>)> {
         let mut head = [0; 9];
         self.input.read_exact(&mut head)?;

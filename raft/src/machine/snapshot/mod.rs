@@ -69,6 +69,13 @@ impl SnapshotFile {
         let state = reader.state(&header)?;
         Ok(Held { state, applied: meta.last_log_id, membership: Arc::new(meta.last_membership) })
     }
+
+    /// Reads the whole of it and checks each block, without making a state of it. Blocking.
+    pub(crate) fn verify(&self) -> io::Result<()> {
+        let (mut reader, header) = Reader::open(File::open(&self.path)?)?;
+        reader.digests(&header)?;
+        reader.verify()
+    }
 }
 
 /// The directory and the newest snapshot in it.
@@ -113,7 +120,7 @@ impl Snapshots {
         self.current.lock().as_ref().and_then(|(meta, _)| meta.last_log_id)
     }
 
-    /// Forgets a snapshot that turned out to be damaged.
+    /// Forgets a snapshot that turned out to be of no use. Its file goes when there is another one.
     pub(crate) fn discard(&self) {
         *self.current.lock() = None;
     }
