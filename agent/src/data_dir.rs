@@ -102,8 +102,11 @@ impl DataDir {
     /// Addresses remembered from an earlier process.
     #[must_use]
     pub fn peers(&self) -> Vec<String> {
-        let text = disk::read_if_there(&self.root.join("state")).ok().flatten().unwrap_or_default();
-        serde_json::from_slice::<Remembered>(&text).unwrap_or_default().peers
+        let remembered = disk::read_json::<Remembered>(&self.root.join("state")).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the nodes' addresses are forgotten; those that were given are asked");
+            None
+        });
+        remembered.unwrap_or_default().peers
     }
 
     /// Remembers addresses. Blocking.
@@ -144,8 +147,7 @@ fn check_place(root: &Path) -> Result<(), Exit> {
     let machine = fs::read_to_string("/etc/machine-id").unwrap_or_default().trim().to_owned();
     let here = Place { machine, inode: fs::metadata(root).map_err(failed)?.ino() };
     let file = root.join(PLACE);
-    let known = disk::read_if_there(&file).map_err(failed)?;
-    match known.and_then(|text| serde_json::from_slice::<Place>(&text).ok()) {
+    match disk::read_json::<Place>(&file).map_err(failed)? {
         Some(known) if known == here => Ok(()),
         Some(known) => {
             let from = if known.machine == here.machine { "elsewhere on this machine" } else { "another machine" };
@@ -219,7 +221,7 @@ mod tests {
         drop(DataDir::open(&copy).unwrap());
         drop(DataDir::open(&original).unwrap());
         let away = Place { machine: "another".to_owned(), inode: fs::metadata(&copy).unwrap().ino() };
-        fs::write(copy.join(PLACE), serde_json::to_vec(&away).unwrap()).unwrap();
+        disk::write_durably(&copy.join(PLACE), &serde_json::to_vec(&away).unwrap()).unwrap();
         assert!(DataDir::open(&copy).err().unwrap().message.contains("from another machine"));
         // Its name may change.
         fs::rename(&original, parent.path().join("renamed")).unwrap();

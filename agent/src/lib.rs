@@ -37,6 +37,8 @@ pub mod log;
 pub mod metrics;
 pub mod recover;
 pub mod roster;
+#[path = "../../node/src/seal.rs"]
+pub mod seal;
 pub mod session;
 pub mod shutdown;
 pub mod trust;

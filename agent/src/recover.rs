@@ -1,5 +1,8 @@
 //! What an earlier process of this agent left behind: jobs whose watchdogs live go on under this one, ends that their
 //! watchdogs left on disk become results, results and logs are kept for delivery, and of the rest nothing stays alive.
+//!
+//! Nothing that is damaged is believed. What can be told without it is: a result without the intent, an end without the
+//! result, a log as incomplete. Of what is left nobody is told anything, and its lease runs out.
 
 use std::{
     collections::BTreeSet,
@@ -62,16 +65,23 @@ pub struct Alive {
 
 /// Takes over from an earlier process. Blocking.
 pub fn recover(dir: &DataDir) -> io::Result<Found> {
-    let mut records = Vec::new();
+    let (mut records, mut damaged) = (Vec::new(), Vec::new());
     for entry in fs::read_dir(dir.attempts())? {
         let record = entry?.path();
         match Intent::read(&record) {
-            Some(intent) => records.push((record, intent)),
-            // Without an intent no process was made; what a removal left half done goes too.
-            None => remove(&record),
+            // What a removal left half done.
+            _ if is_hidden(&record) => remove(&record),
+            Ok(Some(intent)) => records.push((record, intent)),
+            // Without an intent no process was made.
+            Ok(None) => remove(&record),
+            Err(error) => damaged.push((record, error)),
         }
     }
-    let found = side_by_side(&records)?;
+    let mut found = side_by_side(&records)?;
+    for (record, error) in damaged {
+        tracing::error!(%error, "an attempt is not known any more");
+        found.add(without_intent(&record)?);
+    }
     let in_use: BTreeSet<OsString> = found.alive.iter().map(|alive| alive.attempt.key.dir_name().into()).collect();
     for entry in fs::read_dir(dir.work())? {
         let entry = entry?;
@@ -102,9 +112,43 @@ fn side_by_side(records: &[(PathBuf, Intent)]) -> io::Result<Found> {
     })
 }
 
+fn is_hidden(dir: &Path) -> bool {
+    dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
+}
+
+/// Its result says all that there is to tell. Where there is none, nothing is said, and the record is there for people
+/// until the next start.
+fn without_intent(record: &Path) -> io::Result<Found> {
+    let told = read_result(record)?.and_then(|result| Some((AttemptKey::from_wire(result.attempt.as_ref())?, result)));
+    if let Some((key, result)) = told
+        && is_of(record, key)
+    {
+        return delivers(record, key, result);
+    }
+    let aside = record.with_file_name(format!(".damaged-{}", record.file_name().unwrap_or_default().display()));
+    fs::rename(record, aside)?;
+    Ok(Found::default())
+}
+
+fn is_of(record: &Path, key: AttemptKey) -> bool {
+    record.file_name().is_some_and(|name| name.to_string_lossy() == key.dir_name())
+}
+
+/// `None` where there is none, or it is damaged.
+fn read_result(record: &Path) -> io::Result<Option<JobResult>> {
+    let path = record.join(RESULT);
+    let decode = |bytes: Vec<u8>| JobResult::decode(&*bytes).map_err(|error| disk::damaged(&path, &error.to_string()));
+    match disk::read_if_there(&path).and_then(|bytes| bytes.map(decode).transpose()) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            tracing::error!(%error, "a result is lost");
+            Ok(None)
+        }
+        result => result,
+    }
+}
+
 fn remove(dir: &Path) {
-    let hidden = dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
-    if !hidden {
+    if !is_hidden(dir) {
         return discard(dir);
     }
     if let Err(error) = fs::remove_dir_all(dir) {
@@ -114,12 +158,11 @@ fn remove(dir: &Path) {
 
 fn recover_attempt(record: &Path, intent: &Intent, patience: &Patience) -> io::Result<Found> {
     let key = intent.key();
-    if record.file_name().is_none_or(|name| name.to_string_lossy() != key.dir_name()) {
+    if !is_of(record, key) {
         remove(record);
         return Ok(Found::default());
     }
-    let result = disk::read_if_there(&record.join(RESULT))?.and_then(|bytes| JobResult::decode(bytes.as_slice()).ok());
-    if let Some(result) = result {
+    if let Some(result) = read_result(record)? {
         intent.remove_cgroups();
         return delivers(record, key, result);
     }
@@ -131,14 +174,14 @@ fn recover_attempt(record: &Path, intent: &Intent, patience: &Patience) -> io::R
             return leaves(record, key, false);
         }
     }
-    if let Some(testament) = Testament::read(record) {
-        match inherit(record, key, testament) {
-            Ok(result) => {
-                intent.remove_cgroups();
-                return delivers(record, key, result);
-            }
-            Err(error) => tracing::error!(attempt = %key, %error, "the end that its watchdog left cannot be read"),
+    let inherited = Testament::read(record).and_then(|left| left.map(|left| inherit(record, key, left)).transpose());
+    match inherited {
+        Ok(Some(result)) => {
+            intent.remove_cgroups();
+            return delivers(record, key, result);
         }
+        Ok(None) => {}
+        Err(error) => tracing::error!(attempt = %key, %error, "the end that its watchdog left cannot be read"),
     }
     let dead = intent.kill_orphans(record, patience);
     leaves(record, key, dead)
@@ -147,9 +190,15 @@ fn recover_attempt(record: &Path, intent: &Intent, patience: &Patience) -> io::R
 /// The result of an attempt that ended without an agent, durably.
 fn inherit(record: &Path, key: AttemptKey, testament: Testament) -> io::Result<JobResult> {
     crate::failpoint!("recover::before-inherit");
-    let log = match testament.progress {
-        Some(progress) => rest::complete(record, &progress, output::left(record)?)?.1,
-        None => {
+    let complete = |upto| output::left(record).and_then(|rest| rest::complete(record, &upto, rest));
+    let whole = testament.progress.map(complete);
+    let log = match whole.transpose() {
+        Ok(Some((_, end))) => end,
+        Err(error) if error.kind() != io::ErrorKind::InvalidData => return Err(error),
+        lacking => {
+            if let Err(error) = lacking {
+                tracing::error!(attempt = %key, %error, "its log is not complete");
+            }
             let (index, last) = spool::recover(record, u64::MAX)?;
             rest::incomplete(&index, last)?
         }

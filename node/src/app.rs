@@ -325,20 +325,22 @@ async fn open_replica(
     if identity.log_begun && !dir.join("wal").is_dir() {
         return Err(NotOpened::Lost(format!("HODEI-STORAGE-010: {} is missing", dir.join("wal").display())));
     }
-    // A Hello of this start must not be taken for one of an earlier start: the number is kept before it is said.
-    identity.start_counter += 1;
-    dir.write_identity(identity)?;
     let book = dir.read_toml::<Book>("peers.toml")?.unwrap_or_default();
     let peers = Arc::new(Peers::new(identity.node_id, watch::channel(tls).1, book));
     let mut raft = hodei_raft::Config::new(identity.node_id, identity.cluster_id, dir.path().to_owned());
     raft.timing.heartbeat = Duration::from_millis(config.raft.heartbeat_ms);
     raft.timing.election_min = Duration::from_millis(config.raft.election_min_ms);
     raft.timing.election_max = Duration::from_millis(config.raft.election_max_ms);
-    match hodei_raft::start(raft, peers.clone()).await {
-        Ok(handle) => Ok((peers, handle)),
-        Err(error) if error.is_loss() => Err(NotOpened::Lost(error.to_string())),
-        Err(error) => Err(NotOpened::Failed(Failure::other(error.to_string()))),
-    }
+    let handle = match hodei_raft::start(raft, peers.clone()).await {
+        Ok(handle) => handle,
+        Err(error) if error.is_loss() => return Err(NotOpened::Lost(error.to_string())),
+        Err(error) => return Err(NotOpened::Failed(Failure::other(error.to_string()))),
+    };
+    // A Hello of this start must not be taken for one of an earlier start: the number is kept before it is said.
+    let known = handle.inspect(|state| state.member(identity.node_id).map_or(0, |member| member.start_counter));
+    identity.count_start(known);
+    dir.write_identity(identity)?;
+    Ok((peers, handle))
 }
 
 fn adopt(socket: std::net::TcpListener) -> Result<TcpListener, Failure> {

@@ -73,6 +73,14 @@ pub struct Identity {
     pub founder: Option<Founder>,
 }
 
+impl Identity {
+    /// Counts a start, where the cluster knows of `known` of them: more than this file does where an older copy of it was put
+    /// back. Two starts with one number would let the older address stand.
+    pub fn count_start(&mut self, known: u64) {
+        self.start_counter = self.start_counter.max(known) + 1;
+    }
+}
+
 /// What the first command of a cluster needs beside the node's own credentials.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

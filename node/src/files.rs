@@ -1,4 +1,5 @@
-//! Small files of one directory that must be whole and must not be forgotten, with errors that name the directory.
+//! Small files of one directory that must be whole and must not be forgotten, sealed ([`seal`]), with errors that name the
+//! directory.
 
 use std::{
     fs, io,
@@ -7,7 +8,7 @@ use std::{
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{cli::exit::Failure, durable};
+use crate::{cli::exit::Failure, durable, seal};
 
 /// The files below one directory.
 #[derive(Clone, Debug)]
@@ -42,27 +43,30 @@ impl Files {
         Failure::bad_input(format!("the {} {} is not writable: {error}", self.what, self.path.display()))
     }
 
-    /// Writes one file durably, making its directory.
+    /// Writes one file durably and sealed, making its directory.
     ///
     /// # Errors
     /// Bad input: not writable.
     pub fn write(&self, name: &str, bytes: &[u8], mode: u32) -> Result<(), Failure> {
         let path = self.join(name);
         let made = path.parent().map_or(Ok(Vec::new()), durable::make_directory);
-        made.and_then(|_| durable::write(&path, bytes, mode)).map_err(|error| self.not_writable(&error))
+        made.and_then(|_| durable::write(&path, &seal::seal(bytes), mode)).map_err(|error| self.not_writable(&error))
     }
 
     /// Reads one text file; `None` where it does not exist.
     ///
     /// # Errors
-    /// Where it cannot be read.
+    /// Where it cannot be read, or is not as it was written.
     pub fn read(&self, name: &str) -> Result<Option<String>, Failure> {
         let path = self.join(name);
-        match fs::read_to_string(&path) {
-            Ok(text) => Ok(Some(text)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(Failure::other(format!("cannot read {}: {error}", path.display()))),
-        }
+        let damaged = |why: &str| Failure::other(format!("{} is damaged: {why}", path.display()));
+        let sealed = match fs::read(&path) {
+            Ok(sealed) => sealed,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Failure::other(format!("cannot read {}: {error}", path.display()))),
+        };
+        let text = seal::unseal(&sealed).ok_or_else(|| damaged(seal::BROKEN))?;
+        String::from_utf8(text.to_vec()).map(Some).map_err(|_| damaged("it is not text"))
     }
 
     /// Reads one TOML file; `None` where it does not exist.

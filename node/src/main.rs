@@ -23,6 +23,7 @@ mod pki;
 mod prepare;
 mod recovery;
 mod replacement;
+mod seal;
 mod secrets;
 mod server;
 #[cfg(test)]

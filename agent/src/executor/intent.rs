@@ -102,10 +102,21 @@ impl Intent {
         record.parent().map_or(Ok(()), disk::sync_dir)
     }
 
-    /// Reads it; `None` where there is none or it is damaged.
+    /// Reads it; `None` where there is none.
+    ///
+    /// # Errors
+    /// Of kind `InvalidData` where it is damaged.
+    pub fn read(record: &Path) -> io::Result<Option<Self>> {
+        disk::read_json(&record.join(INTENT))
+    }
+
+    /// What is known of an attempt; nothing where that cannot be read, which is told.
     #[must_use]
-    pub fn read(record: &Path) -> Option<Self> {
-        serde_json::from_slice(&fs::read(record.join(INTENT)).ok()?).ok()
+    pub fn known(record: &Path) -> Option<Self> {
+        Self::read(record).unwrap_or_else(|error| {
+            tracing::error!(%error, "an attempt is not known any more");
+            None
+        })
     }
 
     /// Kills whatever is left of the attempt, once its guardian, which does the same, is gone. True only where its guardian
@@ -175,13 +186,15 @@ impl ProcessMark {
     /// Writes it. Not synced: it is of use only as long as the machine runs.
     pub fn write(&self, record: &Path) -> io::Result<()> {
         let text = serde_json::to_vec(self).map_err(io::Error::other)?;
-        let temporary = record.join("process.new");
-        fs::write(&temporary, text)?;
-        fs::rename(temporary, record.join(PROCESS))
+        disk::write_for_now(&record.join(PROCESS), &text)
     }
 
+    /// None where it is damaged: whom it names then may be a stranger.
     fn read(record: &Path) -> Option<Self> {
-        serde_json::from_slice(&fs::read(record.join(PROCESS)).ok()?).ok()
+        disk::read_json(&record.join(PROCESS)).unwrap_or_else(|error| {
+            tracing::error!(%error, "a process is not known any more");
+            None
+        })
     }
 
     fn is_alive(&self) -> bool {
@@ -218,7 +231,7 @@ mod tests {
         let mut child = Command::new("sleep").arg("600").process_group(0).spawn().unwrap();
         let mark = ProcessMark::of(child.id()).unwrap();
         ProcessMark { started: mark.started + 1, ..mark.clone() }.write(dir.path()).unwrap();
-        assert!(!Intent::read(dir.path()).unwrap().kill_orphans(dir.path(), &Patience::new()));
+        assert!(!Intent::known(dir.path()).unwrap().kill_orphans(dir.path(), &Patience::new()));
         assert!(child.try_wait().unwrap().is_none(), "another process with the same pid is left alone");
         mark.write(dir.path()).unwrap();
         assert!(!intent.kill_orphans(dir.path(), &Patience::new()), "a process group proves nothing");

@@ -229,7 +229,7 @@ impl Executor {
 
     async fn cgroup_of(&self, dirs: &AttemptDirs) -> Option<cgroup::Cgroup> {
         let record = dirs.record.clone();
-        blocking(move || Intent::read(&record).and_then(|intent| intent.cgroup())).await
+        blocking(move || Intent::known(&record).and_then(|intent| intent.cgroup())).await
     }
 
     /// Its watchdog has died: the kernel has killed the main process, the rest is for its guardian, and for the agent where
@@ -237,7 +237,7 @@ impl Executor {
     async fn end_orphans(&self, attempt: &Attempt, dirs: &AttemptDirs) -> bool {
         tracing::error!(attempt = %attempt.key, "its watchdog has died");
         let record = dirs.record.clone();
-        blocking(move || Intent::read(&record).is_some_and(|intent| intent.kill_orphans(&record, &Patience::new())))
+        blocking(move || Intent::known(&record).is_some_and(|intent| intent.kill_orphans(&record, &Patience::new())))
             .await
     }
 
@@ -287,7 +287,7 @@ impl Executor {
 }
 
 fn remove_cgroups(record: &std::path::Path) {
-    if let Some(intent) = Intent::read(record) {
+    if let Some(intent) = Intent::known(record) {
         intent.remove_cgroups();
     }
 }

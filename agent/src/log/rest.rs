@@ -12,13 +12,16 @@ use super::{
     split::Splitter,
     spool::{self, Index, Writer},
 };
-use crate::clock::wall_ms;
+use crate::{clock::wall_ms, disk::damaged};
 
 /// Takes up a spool that goes as far as `from`, and what followed on standard output and standard error. May be repeated.
+///
+/// # Errors
+/// Of kind `InvalidData` where the spool lacks something.
 pub fn complete(dir: &Path, from: &Progress, rest: [Vec<u8>; 2]) -> io::Result<(Index, LogEnd)> {
     let (mut index, last) = spool::recover(dir, from.last_sequence)?;
     if last != from.last_sequence {
-        return Err(io::Error::other(format!("the spool ends at {last} instead of {}", from.last_sequence)));
+        return Err(damaged(dir, &format!("the spool ends at {last} instead of {}", from.last_sequence)));
     }
     let mut batcher = Batcher::resume(from);
     for (kind, bytes) in [STDOUT, STDERR].into_iter().zip(rest) {

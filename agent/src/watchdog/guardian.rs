@@ -111,7 +111,11 @@ fn watch(watchdog: Pid) -> ExitCode {
     }
     crate::failpoint!("guardian::before-end");
     eprintln!("the watchdog has died: what it had is killed");
-    let cgroup = Intent::read(Path::new(HERE)).and_then(|intent| intent.cgroup());
+    let intent = Intent::read(Path::new(HERE)).unwrap_or_else(|error| {
+        eprintln!("{error}");
+        None
+    });
+    let cgroup = intent.and_then(|intent| intent.cgroup());
     if crate::armed!("bug::guardian-kills-nothing") {
         return ExitCode::SUCCESS;
     }

@@ -13,10 +13,14 @@ use std::{
 
 use nix::errno::Errno;
 
-use crate::log::{
-    mask::{self, Mask},
-    progress::Progress,
-    store,
+use crate::{
+    disk,
+    log::{
+        mask::{self, Mask},
+        progress::Progress,
+        store,
+    },
+    seal,
 };
 
 /// What a job may still write, after its tree has ended, through somebody outside of it who holds its pipe.
@@ -85,7 +89,7 @@ impl Output {
             if !rest.is_empty() {
                 let mut how = OpenOptions::new();
                 let file = how.write(true).create(true).truncate(true).mode(0o600).open(dir.join(name))?;
-                file.write_all_at(&rest, 0)?;
+                file.write_all_at(&seal::seal(&rest), 0)?;
                 file.sync_all()?;
             }
         }
@@ -111,9 +115,9 @@ fn drain(pipe: &OwnedFd, store: &File) -> io::Result<()> {
 /// What was left of standard output and standard error.
 const REST_FILES: [&str; 2] = ["rest-out", "rest-err"];
 
-/// What [`Output::leave`] has left.
+/// What [`Output::leave`] has left. An error of kind `InvalidData` where it is damaged.
 pub fn left(dir: &Path) -> io::Result<[Vec<u8>; 2]> {
-    let read = |name: &str| Ok::<_, io::Error>(crate::disk::read_if_there(&dir.join(name))?.unwrap_or_default());
+    let read = |name: &str| Ok::<_, io::Error>(disk::read_if_there(&dir.join(name))?.unwrap_or_default());
     let [out, err] = REST_FILES;
     Ok([read(out)?, read(err)?])
 }

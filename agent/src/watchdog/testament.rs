@@ -36,8 +36,7 @@ impl Testament {
     /// [`Testament::sync`].
     pub fn note(dir: &Path, fallen: &Fallen) -> io::Result<()> {
         let text = serde_json::to_vec(&Self { fallen: fallen.clone(), progress: None }).map_err(io::Error::other)?;
-        fs::write(dir.join("ended.new"), text)?;
-        fs::rename(dir.join("ended.new"), dir.join(NAME))
+        disk::write_for_now(&dir.join(NAME), &text)
     }
 
     /// Makes the note durable: the agent takes its time.
@@ -54,8 +53,10 @@ impl Testament {
     }
 
     /// What a watchdog has left; `None` where it has left nothing.
-    #[must_use]
-    pub fn read(dir: &Path) -> Option<Self> {
-        serde_json::from_slice(&fs::read(dir.join(NAME)).ok()?).ok()
+    ///
+    /// # Errors
+    /// Of kind `InvalidData` where it is damaged.
+    pub fn read(dir: &Path) -> io::Result<Option<Self>> {
+        disk::read_json(&dir.join(NAME))
     }
 }

@@ -11,7 +11,7 @@ use super::{
     exit::Failure,
     known_servers::KnownServers,
 };
-use crate::net::tls;
+use crate::{net::tls, seal};
 
 /// Servers and identity of this invocation.
 #[derive(Debug)]
@@ -76,20 +76,41 @@ pub fn with_default_port(server: &str) -> Result<String, Failure> {
     if authority.host().is_empty() || authority.as_str().contains('@') { Err(bad()) } else { Ok(full) }
 }
 
+/// What an identity consists of, in PEM.
+pub struct Parts {
+    /// Whom it believes.
+    pub ca: Vec<u8>,
+    /// The certificate, those of its authorities behind it.
+    pub cert: Vec<u8>,
+    /// Its key.
+    pub key: Vec<u8>,
+}
+
 /// Reads `ca.pem`, `cert.pem` and `key.pem`.
 ///
 /// # Errors
-/// Bad input.
-pub fn read_identity(dir: &Path) -> Result<Arc<ClientConfig>, Failure> {
+/// Bad input: not there, or damaged.
+pub fn read_files(dir: &Path) -> Result<Parts, Failure> {
     let read = |name: &str| {
-        fs::read(dir.join(name)).map_err(|error| match error.kind() {
+        let path = dir.join(name);
+        let sealed = fs::read(&path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => {
                 Failure::bad_input(format!("no identity in {}: there is no {name}", dir.display()))
             }
-            _ => Failure::bad_input(format!("cannot read {}: {error}", dir.join(name).display())),
-        })
+            _ => Failure::bad_input(format!("cannot read {}: {error}", path.display())),
+        })?;
+        let content = seal::unseal(&sealed).map(<[u8]>::to_vec);
+        content.ok_or_else(|| Failure::bad_input(format!("{} is damaged: {}", path.display(), seal::BROKEN)))
     };
-    let (ca, cert, key) = (read("ca.pem")?, read("cert.pem")?, read("key.pem")?);
+    Ok(Parts { ca: read("ca.pem")?, cert: read("cert.pem")?, key: read("key.pem")? })
+}
+
+/// How a client with this identity connects.
+///
+/// # Errors
+/// Bad input: see [`read_files`], or of no use.
+pub fn read_identity(dir: &Path) -> Result<Arc<ClientConfig>, Failure> {
+    let Parts { ca, cert, key } = read_files(dir)?;
     tls::client_config(&ca, Some((&cert, &key)))
         .map(Arc::new)
         .map_err(|error| Failure::bad_input(format!("the identity in {} is not usable: {error}", dir.display())))
