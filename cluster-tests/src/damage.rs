@@ -2,32 +2,8 @@
 
 use std::{fs, io, path::Path};
 
+pub use hodei_damage::How;
 use rand::{Rng as _, rngs::SmallRng};
-
-const PAGE: usize = 4096;
-
-/// What is done to a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum How {
-    /// One bit is another one.
-    Flip,
-    /// The rest is gone.
-    Truncate,
-    /// A page is zeros.
-    Zero,
-}
-
-impl How {
-    /// As histories call it.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Flip => "flip",
-            Self::Truncate => "truncate",
-            Self::Zero => "zero",
-        }
-    }
-}
 
 /// Damages a file somewhere in what has been written to it; returns where.
 ///
@@ -35,17 +11,9 @@ impl How {
 /// It cannot be read or written.
 pub fn harm(path: &Path, how: How, rng: &mut SmallRng) -> io::Result<u64> {
     let mut bytes = fs::read(path)?;
-    // Files are filled with zeros in advance.
-    let written = bytes.iter().rposition(|byte| *byte != 0).map_or(bytes.len(), |last| last + 1).max(1);
-    let at = rng.random_range(0..written);
-    match how {
-        How::Flip => bytes[at] ^= 1 << rng.random_range(0..8),
-        How::Truncate => bytes.truncate(at),
-        How::Zero => {
-            let page = at / PAGE * PAGE;
-            let end = (page + PAGE).min(bytes.len());
-            bytes[page..end].fill(0);
-        }
+    let at = rng.random_range(0..hodei_damage::written(&bytes).max(1));
+    if !bytes.is_empty() {
+        how.apply(&mut bytes, at, rng.random_range(0..8));
     }
     fs::write(path, bytes)?;
     Ok(at as u64)

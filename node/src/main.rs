@@ -6,6 +6,8 @@ mod cli;
 mod clock;
 mod config;
 mod convert;
+#[cfg(test)]
+mod damage;
 mod data_dir;
 mod durable;
 mod enrol;

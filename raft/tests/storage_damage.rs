@@ -1,7 +1,8 @@
 //! Damage to one file of a stopped node's log: repaired or refused, never silently wrong.
 //!
-//! For each kind of file and of damage, and fifty seeded places each, the log is damaged, opened and read in full. If
-//! it opens, it must hold every acknowledged record and be exactly the log as it was after some record.
+//! For each kind of file and of damage, and as many seeded places as the matrix wants, the log is damaged, opened and read
+//! in full. If it opens, it must hold every acknowledged record and be exactly the log as it was after some record. Beside
+//! the damages of the matrix ([`hodei_damage`]): files that are missing, and those of another log.
 
 #![allow(clippy::unwrap_used, reason = "a test's helpers may panic")]
 
@@ -12,6 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use hodei_damage::{Case, How, Matrix, Of, PAGE, PLACES, STALE, Verdict, written};
 use hodei_raft::{
     seam::{
         Fs,
@@ -29,9 +31,6 @@ use support::{
     sim::{DIR, Node, Overlap, open},
     split, states, vote,
 };
-
-const PLACES: u64 = 50;
-const PAGE: usize = 4096;
 
 type Files = BTreeMap<PathBuf, Vec<u8>>;
 
@@ -120,19 +119,24 @@ enum Target {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Damage {
-    Flip,
-    Truncate,
-    ZeroPage,
+    At(How),
     Stale,
     Missing,
     Foreign,
 }
 
-#[derive(Debug, Default)]
-struct Tally {
-    repaired: u64,
-    refused: u64,
-    without_effect: u64,
+impl Damage {
+    const ALL: [Self; 6] =
+        [Self::At(How::Flip), Self::At(How::Truncate), Self::At(How::Zero), Self::Stale, Self::Missing, Self::Foreign];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::At(how) => how.name(),
+            Self::Stale => STALE,
+            Self::Missing => "missing",
+            Self::Foreign => "foreign",
+        }
+    }
 }
 
 /// Chooses a file and a place in it.
@@ -147,8 +151,7 @@ fn aim(victim: &Victim, target: Target, random: &SeededEntropy) -> (PathBuf, usi
     let path = paths[random.below(paths.len() as u64) as usize];
     let bytes = &files[path];
     // Half of the places lie where something is written.
-    let used = bytes.iter().rposition(|byte| *byte != 0).map_or(1, |last| last + 1);
-    let end = if random.below(2) == 0 { used } else { bytes.len() };
+    let end = if random.below(2) == 0 { written(bytes) } else { bytes.len() };
     (path.clone(), random.below(end as u64) as usize)
 }
 
@@ -163,13 +166,7 @@ fn harm(victim: &Victim, damage: Damage, path: &Path, place: usize, random: &See
     let fs = victim.fs.power_cut(Unsynced::Kept);
     let mut bytes = fs.contents(path).unwrap();
     match damage {
-        Damage::Flip => bytes[place] ^= 1 << random.below(8),
-        Damage::Truncate => bytes.truncate(place),
-        Damage::ZeroPage => {
-            let page = place / PAGE * PAGE;
-            let end = (page + PAGE).min(bytes.len());
-            bytes[page..end].fill(0);
-        }
+        Damage::At(how) => how.apply(&mut bytes, place, random.below(8) as u8),
         Damage::Stale => {
             let olds = victim.past.iter().filter_map(|files| files.get(path)).filter(|old| **old != bytes);
             let olds: Vec<&Vec<u8>> = olds.collect();
@@ -189,7 +186,7 @@ fn harm(victim: &Victim, damage: Damage, path: &Path, place: usize, random: &See
 }
 
 /// Opens the damaged log and judges what it says, and what can be salvaged of it.
-fn judge(victim: &Victim, fs: &SimFs, damage: Damage, intact: &Model, tally: &mut Tally, case: &str) {
+fn judge(victim: &Victim, fs: &SimFs, damage: Damage, intact: &Model, case: &str) -> Verdict {
     let changed = files(fs) != files(&victim.fs);
     let salvaged = salvage::salvage(fs, Path::new(DIR)).unwrap();
     let opened = open(fs, 4);
@@ -197,7 +194,7 @@ fn judge(victim: &Victim, fs: &SimFs, damage: Damage, intact: &Model, tally: &mu
     match opened {
         Err(OpenError::Quarantined { reason, what }) => {
             assert!(!what.is_empty() && reason.code().starts_with("HODEI-STORAGE-01"));
-            tally.refused += 1;
+            Verdict::Refused
         }
         Err(error) => panic!("{case}: {error}: not a quarantine"),
         Ok(opened) => {
@@ -205,11 +202,7 @@ fn judge(victim: &Victim, fs: &SimFs, damage: Damage, intact: &Model, tally: &mu
             assert!(lsn >= victim.acknowledged, "{case}: SILENT: {lsn} of {} acknowledged", victim.acknowledged);
             let found = Model::of(&opened);
             assert_eq!(found, victim.states[lsn as usize], "{case}: SILENT: another log");
-            if !changed || found == *intact && opened_alike(&opened) {
-                tally.without_effect += 1;
-            } else {
-                tally.repaired += 1;
-            }
+            if !changed || found == *intact && opened_alike(&opened) { Verdict::Harmless } else { Verdict::Repaired }
         }
     }
 }
@@ -242,33 +235,35 @@ fn opened_alike(opened: &Opened<SimFs>) -> bool {
 
 #[test]
 fn damage_is_repaired_or_refused() {
-    use Damage::{Flip, Foreign, Missing, Stale, Truncate, ZeroPage};
-    let mut tallies: BTreeMap<(Target, Damage), Tally> = BTreeMap::new();
-    let mut cases = 0;
+    let mut matrix = Matrix::new("raft/tests/storage_damage.rs");
+    let mut done: BTreeMap<(Target, Damage), usize> = BTreeMap::new();
+    let places = if hodei_damage::everything() { 20 * PLACES } else { PLACES };
     let other = victim(99, Overlap::None).past;
     for (seed, overlap) in [(11, Overlap::None), (12, Overlap::Late), (13, Overlap::None), (14, Overlap::Across)] {
         let victim = Victim { other: other.clone(), ..victim(seed, overlap) };
         let intact = Model::of(&open(&victim.fs.power_cut(Unsynced::Kept), 4).unwrap());
         assert_eq!(intact, *victim.states.last().unwrap());
         for target in [Target::Segment, Target::Mark, Target::Vote] {
-            for damage in [Flip, Truncate, ZeroPage, Stale, Missing, Foreign] {
-                for number in 0..PLACES {
-                    let random = SeededEntropy::new(split(seed, number * 100 + damage as u64 * 10 + target as u64));
+            for (kind, damage) in (0u64..).zip(Damage::ALL) {
+                for number in 0..places as u64 {
+                    let random = SeededEntropy::new(split(seed, number * 100 + kind * 10 + target as u64));
                     let (path, place) = aim(&victim, target, &random);
                     let Some(fs) = harm(&victim, damage, &path, place, &random) else { continue };
                     let case = format!("seed {seed}, {target:?}, {damage:?}, {} at {place}", path.display());
-                    let tally = tallies.entry((target, damage)).or_default();
-                    judge(&victim, &fs, damage, &intact, tally, &case);
-                    cases += 1;
+                    let verdict = judge(&victim, &fs, damage, &intact, &case);
+                    let foreign = damage == Damage::Foreign && verdict != Verdict::Refused;
+                    assert!(!foreign, "{case}: another log's file is always refused");
+                    let name = path.file_name().unwrap().to_str().unwrap();
+                    let row = hodei_damage::row(Of::Node, &format!("wal/{name}")).unwrap();
+                    matrix.count(row, &Case { how: damage.name(), at: place, bytes: Vec::new() }, verdict);
+                    *done.entry((target, damage)).or_default() += 1;
                 }
             }
         }
     }
-    for ((target, damage), Tally { repaired, refused, without_effect }) in &tallies {
-        println!("{target:?} × {damage:?}: {repaired} repaired, {refused} refused, {without_effect} without effect");
-        assert!(*damage != Foreign || repaired + without_effect == 0, "another log's file is always refused");
-        let floor = if *damage == Foreign { 1 } else { PLACES };
-        assert!(repaired + refused + without_effect >= floor, "{target:?} × {damage:?} was not exercised");
+    for ((target, damage), count) in &done {
+        let floor = if *damage == Damage::Foreign { 1 } else { PLACES };
+        assert!(*count >= floor, "{target:?} × {damage:?} was not exercised");
     }
-    println!("damages: {cases}, silently wrong: 0");
+    matrix.finish(Of::Node);
 }

@@ -115,11 +115,16 @@ impl Receiver {
         let len = id.len;
         blocking(move || {
             remove_other_partials(&dir, &path)?;
-            let file = OpenOptions::new().create(true).append(true).open(&path)?;
-            let at = file.metadata()?.len();
-            Ok(Self { file, path, at, len, payloads, payload: None })
+            Self::resume(path, len, payloads)
         })
         .await
+    }
+
+    /// Goes on where the file ends.
+    fn resume(path: PathBuf, len: u64, payloads: PathBuf) -> io::Result<Self> {
+        let file = OpenOptions::new().create(true).append(true).open(&path)?;
+        let at = file.metadata()?.len();
+        Ok(Self { file, path, at, len, payloads, payload: None })
     }
 
     fn file(mut self, offset: u64, crc: u32, bytes: &Bytes) -> io::Result<Self> {
@@ -195,4 +200,69 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
 
 fn invalid(why: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use hodei_damage::{Case, Matrix, Of, STALE, Verdict, cases, row};
+    use hodei_state::{
+        State,
+        command::{Command, Envelope, Init},
+        ids::{Caller, ClusterId, Millis, UserId},
+    };
+
+    use super::*;
+    use crate::{
+        codec::StoredMembershipV1,
+        machine::snapshot::format::{self, HeaderV1},
+    };
+
+    fn state() -> State {
+        let mut state = State::new();
+        let init = Init {
+            cluster: ClusterId(1),
+            ca: vec![1; 600],
+            address: "127.0.0.1:50051".to_owned(),
+            key: [1; 32],
+            version: "0.1.0".to_owned(),
+            feature_level: hodei_state::FEATURE_LEVEL,
+            admin: (UserId(1), [2; 32]),
+        };
+        state.apply(1, 0, Millis(7), &Envelope { caller: Caller::Node(1), command: Command::Init(init) });
+        state
+    }
+
+    /// What comes of a transfer that finds this much of the file.
+    fn judge(dir: &Path, whole: &Bytes, hash: u128, case: &Case) -> Verdict {
+        let path = dir.join("case.partial");
+        std::fs::write(&path, &case.bytes).unwrap();
+        let receiver = Receiver::resume(path.clone(), whole.len() as u64, dir.to_owned()).unwrap();
+        let rest = whole.slice(case.bytes.len()..);
+        let received = receiver.file(case.bytes.len() as u64, crc32c::crc32c(&rest), &rest);
+        match received.and_then(Receiver::finish) {
+            Err(_) if path.exists() => Verdict::Silent("it stays for the next transfer".to_owned()),
+            Err(_) => Verdict::Refused,
+            Ok((_, file)) if file.load().unwrap().state.hash() != hash => Verdict::Silent("another state".to_owned()),
+            Ok(_) if ["truncate", STALE].contains(&case.how) => Verdict::Repaired,
+            Ok(_) => Verdict::Harmless,
+        }
+    }
+
+    #[test]
+    fn damage_to_what_has_come_is_never_installed() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = state();
+        let header =
+            HeaderV1 { last: None, membership: StoredMembershipV1::default(), hash: state.hash(), payloads: 0 };
+        let path = dir.path().join("whole");
+        format::write(File::create(&path).unwrap(), &header, &[], &state).unwrap();
+        let whole = Bytes::from(std::fs::read(&path).unwrap());
+        let (half, quarter) = (whole.len() / 2, whole.len() / 4);
+        let mut matrix = Matrix::new("raft/src/network/receive.rs");
+        for case in cases(&whole[..half], &[whole[..quarter].to_vec(), Vec::new()], 7) {
+            let row = row(Of::Node, "snapshots/1-1-1-1.partial").unwrap();
+            matrix.count(row, &case, judge(dir.path(), &whole, state.hash(), &case));
+        }
+        matrix.finish(Of::Node);
+    }
 }
