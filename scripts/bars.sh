@@ -15,7 +15,7 @@ kinds of fault | 48
 failpoints | 30
 power cuts | 200
 acknowledged writes lost | none
-damaged files | 3000
+damages of files | 3000
 silent damages | none
 simulated seeds | 100
 simulated steps | 2000000

@@ -201,6 +201,7 @@ impl Matrix {
             self.shown_by,
             files.len()
         );
+        println!("bar: damages of files: {cases}\nbar: silent damages: {silent}");
         assert!(self.silent.is_empty(), "silently wrong: {:#?}", &self.silent[..silent.min(20)]);
         let rows = FILES.iter().filter(|row| row.of == of && row.shown == Shown::By(self.shown_by));
         let wanted: BTreeSet<_> = rows.clone().map(|row| row.path).collect();
