@@ -211,6 +211,23 @@ async fn a_replica_is_rebuilt_from_snapshot_and_log() {
 }
 
 #[tokio::test]
+async fn snapshots_go_on_after_bursts_that_end_at_once() {
+    let owned = Cluster::start(1, small).await;
+    let cluster = &owned;
+    // What is applied while a snapshot is begun asks for another one, of which there is nothing new when all is quiet.
+    for burst in 0..80 {
+        let jobs = (1..=10).map(|job| async move {
+            tokio::time::sleep(Duration::from_millis(job)).await;
+            cluster.propose(1, submission(burst * 100 + u128::from(job), 2_000)).await;
+        });
+        futures::future::join_all(jobs).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    fill(cluster, 10_000, 200).await;
+    owned.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_replica_that_cannot_be_rebuilt_says_so_and_destroys_nothing() {
     let mut cluster = Cluster::start(1, small).await;
     fill(&cluster, 100, 200).await;

@@ -201,8 +201,8 @@ impl Matrix {
             self.shown_by,
             files.len()
         );
-        println!("bar: damages of files: {cases}\nbar: silent damages: {silent}");
         assert!(self.silent.is_empty(), "silently wrong: {:#?}", &self.silent[..silent.min(20)]);
+        println!("bar: damages of files: {cases}\nbar: silent damages: {silent}");
         let rows = FILES.iter().filter(|row| row.of == of && row.shown == Shown::By(self.shown_by));
         let wanted: BTreeSet<_> = rows.clone().map(|row| row.path).collect();
         assert_eq!(files, wanted, "left: what was damaged; right: what this test is to show");

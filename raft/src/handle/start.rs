@@ -1,10 +1,13 @@
 //! Starting a replica: log, state, openraft, tasks, in this order.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use openraft::async_runtime::watch::WatchReceiver;
 use parking_lot::Mutex;
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 
 use super::{Handle, Inner, Leadership, Raft, compare, forward, lead::Leader, propose, quorum::Quorum, read};
 use crate::{
@@ -109,19 +112,34 @@ async fn open_log(config: &Config) -> Result<LogStore, StartError> {
     Ok(log)
 }
 
+/// How long a snapshot is waited for before it may be asked for again, which changes nothing while one is built.
+const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(10);
+
 /// Has a snapshot built whenever enough log has been applied. openraft purges the log behind it.
 async fn take_snapshots(handle: Handle) {
+    let replica = &handle.inner.replica;
     loop {
-        handle.inner.replica.snapshot_due.notified().await;
-        let before = handle.inner.snapshots.current_id();
+        replica.snapshot_due.notified().await;
+        let applied = *replica.applied().borrow();
+        if handle.inner.snapshots.current_id() >= applied {
+            // Told by entries that the newest snapshot has taken in. One more would be no newer, and never be heard of.
+            continue;
+        }
         if handle.inner.raft.trigger().snapshot().await.is_err() {
             return;
         }
         let mut metrics = handle.inner.raft.data_metrics();
-        while metrics.borrow_watched().snapshot <= before {
-            if metrics.changed().await.is_err() {
-                return;
+        let taken = async {
+            while metrics.borrow_watched().snapshot < applied {
+                if metrics.changed().await.is_err() {
+                    return false;
+                }
             }
+            true
+        };
+        // openraft takes no order while it builds one of its own, which may be older.
+        if let Ok(false) = timeout(SNAPSHOT_PATIENCE, taken).await {
+            return;
         }
     }
 }
