@@ -217,7 +217,7 @@ async fn settle(world: &mut World, clients: Clients) {
     let (auditor, _) = field.process();
     let found = ended(world, &field, auditor).await;
     let witnessed = timeout(CLIENTS_END, clients.witnessed).await.ok().and_then(Result::ok).unwrap_or_default();
-    joined(clients.late).await;
+    joined_within(late::ROUND, clients.late).await;
     let mut removed = joined(clients.identities).await;
     audit(&field, auditor, &found, &witnessed).await;
     identities::try_again(&field, auditor, &mut removed).await;
@@ -243,7 +243,11 @@ async fn until(by: Instant, holds: impl Fn() -> bool) {
 }
 
 async fn joined<T>(client: JoinHandle<T>) -> T {
-    match timeout(CLIENTS_END, client).await {
+    joined_within(CLIENTS_END, client).await
+}
+
+async fn joined_within<T>(patience: Duration, client: JoinHandle<T>) -> T {
+    match timeout(patience, client).await {
         Ok(Ok(end)) => end,
         Ok(Err(panicked)) => panic!("a client panicked: {panicked}"),
         Err(_) => panic!("a client did not end"),

@@ -29,6 +29,8 @@ use crate::{
     run::field::{DEADLINE, Field, Seat, within},
 };
 
+/// The longest that a round takes: the bounds below, one after the other.
+pub const ROUND: Duration = Duration::from_secs(90);
 /// The label of a round's agents.
 const LABEL: &str = "label.round";
 /// Jobs of a round.
