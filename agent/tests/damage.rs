@@ -41,7 +41,7 @@ use hodei_agent::{
         wire::{End, Usage},
     },
 };
-use hodei_damage::{Case, FILES, Matrix, Of, Row, STALE, Shown, Verdict, cases};
+use hodei_damage::{Case, FILES, Matrix, Of, Row, STALE, Shown, Verdict, cases, copy_dir};
 use hodei_proto::v1::{AttemptRef, JobResult, LogEnd, Reason, worker_message::Kind};
 use prost::Message as _;
 use rcgen::{CertificateParams, KeyPair, SanType};
@@ -241,18 +241,6 @@ fn is_spool(path: &Path) -> bool {
 
 fn relative(root: &Path, path: &Path) -> String {
     path.strip_prefix(root).unwrap().to_str().unwrap().to_owned()
-}
-
-fn copy_dir(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
-        let to = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_dir(&entry.path(), &to);
-        } else {
-            fs::copy(entry.path(), to).unwrap();
-        }
-    }
 }
 
 /// Ticks after boot, as the mark has them.

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use hodei_damage::copy_dir;
 use hodei_raft::{
     Config, Handle, StartError,
     codec::{self, LogIdV1, StoredMembershipV1},
@@ -116,14 +117,6 @@ async fn a_damaged_store_is_thrown_away_and_rebuilt_from_the_log() {
     restart(&mut cluster, 1).await;
     assert_eq!(cluster.converged().await.hash, hash);
     cluster.shutdown().await;
-}
-
-fn copy_dir(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
-    }
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use std::{
 };
 
 use futures::StreamExt as _;
-use hodei_damage::{Case, Matrix, Of, Row, Verdict, cases, row};
+use hodei_damage::{Case, Matrix, Of, Row, Verdict, cases, copy_dir, row};
 use hodei_raft::{Config, Status, start};
 use hodei_state::ids::JobId;
 use nodes::{CLUSTER, Cluster, Net, PATIENCE, execution, submission, until};
@@ -87,18 +87,6 @@ async fn victim() -> Victim {
         assert!(cluster.node(1).recovered(Some(PATIENCE)).await);
     }
     unreachable!("the last life returns")
-}
-
-fn copy_dir(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
-        let to = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_dir(&entry.path(), &to);
-        } else {
-            fs::copy(entry.path(), to).unwrap();
-        }
-    }
 }
 
 /// The files below `dir/below`, relative to `dir`.

@@ -13,7 +13,11 @@
 
 mod files;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
 
 pub use files::{FILES, Of, Row, Shown, Stale, row};
 
@@ -74,6 +78,23 @@ pub const STALE: &str = "stale";
 #[must_use]
 pub fn written(bytes: &[u8]) -> usize {
     bytes.iter().rposition(|byte| *byte != 0).map_or(bytes.len().min(1), |last| last + 1)
+}
+
+/// Copies a directory with all that is below it, to be harmed in place of the original.
+///
+/// # Panics
+/// If something cannot be read or written.
+pub fn copy_dir(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a directory can be made");
+    for entry in fs::read_dir(from).expect("a directory can be read") {
+        let entry = entry.expect("a directory can be read");
+        let to = to.join(entry.file_name());
+        if entry.file_type().expect("an entry has a type").is_dir() {
+            copy_dir(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).expect("a file can be copied");
+        }
+    }
 }
 
 /// Numbers from a seed (SplitMix64); good enough to choose places with.
