@@ -11,13 +11,14 @@ use std::{
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::Command,
-    sync::atomic::{AtomicU32, Ordering},
 };
 
 use nix::{
     fcntl::{FallocateFlags, fallocate},
     unistd::Pid,
 };
+
+use crate::groups::Group;
 
 nix::ioctl_read! {
     /// `EXT4_IOC_SHUTDOWN`, 0x8004587d.
@@ -161,34 +162,14 @@ impl Disk {
     /// # Panics
     /// If control groups refuse.
     #[must_use]
-    pub fn slow_down(&self, process: Pid, writes_per_second: u32) -> Slow {
-        static MADE: AtomicU32 = AtomicU32::new(0);
+    pub fn slow_down(&self, process: Pid, writes_per_second: u32) -> Group {
         let device = fs::metadata(&self.at).expect("it is mounted").dev();
-        let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
-        let name = format!("hodei-test-{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
-        let slow = Slow { group: Path::new(THROTTLED).join(name) };
-        let put = |file: &str, text: String| {
-            let file = slow.group.join(file);
-            fs::write(&file, text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
-        };
-        fs::create_dir(&slow.group).unwrap_or_else(|e| panic!("{}: {e}", slow.group.display()));
-        put("blkio.throttle.write_iops_device", format!("{major}:{minor} {writes_per_second}"));
-        put("cgroup.procs", process.to_string());
-        slow
+        Group::slow(process, device, writes_per_second)
     }
 
     fn mount(&self) {
         run(Command::new("mount").args(["-o", "loop,errors=remount-ro"]).arg(&self.image).arg(&self.at));
     }
-}
-
-/// Control groups whose writes can be throttled, where the kernel has them.
-const THROTTLED: &str = "/sys/fs/cgroup/blkio";
-
-/// Whether [`Disk::slow_down`] is there.
-#[must_use]
-pub fn can_slow_down() -> bool {
-    Path::new(THROTTLED).join("blkio.throttle.write_iops_device").exists()
 }
 
 /// Has everything wait that would write to the file system at this mount point, in system calls that no signal interrupts,
@@ -221,25 +202,6 @@ impl Drop for Frozen {
         let thawed = unsafe { thaw_file_system(self.root.as_raw_fd(), &raw mut unused) };
         if let Err(error) = thawed {
             eprintln!("a file system stays frozen: {error}");
-        }
-    }
-}
-
-/// A process whose writes are throttled. Dropping it ends that.
-#[derive(Debug)]
-pub struct Slow {
-    group: PathBuf,
-}
-
-impl Drop for Slow {
-    fn drop(&mut self) {
-        let outside = Path::new(THROTTLED).join("cgroup.procs");
-        for pid in fs::read_to_string(self.group.join("cgroup.procs")).unwrap_or_default().lines() {
-            // One that has just ended needs no more help.
-            let _ = fs::write(&outside, pid);
-        }
-        if let Err(error) = fs::remove_dir(&self.group) {
-            eprintln!("{}: {error}", self.group.display());
         }
     }
 }
@@ -287,7 +249,7 @@ mod tests {
     use std::{
         sync::mpsc,
         thread,
-        time::{Duration, Instant},
+        time::Duration,
     };
 
     use super::*;
@@ -321,29 +283,5 @@ mod tests {
         assert!(dropped.join().is_err());
         assert!(told.recv_timeout(Duration::from_secs(30)).is_ok());
         assert!(writer.join().is_ok());
-    }
-
-    #[test]
-    fn a_slow_disk_takes_so_many_writes_a_second() {
-        if !permitted() {
-            return;
-        }
-        if !can_slow_down() {
-            eprintln!("skipped: {THROTTLED} has nothing to throttle writes with");
-            return;
-        }
-        let dir = tempfile::tempdir().expect("a directory can be made");
-        let disk = Disk::new(dir.path(), "disk", 16);
-        let script = r#"while [ ! -e "$1" ]; do sleep 0.01; done; for i in 1 2 3 4 5; do dd if=/dev/zero of="$0" bs=512 count=1 oflag=sync 2>&1; done"#;
-        let [file, go] = [disk.path().join("file"), dir.path().join("go")];
-        let mut writer = Command::new("sh").args(["-c", script]).args([&file, &go]).spawn().expect("sh runs");
-        let slow = disk.slow_down(Pid::from_raw(writer.id().cast_signed()), 5);
-        let begun = Instant::now();
-        fs::write(&go, "").expect("a file can be made");
-        assert!(writer.wait().is_ok_and(|status| status.success()));
-        assert!(begun.elapsed() > Duration::from_millis(400), "{:?}", begun.elapsed());
-        let group = slow.group.clone();
-        drop(slow);
-        assert!(!group.exists());
     }
 }

@@ -25,6 +25,7 @@ pub mod cluster;
 pub mod damage;
 pub mod disk;
 pub mod failpoints;
+pub mod groups;
 pub mod history;
 pub mod nemesis;
 pub mod net;

@@ -18,8 +18,9 @@ use std::{path::PathBuf, thread::JoinHandle};
 use rand::{Rng as _, rngs::SmallRng, seq::IndexedRandom as _};
 
 use crate::{
-    disk::{Frozen, Slow},
+    disk::Frozen,
     failpoints::Failpoints,
+    groups::Group,
     history::{Fault, Phase},
     run::world::World,
 };
@@ -96,8 +97,10 @@ enum Undo {
     Thaw(usize),
     /// Gives a node's disk its power back.
     Power(usize),
-    /// Lets a node's disk take writes as fast as it can.
-    Quicken(Slow),
+    /// Lets a process out of the control group that it is in.
+    LetGo(Group),
+    /// The same, once the kernel has killed it there or not.
+    Feed(Group),
     /// Lets a node's disk take writes again.
     ThawDisk(Frozen),
     /// Removes what fills a disk.
@@ -146,11 +149,12 @@ impl Active {
         Fault { phase: Phase::End, missed: self.has_struck() == Some(false), ..self.fault.clone() }
     }
 
-    /// Whether somebody has died where the fault wants it; absent: it is over when its time is.
+    /// Whether somebody has died as the fault wants it; absent: it is over when its time is.
     #[must_use]
     pub fn has_struck(&self) -> Option<bool> {
         self.undo.iter().find_map(|undo| match undo {
             Undo::Disarm { site, before, controls } => Some(controls.iter().any(|at| at.ended_at(site) > *before)),
+            Undo::Feed(group) => Some(group.is_empty()),
             _ => None,
         })
     }
@@ -185,7 +189,7 @@ pub fn heal(world: &mut World, mut active: Active) {
             Undo::Release(node) => world.release(node),
             Undo::Thaw(node) => world.cluster.nodes[node].thaw(),
             Undo::Power(node) => world.disks[node].restore_power(),
-            Undo::Quicken(slow) => drop(slow),
+            Undo::LetGo(group) | Undo::Feed(group) => drop(group),
             Undo::ThawDisk(frozen) => drop(frozen),
             Undo::Empty(file) => drop(std::fs::remove_file(file)),
             Undo::Replenish(node) => {

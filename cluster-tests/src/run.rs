@@ -26,7 +26,7 @@ use tokio::{
 use uuid::Uuid;
 
 use self::{
-    field::{Field, Seat},
+    field::{Field, Pace, Seat},
     world::{DRIVER, World},
 };
 use crate::{
@@ -127,7 +127,9 @@ impl Clients {
         let field = &world.field;
         Self {
             polls: (0..plan.nodes).map(|index| tokio::spawn(polls::poll(field.clone(), index))).collect(),
-            events: (0..2).map(|index| tokio::spawn(events::follow(field.clone(), index))).collect(),
+            events: ([Pace::Steady, Pace::Steady, Pace::Slow].into_iter().enumerate())
+                .map(|(index, pace)| tokio::spawn(events::follow(field.clone(), index, pace)))
+                .collect(),
             submitters: (0..SUBMITTERS)
                 .map(|_| tokio::spawn(jobs::submit(field.clone())))
                 .chain([tokio::spawn(tokens::race(field.clone()))])

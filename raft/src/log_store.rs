@@ -358,6 +358,7 @@ impl<F: Fs> RaftLogStorage<TypeConfig> for LogStore<F> {
         if from >= self.inner.wal.range().end {
             return Ok(());
         }
+        hodei_state::failpoint!("log::before-truncate");
         if hodei_state::armed!("bug::truncation-not-logged") {
             self.inner.recent.lock().truncate(from);
             return Ok(());

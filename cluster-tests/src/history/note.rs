@@ -294,6 +294,9 @@ pub struct LogFrom {
     pub attempt: u32,
     /// The sequence that was asked for.
     pub sequence: u64,
+    /// Whether the reader rests on purpose: what it gets is judged, and not when.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub slow: bool,
 }
 
 /// See [`Note::Log`].

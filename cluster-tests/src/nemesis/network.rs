@@ -61,7 +61,7 @@ pub(super) const KINDS: &[Kind] = &[
 ];
 
 /// Both ways between each of these and each of those, but for a node and itself.
-fn ways(world: &World, these: &[usize], those: &[usize]) -> Vec<Way> {
+pub(super) fn ways(world: &World, these: &[usize], those: &[usize]) -> Vec<Way> {
     let host = |node: usize| &world.nodes[node];
     let pairs = these.iter().flat_map(|&one| those.iter().map(move |&other| (one, other)));
     pairs
@@ -70,7 +70,7 @@ fn ways(world: &World, these: &[usize], those: &[usize]) -> Vec<Way> {
         .collect()
 }
 
-fn others(world: &World, than: usize) -> Vec<usize> {
+pub(super) fn others(world: &World, than: usize) -> Vec<usize> {
     (0..world.nodes.len()).filter(|&node| node != than).collect()
 }
 

@@ -8,14 +8,16 @@ use nix::sys::signal::{Signal, kill};
 use rand::{Rng as _, rngs::SmallRng, seq::IndexedRandom as _};
 use uuid::Uuid;
 
-use super::{Active, Class, Kind, Undo, everyone, follower, leader, of_nodes};
+use super::{Active, Class, Kind, Undo, everyone, follower, leader, network, of_nodes};
 use crate::{
     failpoints::Failpoints,
+    netns::Link,
     run::world::World,
     workload::jobs::{self, patient},
 };
 
-/// How long a follower stands still that is to lack what the others have purged.
+/// How long a follower stands still that is to lack what the others have purged, and a leader is cut off that is to have what
+/// the others lack.
 const LAGS: Duration = Duration::from_secs(5);
 
 /// How often a job with a large script is tried.
@@ -42,6 +44,8 @@ enum Prompt {
     Blink,
     /// A follower stands still until the log that it lacks has been purged.
     Lag,
+    /// The leader is cut off until another one leads, while clients go on writing to it.
+    Depose,
     /// Agents are killed, and started again at once.
     AgentsBlink,
     /// Agents are killed, and started again when their jobs have ended without them.
@@ -81,6 +85,7 @@ pub(super) const KINDS: &[Kind] = &[
     point!("vote::after-save", First, Election, 1),
     point!("vote::before-answer", First, Election, 0),
     point!("log::before-append", Node, Nothing, 50),
+    point!("log::before-truncate", First, Depose, 0),
     point!("log::before-purge", First, Nothing, 1),
     point!("apply::before", Node, Nothing, 50),
     point!("apply::after", Node, Nothing, 50),
@@ -201,6 +206,7 @@ fn urge(world: &mut World, rng: &mut SmallRng, prompt: Prompt) -> Option<Option<
             world.cluster.nodes[node].kill();
             world.supervise();
         }
+        Prompt::Depose => return Some(Some(depose(world, leader(world)?))),
         Prompt::Lag => return Some(lag(world, follower(world, rng)?)),
         Prompt::AgentsBlink => agents(world, true),
         Prompt::AgentsPause => agents(world, false),
@@ -214,6 +220,20 @@ fn urge(world: &mut World, rng: &mut SmallRng, prompt: Prompt) -> Option<Option<
         Prompt::Scripts => scripts(world),
     }
     Some(None)
+}
+
+/// What it has taken from clients meanwhile has to give way to what its successor has.
+fn depose(world: &World, node: usize) -> Undo {
+    let ways = network::ways(world, &[node], &network::others(world, node));
+    let links = world.net.links();
+    let laid = links.lay(ways.into_iter().map(|way| (way, Link::CUT)).collect());
+    let (stop, stopped) = mpsc::channel::<()>();
+    let wait = move || {
+        let _ = stopped.recv_timeout(LAGS);
+        links.lift(laid);
+    };
+    let thread = thread::Builder::new().name("depose".to_owned()).spawn(wait).expect("a thread can be made");
+    Undo::Flap(stop, Some(thread))
 }
 
 /// It goes on in time, whether or not somebody dies for it.

@@ -1,10 +1,14 @@
 //! Faults of nodes' processes.
 
 use hodei_proto::v1::TransferLeaderRequest;
+use nix::unistd::Pid;
 use rand::rngs::SmallRng;
 
 use super::{Active, Class, Kind, Undo, everyone, follower, leader, majority, of_nodes};
-use crate::run::world::World;
+use crate::{
+    groups::{Controller, Group},
+    run::world::World,
+};
 
 const fn kind(name: &'static str, begin: fn(&mut World, &mut SmallRng) -> Option<Active>) -> Kind {
     Kind { name, class: Class::Process, nodes: 3, alone: false, begin }
@@ -34,6 +38,10 @@ pub(super) const KINDS: &[Kind] = &[
         Some(pause(world, &majority, &rest))
     }),
     kind("pause_all", |world, _| Some(pause(world, &everyone(world)?, &[]))),
+    kind("frozen_leader", |world, _| freeze(world, leader(world)?)),
+    kind("frozen_follower", |world, rng| freeze(world, follower(world, rng)?)),
+    kind("out_of_memory_leader", |world, _| starve(world, leader(world)?)),
+    kind("out_of_memory_follower", |world, rng| starve(world, follower(world, rng)?)),
 ];
 
 /// Down until it is healed; `alone` are left without a majority.
@@ -65,6 +73,33 @@ fn pause(world: &mut World, nodes: &[usize], alone: &[usize]) -> Active {
     fault.minority = world.ids(alone);
     let undo = nodes.iter().map(|&node| Undo::Thaw(node)).collect();
     Active { fault, nodes: [nodes, alone].concat(), agents: Vec::new(), undo }
+}
+
+/// As [`pause`], by a control group.
+fn freeze(world: &mut World, node: usize) -> Option<Active> {
+    if !Controller::Freezer.is_there() {
+        return Some(pause(world, &[node], &[]));
+    }
+    let process = process_of(world, node)?;
+    let fault = of_nodes(world, &[node]);
+    let undo = vec![Undo::LetGo(Group::frozen(process))];
+    Some(Active { fault, nodes: vec![node], agents: Vec::new(), undo })
+}
+
+/// Killed by the kernel where it next needs memory, and started again at once.
+fn starve(world: &mut World, node: usize) -> Option<Active> {
+    if !Controller::Memory.is_there() {
+        return Some(blink(world, node));
+    }
+    let process = process_of(world, node)?;
+    let fault = of_nodes(world, &[node]);
+    let undo = vec![Undo::Feed(Group::starved(process))];
+    Some(Active { fault, nodes: vec![node], agents: Vec::new(), undo })
+}
+
+fn process_of(world: &mut World, node: usize) -> Option<Pid> {
+    let node = &mut world.cluster.nodes[node];
+    (node.is_started() && !node.process().is_gone()).then(|| node.process().pid())
 }
 
 /// Somebody asks for another leader.

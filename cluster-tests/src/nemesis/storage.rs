@@ -9,7 +9,7 @@ use std::{
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
 
 use super::{Active, Class, Kind, Undo, everyone, follower, leader, majority, of_nodes};
-use crate::{disk, run::world::World};
+use crate::{disk, groups::Controller, run::world::World};
 
 /// How long a disk that stutters stands still, and goes on, in milliseconds.
 const STUTTERS: std::ops::RangeInclusive<u64> = 50..=500;
@@ -76,8 +76,7 @@ fn exhaust(world: &mut World, node: usize) -> Active {
 
 /// Each write that is to be durable takes its time: 10 to 40 of them a second reach the disk.
 fn slow_down(world: &mut World, node: usize, rng: &mut SmallRng) -> Option<Active> {
-    if !disk::can_slow_down() {
-        // A kernel without such control groups.
+    if !Controller::Blkio.is_there() {
         return stutter(world, node, rng);
     }
     if !world.cluster.nodes[node].is_started() {
@@ -85,7 +84,7 @@ fn slow_down(world: &mut World, node: usize, rng: &mut SmallRng) -> Option<Activ
     }
     let writes = rng.random_range(10..=40);
     let process = world.cluster.nodes[node].process().pid();
-    let undo = vec![Undo::Quicken(world.disks[node].slow_down(process, writes))];
+    let undo = vec![Undo::LetGo(world.disks[node].slow_down(process, writes))];
     let mut fault = of_nodes(world, &[node]);
     fault.detail = format!("{writes} writes a second");
     Some(Active { fault, nodes: vec![node], agents: Vec::new(), undo })

@@ -18,6 +18,19 @@ use crate::{Client, history::History};
 /// How long a client waits for an answer.
 pub const DEADLINE: Duration = Duration::from_secs(3);
 
+/// How fast somebody reads a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// As fast as messages come.
+    Steady,
+    /// Rests before each message, and at times for so long that nothing more may be sent.
+    Slow,
+}
+
+/// How long somebody slow rests, in milliseconds: mostly, and one time in [`LONG_RESTS`].
+const REST: [std::ops::Range<u64>; 2] = [0..200, 2_000..6_000];
+const LONG_RESTS: u32 = 20;
+
 /// A node, as clients know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seat {
@@ -213,6 +226,14 @@ impl Field {
         let mut request = tonic::Request::new(message);
         request.set_timeout(DEADLINE);
         request
+    }
+
+    /// Before a reader takes the next message. When all comes to rest, nobody is slow any more.
+    pub async fn rest(&self, rng: &mut SmallRng, pace: Pace) {
+        if pace == Pace::Slow && !self.is_quiet() {
+            let rest = REST[usize::from(rng.random_ratio(1, LONG_RESTS))].clone();
+            tokio::time::sleep(Duration::from_millis(rng.random_range(rest))).await;
+        }
     }
 
     /// Sleeps for a while of about this length.

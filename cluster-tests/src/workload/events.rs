@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use hodei_proto::v1::{EventPosition, ExecutionEvent, ExecutionEventStreamRequest};
+use rand::rngs::SmallRng;
 use tonic::Status;
 
 use super::jobs;
 use crate::{
     history::{Event, Note, Place, Subscribe, Through},
-    run::field::{Field, Seat},
+    run::field::{Field, Pace, Seat},
 };
 
 /// Before a stream that broke is resumed.
@@ -16,43 +17,54 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// A stream that says nothing for so long is taken for dead.
 const SILENCE: Duration = Duration::from_secs(4);
 
-/// Follows until `until` says that it has seen enough; at first on the node of this seat.
-pub async fn follow(field: Field, first: usize) {
+/// Follows to the end, at first on the node of this seat.
+pub async fn follow(field: Field, first: usize, pace: Pace) {
     let (proc, mut rng) = field.process();
     let mut after = None;
     let mut seat = field.seats()[first];
     while !field.is_over() {
         let filter = Subscribe { after, ..Subscribe::default() };
         field.history().note(proc, "", Note::Subscribe(filter));
-        let _ = read(&field, proc, seat, &mut after).await;
+        let _ = Reader { field: &field, proc, rng: &mut rng, pace }.read(seat, &mut after).await;
         Field::pause(&mut rng, PAUSE).await;
         seat = field.any(&mut rng);
     }
 }
 
-async fn read(field: &Field, proc: u32, seat: Seat, after: &mut Option<Place>) -> Result<(), Status> {
-    let position = after.map(|(index, offset)| EventPosition { index, offset });
-    let request = ExecutionEventStreamRequest { after: position, follow: true, ..Default::default() };
-    let mut client = field.client(seat, proc).jobs();
-    let answer = tokio::time::timeout(SILENCE, client.execution_event_stream(request)).await;
-    let mut stream = answer.map_err(|_| Status::deadline_exceeded("no answer"))??.into_inner();
-    while !field.is_over() {
-        let Ok(message) = tokio::time::timeout(SILENCE, stream.message()).await else { return Ok(()) };
-        let Some(message) = message? else { return Ok(()) };
-        for event in &message.events {
-            if let Some(position) = &event.position {
-                let at = (position.index, position.offset);
-                field.history().note(proc, &event.job_id, Note::Event(told(event, at)));
+struct Reader<'a> {
+    field: &'a Field,
+    proc: u32,
+    rng: &'a mut SmallRng,
+    pace: Pace,
+}
+
+impl Reader<'_> {
+    async fn read(self, seat: Seat, after: &mut Option<Place>) -> Result<(), Status> {
+        let Self { field, proc, rng, pace } = self;
+        let position = after.map(|(index, offset)| EventPosition { index, offset });
+        let request = ExecutionEventStreamRequest { after: position, follow: true, ..Default::default() };
+        let mut client = field.client(seat, proc).jobs();
+        let answer = tokio::time::timeout(SILENCE, client.execution_event_stream(request)).await;
+        let mut stream = answer.map_err(|_| Status::deadline_exceeded("no answer"))??.into_inner();
+        while !field.is_over() {
+            field.rest(rng, pace).await;
+            let Ok(message) = tokio::time::timeout(SILENCE, stream.message()).await else { return Ok(()) };
+            let Some(message) = message? else { return Ok(()) };
+            for event in &message.events {
+                if let Some(position) = &event.position {
+                    let at = (position.index, position.offset);
+                    field.history().note(proc, &event.job_id, Note::Event(told(event, at)));
+                    *after = Some(at);
+                }
+            }
+            if let Some(through) = &message.through {
+                let at = (through.index, through.offset);
+                field.history().note(proc, "", Note::Through(Through { at }));
                 *after = Some(at);
             }
         }
-        if let Some(through) = &message.through {
-            let at = (through.index, through.offset);
-            field.history().note(proc, "", Note::Through(Through { at }));
-            *after = Some(at);
-        }
+        Ok(())
     }
-    Ok(())
 }
 
 fn told(event: &ExecutionEvent, at: Place) -> Event {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use hodei_proto::v1::{JobSelector, LogBatch, LogEvent, SubscribeLogsRequest, log_event::Kind};
-use rand::Rng as _;
+use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
 use tokio::task::JoinSet;
 use tonic::{Status, Streaming};
 use uuid::Uuid;
@@ -14,7 +14,7 @@ use crate::{
     check::logs::seeded::{Fold, Lines, Sent},
     client::{GAP, shell},
     history::{Body, LogEnd, LogFrom, Note, Record},
-    run::field::{Field, Seat},
+    run::field::{Field, Pace, Seat},
 };
 
 /// Between two jobs.
@@ -23,8 +23,11 @@ const PAUSE: Duration = Duration::from_millis(1_200);
 const AGAIN: Duration = Duration::from_millis(200);
 /// A reader whose node says nothing for so long goes on elsewhere.
 const SILENCE: Duration = Duration::from_secs(3);
-/// How long such a job runs, in milliseconds.
-const RUNS: std::ops::Range<u64> = 300..5_000;
+/// How long such a job runs, in milliseconds: mostly; and one in [`LONG`], so that its readers see leaders change.
+const RUNS: [std::ops::Range<u64>; 2] = [300..5_000, 8_000..14_000];
+const LONG: u32 = 5;
+/// One log in so many has a slow reader, too.
+const SLOW: u32 = 3;
 
 /// Submits one after the other and has each followed; gives the jobs that were accepted. Ends when all readers have.
 pub async fn submit(field: Field) -> Vec<String> {
@@ -34,12 +37,16 @@ pub async fn submit(field: Field) -> Vec<String> {
     let mut readers = JoinSet::new();
     while !field.is_quiet() {
         let id = Uuid::now_v7().to_string();
-        let run_ms = rng.random_range(RUNS);
+        let runs = RUNS[usize::from(rng.random_ratio(1, LONG))].clone();
+        let run_ms = rng.random_range(runs);
         let args = [&field.dir().display().to_string(), "--for-ms", &run_ms.to_string(), "--lines", "3"];
         let spec = jobs::patient(shell(&program, &args));
         let (seat, payload) = (field.any(&mut rng), format!("witness {run_ms}"));
         if jobs::queue(&field, proc, seat, &id, None, spec, (&payload, Some(run_ms))).await.is_ok() {
-            readers.spawn(read(field.clone(), id.clone()));
+            readers.spawn(read(field.clone(), id.clone(), Pace::Steady));
+            if rng.random_ratio(1, SLOW) {
+                readers.spawn(read(field.clone(), id.clone(), Pace::Slow));
+            }
             accepted.push(id);
         }
         Field::pause(&mut rng, PAUSE).await;
@@ -49,9 +56,10 @@ pub async fn submit(field: Field) -> Vec<String> {
 }
 
 /// Follows a job's log to the end of the job, on any node, and elsewhere from where it broke.
-pub async fn read(field: Field, job: String) {
+pub async fn read(field: Field, job: String, pace: Pace) {
     let (proc, mut rng) = field.process();
-    let mut reader = Reader { field: &field, proc, job, attempts: BTreeMap::new(), current: 1 };
+    let rests = SmallRng::from_rng(&mut rng);
+    let mut reader = Reader { field: &field, proc, job, attempts: BTreeMap::new(), current: 1, pace, rests };
     // A job that nobody runs any more has no end to be waited for; what it has printed is read in the end.
     while !field.is_over() {
         let seat = field.any(&mut rng);
@@ -67,8 +75,9 @@ pub async fn read(field: Field, job: String) {
 /// # Errors
 /// The answer.
 pub async fn read_at(field: &Field, seat: Seat, job: &str, attempts: u32) -> Result<(), Status> {
-    let (proc, _) = field.process();
-    let mut reader = Reader { field, proc, job: job.to_owned(), attempts: BTreeMap::new(), current: 1 };
+    let (proc, rests) = field.process();
+    let pace = Pace::Steady;
+    let mut reader = Reader { field, proc, job: job.to_owned(), attempts: BTreeMap::new(), current: 1, pace, rests };
     for attempt in 1..=attempts {
         reader.current = attempt;
         reader.follow(seat, false).await?;
@@ -83,6 +92,8 @@ struct Reader<'a> {
     /// The next sequence of each attempt, and stretches that are not recorded yet.
     attempts: BTreeMap<u32, (u64, Fold)>,
     current: u32,
+    pace: Pace,
+    rests: SmallRng,
 }
 
 impl Reader<'_> {
@@ -111,7 +122,9 @@ impl Reader<'_> {
 
     async fn take(&mut self, seat: Seat, mut stream: Streaming<LogEvent>, one: bool) -> Result<bool, Status> {
         // A log that is silent may only wait for its job; the stream is asked again all the same.
-        while let Ok(event) = tokio::time::timeout(SILENCE, stream.message()).await {
+        loop {
+            self.field.rest(&mut self.rests, self.pace).await;
+            let Ok(event) = tokio::time::timeout(SILENCE, stream.message()).await else { return Ok(false) };
             match event?.and_then(|event| event.kind) {
                 Some(Kind::Batch(batch)) => self.batch(seat, &batch),
                 Some(Kind::AttemptEnd(end)) => {
@@ -132,7 +145,6 @@ impl Reader<'_> {
                 None => return Ok(false),
             }
         }
-        Ok(false)
     }
 
     fn batch(&mut self, seat: Seat, batch: &LogBatch) {
@@ -165,7 +177,7 @@ impl Reader<'_> {
     }
 
     fn begin(&self, seat: Seat, attempt: u32, sequence: u64) {
-        self.note(seat, &Note::LogFrom(LogFrom { attempt, sequence }));
+        self.note(seat, &Note::LogFrom(LogFrom { attempt, sequence, slow: self.pace == Pace::Slow }));
     }
 
     fn flush(&mut self, seat: Seat, number: u32) {

@@ -1,7 +1,7 @@
 //! L8: a reader of a log that goes on gets more of it within five seconds of a change of leader.
 //!
 //! A log goes on where the witness of its job says so within that time. One whose worker is itself acted upon by a fault
-//! cannot be read at times, and is not judged.
+//! cannot be read at times, and is not judged; nor is a reader that is slow on purpose.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -17,10 +17,12 @@ const RESUMES: u64 = 5 * SECOND;
 pub(super) fn check(scene: &Scene<'_>, judge: &mut Judge<'_>) {
     let mut readers: BTreeMap<(u32, &str), Vec<(u64, At)>> = BTreeMap::new();
     let mut ended: HashSet<(u32, &str)> = HashSet::new();
+    let mut slow: HashSet<(u32, &str)> = HashSet::new();
     for (at, note) in scene.evidence.notes() {
         let record = scene.evidence.record(at);
         let reader = (record.proc, record.key.as_str());
         match note {
+            Note::LogFrom(from) if from.slow => drop(slow.insert(reader)),
             Note::Log(_) => readers.entry(reader).or_default().push((record.t_ns, at)),
             Note::LogEnd(_) => {
                 readers.entry(reader).or_default().push((record.t_ns, at));
@@ -32,7 +34,7 @@ pub(super) fn check(scene: &Scene<'_>, judge: &mut Judge<'_>) {
     let leaders = timeline::leaders(scene.evidence);
     let changes: Vec<_> = leaders.windows(2).filter(|pair| pair[0].2 != pair[1].2).map(|pair| pair[1].0).collect();
     let marks = marks(scene);
-    for (reader, got) in &readers {
+    for (reader, got) in readers.iter().filter(|(reader, _)| !slow.contains(*reader)) {
         let marks = marks.get(reader.1).map(Vec::as_slice).unwrap_or_default();
         let lasts = |change: &&u64| marks.last().is_some_and(|(t_ns, _)| **change + RESUMES <= *t_ns);
         for &change in changes.iter().filter(lasts) {

@@ -1,0 +1,208 @@
+//! Control groups (version 1) of a test's own, each with one process in it that is slowed down, stopped or starved.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use nix::unistd::Pid;
+
+/// Where the kernel has them, each controller in a directory of its own.
+const ROOT: &str = "/sys/fs/cgroup";
+
+/// What a group limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Controller {
+    /// How many writes a second reach a disk.
+    Blkio,
+    /// Whether processes run at all.
+    Freezer,
+    /// How much memory they may take: beyond it the kernel kills.
+    Memory,
+}
+
+impl Controller {
+    fn dir(self) -> PathBuf {
+        let name = match self {
+            Self::Blkio => "blkio",
+            Self::Freezer => "freezer",
+            Self::Memory => "memory",
+        };
+        Path::new(ROOT).join(name)
+    }
+
+    /// Whether this machine has it.
+    #[must_use]
+    pub fn is_there(self) -> bool {
+        // The unified hierarchy has neither this file nor these directories.
+        self.dir().join("cgroup.procs").exists()
+    }
+}
+
+/// A group with one process in it. Dropping it lets the process go.
+#[derive(Debug)]
+pub struct Group {
+    controller: Controller,
+    at: PathBuf,
+}
+
+impl Group {
+    /// Puts a process into a group of its own, which has the value in the file that bounds it.
+    ///
+    /// # Panics
+    /// If the kernel refuses.
+    #[must_use]
+    pub fn around(process: Pid, controller: Controller, (file, value): (&str, &str)) -> Self {
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let name = format!("hodei-test-{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+        let group = Self { controller, at: controller.dir().join(name) };
+        fs::create_dir(&group.at).unwrap_or_else(|e| panic!("{}: {e}", group.at.display()));
+        for (file, value) in [(file, value), ("cgroup.procs", &process.to_string())] {
+            group.write(file, value).unwrap_or_else(|e| panic!("{}: {e}", group.at.join(file).display()));
+        }
+        group
+    }
+
+    /// At most so many writes a second to the disk that is this device.
+    #[must_use]
+    pub fn slow(process: Pid, device: u64, writes_per_second: u32) -> Self {
+        let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+        let value = format!("{major}:{minor} {writes_per_second}");
+        Self::around(process, Controller::Blkio, ("blkio.throttle.write_iops_device", &value))
+    }
+
+    /// Stopped as a whole, without a signal that anybody could see.
+    #[must_use]
+    pub fn frozen(process: Pid) -> Self {
+        Self::around(process, Controller::Freezer, ("freezer.state", "FROZEN"))
+    }
+
+    /// No further page of memory: the kernel kills the process where it next touches one, in whatever it does then.
+    #[must_use]
+    pub fn starved(process: Pid) -> Self {
+        Self::around(process, Controller::Memory, ("memory.limit_in_bytes", "0"))
+    }
+
+    /// Whether nobody is left in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.processes().is_empty()
+    }
+
+    fn processes(&self) -> String {
+        fs::read_to_string(self.at.join("cgroup.procs")).unwrap_or_default()
+    }
+
+    fn write(&self, file: &str, value: &str) -> io::Result<()> {
+        fs::write(self.at.join(file), value)
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if self.controller == Controller::Freezer {
+            // What is frozen cannot leave.
+            let _ = self.write("freezer.state", "THAWED");
+        }
+        let outside = self.controller.dir().join("cgroup.procs");
+        for pid in self.processes().lines() {
+            // One that has just ended needs no more help.
+            let _ = fs::write(&outside, pid);
+        }
+        if let Err(error) = fs::remove_dir(&self.at) {
+            eprintln!("{}: {error}", self.at.display());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        os::unix::{fs::MetadataExt as _, process::ExitStatusExt as _},
+        process::{Child, Command},
+        thread,
+        time::{Duration, Instant},
+    };
+
+    use super::*;
+    use crate::disk::{Disk, permitted};
+
+    /// Whether the test can be made here; says so where not.
+    fn can(controller: Controller) -> bool {
+        let is_there = permitted() && controller.is_there();
+        if !is_there {
+            eprintln!("skipped: no {controller:?} controller of version 1");
+        }
+        is_there
+    }
+
+    fn pid(child: &Child) -> Pid {
+        Pid::from_raw(child.id().cast_signed())
+    }
+
+    fn until(what: &str, holds: impl Fn() -> bool) {
+        let by = Instant::now() + Duration::from_secs(30);
+        while !holds() {
+            assert!(Instant::now() < by, "{what}");
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    #[test]
+    fn a_slow_disk_takes_so_many_writes_a_second() {
+        if !can(Controller::Blkio) {
+            return;
+        }
+        let dir = tempfile::tempdir().expect("a directory can be made");
+        let disk = Disk::new(dir.path(), "disk", 16);
+        let script = r#"while [ ! -e "$1" ]; do sleep 0.01; done; for i in 1 2 3 4 5; do dd if=/dev/zero of="$0" bs=512 count=1 oflag=sync 2>&1; done"#;
+        let [file, go] = [disk.path().join("file"), dir.path().join("go")];
+        let mut writer = Command::new("sh").args(["-c", script]).args([&file, &go]).spawn().expect("sh runs");
+        let device = fs::metadata(disk.path()).expect("it is mounted").dev();
+        let slow = Group::slow(pid(&writer), device, 5);
+        let begun = Instant::now();
+        fs::write(&go, "").expect("a file can be made");
+        assert!(writer.wait().is_ok_and(|status| status.success()));
+        assert!(begun.elapsed() > Duration::from_millis(400), "{:?}", begun.elapsed());
+        let group = slow.at.clone();
+        drop(slow);
+        assert!(!group.exists());
+    }
+
+    #[test]
+    fn what_is_frozen_goes_on_when_it_is_let_go() {
+        if !can(Controller::Freezer) {
+            return;
+        }
+        let dir = tempfile::tempdir().expect("a directory can be made");
+        let ticks = dir.path().join("ticks");
+        let script = r#"while :; do echo >> "$0"; sleep 0.01; done"#;
+        let mut child = Command::new("sh").args(["-c", script]).arg(&ticks).spawn().expect("sh runs");
+        let count = || fs::metadata(&ticks).map_or(0, |file| file.len());
+        until("it begins", || count() > 0);
+        let group = Group::frozen(pid(&child));
+        let state = group.at.join("freezer.state");
+        until("it is frozen", || fs::read_to_string(&state).is_ok_and(|state| state.trim() == "FROZEN"));
+        let before = count();
+        thread::sleep(Duration::from_millis(200));
+        assert_eq!(count(), before);
+        drop(group);
+        until("it goes on", || count() > before);
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+
+    #[test]
+    fn the_kernel_kills_what_is_starved() {
+        if !can(Controller::Memory) {
+            return;
+        }
+        let script = "x=y; while :; do x=$x$x; sleep 0.01; done";
+        let mut child = Command::new("sh").args(["-c", script]).spawn().expect("sh runs");
+        let group = Group::starved(pid(&child));
+        let status = child.wait().expect("a child can be waited for");
+        assert_eq!(status.signal(), Some(9));
+        assert!(group.is_empty());
+    }
+}
