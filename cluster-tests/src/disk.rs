@@ -246,11 +246,7 @@ fn run(command: &mut Command) {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        sync::mpsc,
-        thread,
-        time::Duration,
-    };
+    use std::{sync::mpsc, thread, time::Duration};
 
     use super::*;
 
