@@ -21,6 +21,7 @@ simulated seeds | 100
 simulated steps | 2000000
 jobs under faults | 5000
 runs under faults | 50
+promises judged | 25
 runs that were not valid | none
 violations of S1-S17 | none
 known-bad histories | 54

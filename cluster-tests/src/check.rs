@@ -97,6 +97,8 @@ pub struct Report {
     pub findings: Vec<Finding>,
     /// Anything else worth knowing, in a line.
     pub remark: String,
+    /// Of what it stands for, that of which there was something to judge.
+    pub promises: Vec<&'static str>,
 }
 
 impl Report {
@@ -114,6 +116,7 @@ pub struct Judge<'a> {
     judged: usize,
     findings: Vec<Finding>,
     remark: String,
+    parts: Vec<&'static str>,
 }
 
 impl Judge<'_> {
@@ -132,6 +135,11 @@ impl Judge<'_> {
 
     fn remark(&mut self, text: impl Into<String>) {
         self.remark = text.into();
+    }
+
+    /// Of several things that the checker stands for, this one was judged.
+    fn part(&mut self, name: &'static str) {
+        self.parts.push(name);
     }
 
     fn line(&self, at: At) -> String {
@@ -153,13 +161,15 @@ impl Checker {
     /// Judges.
     #[must_use]
     pub fn check(&self, evidence: &Evidence) -> Report {
-        let mut judge = Judge { evidence, judged: 0, findings: Vec::new(), remark: String::new() };
+        let mut judge = Judge { evidence, judged: 0, findings: Vec::new(), remark: String::new(), parts: Vec::new() };
         (self.check)(evidence, &mut judge);
         if judge.judged == 0 && evidence.run().requires.iter().any(|name| name == self.name) {
             judge.unknown("the run requires this, and there is nothing to judge");
         }
-        let Judge { judged, findings, remark, .. } = judge;
-        Report { name: self.name, holds: self.holds, judged, findings, remark }
+        let Judge { judged, findings, remark, parts, .. } = judge;
+        let whole = judged > 0 && parts.is_empty();
+        let promises = if whole { self.holds.split(' ').collect() } else { parts };
+        Report { name: self.name, holds: self.holds, judged, findings, remark, promises }
     }
 }
 
@@ -225,7 +235,7 @@ impl Display for Reports {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{:<12} {:<7} {:<8} {:>8}", "checker", "holds", "verdict", "judged")?;
         for report in &self.0 {
-            let Report { name, holds, judged, findings, remark } = report;
+            let Report { name, holds, judged, findings, remark, .. } = report;
             let row = format!("{name:<12} {holds:<7} {:<8} {judged:>8}  {remark}", report.verdict());
             writeln!(f, "{}", row.trim_end())?;
             for finding in findings.iter().take(SHOWN) {

@@ -13,7 +13,7 @@ mod points;
 mod process;
 mod storage;
 
-use std::{path::PathBuf, thread::JoinHandle};
+use std::{ops::RangeInclusive, path::PathBuf, thread::JoinHandle};
 
 use rand::{Rng as _, rngs::SmallRng, seq::IndexedRandom as _};
 
@@ -35,6 +35,8 @@ pub struct Kind {
     pub nodes: usize,
     /// What it brings about is judged by itself: no other fault at the same time.
     pub alone: bool,
+    /// How long it lasts, in milliseconds.
+    pub lasts_ms: RangeInclusive<u64>,
     begin: fn(&mut World, &mut SmallRng) -> Option<Active>,
 }
 
@@ -43,6 +45,9 @@ impl std::fmt::Debug for Kind {
         f.write_str(self.name)
     }
 }
+
+/// How long most faults last, in milliseconds.
+const BRIEF: RangeInclusive<u64> = 5_000..=8_000;
 
 /// What faults act upon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -28,6 +28,8 @@ pub struct Summary {
     violations: usize,
     /// How often a job was lost, or was there that should not be.
     lost: usize,
+    /// Of what must hold and happen, that of which there was something to judge.
+    promises: BTreeSet<&'static str>,
     ended: [usize; 3],
     jobs: usize,
     leader_changes: usize,
@@ -94,6 +96,7 @@ impl Summary {
             bad: reports.0.iter().filter(bad).map(|report| report.name).collect(),
             violations: violations(&mut reports.0.iter().filter(of_safety)),
             lost: violations(&mut reports.0.iter().filter(|report| report.name == "set")),
+            promises: reports.0.iter().flat_map(|report| report.promises.clone()).collect(),
             ended,
             jobs: acks.len(),
             leader_changes: leaders.windows(2).filter(|pair| pair[0].2 != pair[1].2).count(),
@@ -127,7 +130,10 @@ pub fn bars(summaries: &[Summary]) -> Vec<String> {
         ("violations of S1-S17", sum(|run| run.violations)),
         ("acknowledged writes lost", sum(|run| run.lost)),
     ];
-    of_kinds.chain(counts.map(|(what, count)| format!("bar: {what}: {count}"))).collect()
+    let promises: BTreeSet<&str> = summaries.iter().flat_map(|run| run.promises.iter().copied()).collect();
+    let promises =
+        promises.into_iter().filter(|name| *name != "run").map(|name| format!("bar: promises judged: {name}"));
+    of_kinds.chain(promises).chain(counts.map(|(what, count)| format!("bar: {what}: {count}"))).collect()
 }
 
 /// The longest time between two of these moments within a stretch.
@@ -249,6 +255,7 @@ mod tests {
             bad: if valid { Vec::new() } else { vec!["set"] },
             violations: usize::from(!valid),
             lost: 0,
+            promises: BTreeSet::from(["S1", "L8"]),
             ended: [10, 2, 1],
             jobs: 7,
             leader_changes: 1,
@@ -261,8 +268,13 @@ mod tests {
         assert!(page.contains("- seed 2: set") && page.contains("| kill_leader | 2 | 700 | 700 |"), "{page}");
         assert!(picture.contains("seed 2: set") && picture.matches("halves").count() == 2, "{picture}");
         let bars = bars(&runs);
-        let wanted =
-            ["kinds of fault: halves", "failpoints: vote::after-save", "power cuts: 4", "violations of S1-S17: 1"];
+        let wanted = [
+            "kinds of fault: halves",
+            "failpoints: vote::after-save",
+            "promises judged: L8",
+            "power cuts: 4",
+            "violations of S1-S17: 1",
+        ];
         assert!(wanted.iter().all(|bar| bars.contains(&format!("bar: {bar}"))), "{bars:?}");
     }
 }

@@ -7,11 +7,7 @@ use crate::nemesis::{self, Class, Kind};
 
 /// Between two rounds, in milliseconds: what must happen after faults are healed is looked at.
 const CALM_MS: u64 = 12_000;
-/// How long a fault lasts, in milliseconds.
-const LASTS_MS: std::ops::RangeInclusive<u64> = 5_000..=8_000;
-/// How long a process may take to come to the place where it is to die, in milliseconds.
-const POINT_MS: u64 = 30_000;
-/// From one such fault to the next one, at least.
+/// From the death of a process at a named place to the next one, at least.
 const POINTS_APART_MS: u64 = 3_000;
 /// From the beginning of a fault to that of the next one.
 const APART_MS: std::ops::RangeInclusive<u64> = 1_500..=5_000;
@@ -64,13 +60,13 @@ impl Plan {
             let mut end = at_ms;
             if round[0].class == Class::Points {
                 // Over as soon as somebody has died; the next one waits for that.
-                let kind = round[0].name.to_owned();
-                steps.push(Step { kind, at_ms, for_ms: POINT_MS, seed: rng.random() });
+                let (kind, for_ms) = (round[0].name.to_owned(), *round[0].lasts_ms.end());
+                steps.push(Step { kind, at_ms, for_ms, seed: rng.random() });
                 at_ms += POINTS_APART_MS;
                 continue;
             }
             for kind in round {
-                let for_ms = rng.random_range(LASTS_MS);
+                let for_ms = rng.random_range(kind.lasts_ms.clone());
                 steps.push(Step { kind: kind.name.to_owned(), at_ms, for_ms, seed: rng.random() });
                 end = end.max(at_ms + for_ms);
                 at_ms += rng.random_range(APART_MS);

@@ -1,6 +1,6 @@
 //! What must happen, and by when, once faults are healed (L1 to L8).
 //!
-//! Faults are healed when the last open one ends that is not permanent. What has too little time before the next fault is
+//! Faults are healed when the last open one ends; one that is permanent need not. What has too little time before the next fault is
 //! not judged; what nobody looked at in time is unknown.
 //!
 //! | | bound | from |
@@ -20,7 +20,8 @@ mod readers;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{
-    Judge, sights,
+    Judge,
+    sights::{self, Sights},
     timeline::{self, Polled, Stretch},
 };
 use crate::history::{Body, Effect, Evidence, JobState, Op, Outcome, Reply, Request, Submit};
@@ -71,11 +72,12 @@ impl<'a> Scene<'a> {
 }
 
 fn heals(faults: &[Stretch<'_>]) -> Vec<(u64, u64)> {
-    // What a moment changes about how many faults are open; permanent ones never are, but they end the quiet.
+    // What a moment changes about how many faults are open; those without an end never are, but they end the quiet.
     let mut edges: Vec<(u64, isize)> = Vec::new();
     for stretch in faults {
-        edges.push((stretch.from_ns, isize::from(!stretch.fault.permanent)));
-        edges.extend(stretch.to_ns.filter(|_| !stretch.fault.permanent).map(|to| (to, -1)));
+        let ends = !stretch.fault.permanent || stretch.to_ns.is_some();
+        edges.push((stretch.from_ns, isize::from(ends)));
+        edges.extend(stretch.to_ns.map(|to| (to, -1)));
     }
     // At one time, what begins keeps what ends from being the last.
     edges.sort_unstable_by_key(|&(t_ns, change)| (t_ns, -change));
@@ -100,6 +102,7 @@ pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
         part(&scene, judge);
         let count = judge.judged - before;
         if count > 0 {
+            judge.part(name);
             judged.push(format!("{name} {count}"));
         }
     }
@@ -219,12 +222,20 @@ fn alike(scene: &Scene<'_>, judge: &mut Judge<'_>) {
 
 fn majority(scene: &Scene<'_>, judge: &mut Judge<'_>) {
     let dead = scene.faults.iter().filter(|stretch| stretch.fault.permanent && !stretch.fault.nodes.is_empty());
-    let Some(last) = dead.max_by_key(|stretch| stretch.from_ns) else { return };
     let sights = sights::sights(scene.evidence);
-    let line = judge.line(last.at);
+    dead.for_each(|stretch| goes_on_without(scene, &sights, stretch, judge));
+}
+
+fn goes_on_without(scene: &Scene<'_>, sights: &Sights<'_>, dead: &Stretch<'_>, judge: &mut Judge<'_>) {
+    let line = judge.line(dead.at);
     let mut any = false;
-    for (op, _, acknowledged) in runnable(scene.evidence).filter(|(op, ..)| op.from_ns > last.from_ns) {
-        let by = acknowledged.max(scene.healed().unwrap_or(0)) + SETTLED;
+    for (op, _, acknowledged) in runnable(scene.evidence).filter(|(op, ..)| op.from_ns > dead.from_ns) {
+        // One that ends has no other fault beside it; one that does not, has those before it.
+        let healed = scene.healed().filter(|_| dead.to_ns.is_none()).unwrap_or(0);
+        let by = acknowledged.max(healed) + SETTLED;
+        if dead.to_ns.is_some_and(|to| to < by) {
+            continue;
+        }
         let mut of_job = sights.get(op.key).into_iter().flatten();
         let placed = of_job.find(|sight| sight.view.state != JobState::Pending);
         if placed.is_none() && scene.end_ns < by {

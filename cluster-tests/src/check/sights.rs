@@ -21,8 +21,11 @@ pub struct Sight {
 /// A read of the whole entry sees everything in it.
 const WHOLE: u32 = u32::MAX;
 
+/// Of each job.
+pub type Sights<'a> = BTreeMap<&'a str, Vec<Sight>>;
+
 /// All sights of each job, in the order of time.
-pub fn sights(evidence: &Evidence) -> BTreeMap<&str, Vec<Sight>> {
+pub fn sights(evidence: &Evidence) -> Sights<'_> {
     let reads = evidence.ops().filter(|op| is_linearizable(op.request));
     let asked: HashMap<At, u64> = reads.filter_map(|op| Some((op.returned?, op.from_ns))).collect();
     let mut jobs: BTreeMap<&str, Vec<Sight>> = BTreeMap::new();

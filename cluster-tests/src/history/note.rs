@@ -92,7 +92,7 @@ pub struct Fault {
     /// What checkers must know about it.
     #[serde(default, skip_serializing_if = "Effect::is_other")]
     pub effect: Effect,
-    /// It is never healed.
+    /// Those it acts upon are not expected back: as long as it lasts the others must go on without them.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub permanent: bool,
     /// It is over, and did not come to what it was for.

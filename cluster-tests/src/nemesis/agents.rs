@@ -11,7 +11,7 @@ use crate::{
 };
 
 const fn kind(name: &'static str, begin: fn(&mut World, &mut SmallRng) -> Option<Active>) -> Kind {
-    Kind { name, class: Class::Agents, nodes: 3, alone: false, begin }
+    Kind { name, class: Class::Agents, nodes: 3, alone: false, lasts_ms: super::BRIEF, begin }
 }
 
 pub(super) const KINDS: &[Kind] = &[

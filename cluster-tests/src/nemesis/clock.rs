@@ -6,7 +6,7 @@ use super::{Active, Class, Kind, Undo, everyone, follower, leader, of_nodes};
 use crate::run::world::World;
 
 const fn kind(name: &'static str, begin: fn(&mut World, &mut SmallRng) -> Option<Active>) -> Kind {
-    Kind { name, class: Class::Clock, nodes: 3, alone: false, begin }
+    Kind { name, class: Class::Clock, nodes: 3, alone: false, lasts_ms: super::BRIEF, begin }
 }
 
 pub(super) const KINDS: &[Kind] = &[

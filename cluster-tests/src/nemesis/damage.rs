@@ -24,7 +24,7 @@ enum Of {
 }
 
 const fn kind(name: &'static str, begin: fn(&mut World, &mut SmallRng) -> Option<Active>) -> Kind {
-    Kind { name, class: Class::Damage, nodes: 3, alone: true, begin }
+    Kind { name, class: Class::Damage, nodes: 3, alone: true, lasts_ms: super::BRIEF, begin }
 }
 
 pub(super) const KINDS: &[Kind] = &[

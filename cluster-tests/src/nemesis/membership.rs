@@ -18,7 +18,7 @@ use crate::{
 const AGAIN: Duration = Duration::from_millis(500);
 
 const fn kind(name: &'static str, begin: fn(&mut World, &mut SmallRng) -> Option<Active>) -> Kind {
-    Kind { name, class: Class::Membership, nodes: 3, alone: false, begin }
+    Kind { name, class: Class::Membership, nodes: 3, alone: false, lasts_ms: super::BRIEF, begin }
 }
 
 /// Of two such at once a cluster of three does not recover: the second disk is that of a majority.

@@ -12,11 +12,11 @@ use crate::{
 };
 
 const fn kind(name: &'static str, begin: fn(&mut World, &mut SmallRng) -> Option<Active>) -> Kind {
-    Kind { name, class: Class::Network, nodes: 3, alone: false, begin }
+    Kind { name, class: Class::Network, nodes: 3, alone: false, lasts_ms: super::BRIEF, begin }
 }
 
 const fn alone(name: &'static str, begin: fn(&mut World, &mut SmallRng) -> Option<Active>) -> Kind {
-    Kind { name, class: Class::Network, nodes: 3, alone: true, begin }
+    Kind { name, class: Class::Network, nodes: 3, alone: true, lasts_ms: super::BRIEF, begin }
 }
 
 pub(super) const KINDS: &[Kind] = &[

@@ -1,7 +1,7 @@
 //! Processes that die at a named place in the code. Such a fault is over as soon as somebody has died there, who is then
 //! started again as whatever dies by itself; where nobody does, it does not count.
 
-use std::{sync::mpsc, thread, time::Duration};
+use std::{ops::RangeInclusive, sync::mpsc, thread, time::Duration};
 
 use hodei_proto::v1::{Command, JobSpec, Script, command};
 use nix::sys::signal::{Signal, kill};
@@ -19,6 +19,9 @@ use crate::{
 /// How long a follower stands still that is to lack what the others have purged, and a leader is cut off that is to have what
 /// the others lack.
 const LAGS: Duration = Duration::from_secs(5);
+
+/// How long a process may take to come to the place where it is to die, in milliseconds.
+const PATIENCE: RangeInclusive<u64> = 30_000..=30_000;
 
 /// How often a job with a large script is tried.
 const SCRIPTS: usize = 5;
@@ -63,6 +66,7 @@ macro_rules! point {
             class: Class::Points,
             nodes: 3,
             alone: true,
+            lasts_ms: PATIENCE,
             begin: |world, rng| at(world, rng, $site, Who::$who, Prompt::$prompt, $passages),
         }
     };

@@ -11,7 +11,12 @@ use crate::{
 };
 
 const fn kind(name: &'static str, begin: fn(&mut World, &mut SmallRng) -> Option<Active>) -> Kind {
-    Kind { name, class: Class::Process, nodes: 3, alone: false, begin }
+    Kind { name, class: Class::Process, nodes: 3, alone: false, lasts_ms: super::BRIEF, begin }
+}
+
+/// By itself, and for so long that what the others must do without them can be seen.
+const fn dead(name: &'static str, begin: fn(&mut World, &mut SmallRng) -> Option<Active>) -> Kind {
+    Kind { alone: true, lasts_ms: 18_000..=22_000, ..kind(name, begin) }
 }
 
 pub(super) const KINDS: &[Kind] = &[
@@ -28,6 +33,17 @@ pub(super) const KINDS: &[Kind] = &[
         nodes.iter().for_each(|&node| world.cluster.nodes[node].kill());
         Some(Active { fault: of_nodes(world, &nodes), nodes, agents: Vec::new(), undo: Vec::new() })
     }),
+    dead("dead_leader", |world, _| Some(for_good(world, &[leader(world)?]))),
+    dead("dead_follower", |world, rng| Some(for_good(world, &[follower(world, rng)?]))),
+    Kind {
+        nodes: 5,
+        ..dead("dead_minority", |world, rng| {
+            let (majority, rest) = majority(world, rng)?;
+            // The leader is one of them.
+            let (_, rest) = rest.split_last().filter(|_| rest.len() + majority.len() > 4)?;
+            Some(for_good(world, &[&majority[..1], rest].concat()))
+        })
+    },
     kind("stop_leader", |world, _| Some(stop(world, leader(world)?))),
     kind("stop_follower", |world, rng| Some(stop(world, follower(world, rng)?))),
     kind("transfer_leader", transfer),
@@ -51,6 +67,13 @@ fn kill(world: &mut World, nodes: &[usize], alone: &[usize]) -> Active {
     fault.minority = world.ids(alone);
     let undo = nodes.iter().map(|&node| Undo::Release(node)).collect();
     Active { fault, nodes: [nodes, alone].concat(), agents: Vec::new(), undo }
+}
+
+/// Killed, and not waited for: whatever has to happen has to happen without them.
+fn for_good(world: &mut World, nodes: &[usize]) -> Active {
+    let mut dead = kill(world, nodes, &[]);
+    dead.fault.permanent = true;
+    dead
 }
 
 /// Killed, and started again at once.

@@ -15,7 +15,7 @@ use crate::{disk, groups::Controller, run::world::World};
 const STUTTERS: std::ops::RangeInclusive<u64> = 50..=500;
 
 const fn kind(name: &'static str, begin: fn(&mut World, &mut SmallRng) -> Option<Active>) -> Kind {
-    Kind { name, class: Class::Storage, nodes: 3, alone: false, begin }
+    Kind { name, class: Class::Storage, nodes: 3, alone: false, lasts_ms: super::BRIEF, begin }
 }
 
 pub(super) const KINDS: &[Kind] = &[
