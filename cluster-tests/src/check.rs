@@ -50,7 +50,10 @@ pub mod token;
 pub mod watch;
 pub mod wgl;
 
-use std::fmt::{self, Display};
+use std::{
+    collections::BTreeSet,
+    fmt::{self, Display},
+};
 
 use crate::history::{At, Evidence, Malformed};
 
@@ -205,10 +208,18 @@ pub const CHECKERS: &[Checker] = checkers! {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reports(pub Vec<Report>);
 
-/// Has all checkers judge.
+/// Has all checkers judge. Of each promise that the run names there must have been something to judge.
 #[must_use]
 pub fn check_all(evidence: &Evidence) -> Reports {
-    Reports(CHECKERS.iter().map(|checker| checker.check(evidence)).collect())
+    let mut reports = Reports(CHECKERS.iter().map(|checker| checker.check(evidence)).collect());
+    let judged: BTreeSet<&str> = reports.0.iter().flat_map(|report| report.promises.iter().copied()).collect();
+    let missing = evidence.run().promises.iter().filter(|promise| !judged.contains(promise.as_str()));
+    let missing = missing.map(|promise| format!("there was nothing to judge of {promise}"));
+    let findings: Vec<_> = missing.map(|text| Finding { verdict: Verdict::Unknown, text }).collect();
+    if let Some(coverage) = reports.0.iter_mut().find(|report| report.name == "coverage") {
+        coverage.findings.extend(findings);
+    }
+    reports
 }
 
 /// [`check_all`] on what was recorded, and an error with the whole table unless it is valid.
@@ -246,5 +257,25 @@ impl Display for Reports {
             }
         }
         write!(f, "{}", self.verdict())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::{History, Note, Run};
+
+    #[test]
+    fn what_nobody_had_anything_to_judge_of_is_not_shown() {
+        let judge = |promises: &[&str]| {
+            let history = History::default();
+            let promises = promises.iter().map(|&promise| promise.to_owned()).collect();
+            history.note(0, "", Note::Run(Run { promises, ..Run::default() }));
+            check_all(&history.evidence().expect("it is a history"))
+        };
+        assert_eq!(judge(&[]).verdict(), Verdict::Valid);
+        let reports = judge(&["S8"]);
+        assert_eq!(reports.verdict(), Verdict::Unknown);
+        assert!(reports.to_string().contains("there was nothing to judge of S8"), "{reports}");
     }
 }

@@ -34,7 +34,7 @@ use crate::{
     history::{Body, Evidence, Note, Record, Run, now_ns},
     nemesis::{self, Active},
     schedule::{Plan, Step},
-    workload::{events, identities, jobs, late, polls, tokens, witnessed},
+    workload::{events, identities, jobs, keys, late, polls, tokens, witnessed},
 };
 
 const WARM_UP: Duration = Duration::from_secs(3);
@@ -61,10 +61,10 @@ const LOGS: usize = 10;
 ///
 /// # Panics
 /// If there is no root, or the cluster does not come up.
-pub async fn run(plan: &Plan, requires: &[&str], keep: Option<&Path>) -> Judged {
+pub async fn run(plan: &Plan, keep: Option<&Path>) -> Judged {
     let mut world = World::new(plan).await;
     let field = world.field.clone();
-    field.history().note(DRIVER, "", Note::Run(describe(plan, requires)));
+    field.history().note(DRIVER, "", Note::Run(describe(plan)));
     let clients = Clients::start(&world, plan);
     sleep(WARM_UP).await;
     drive(&mut world, &plan.steps).await;
@@ -97,17 +97,19 @@ impl Judged {
     }
 }
 
-fn describe(plan: &Plan, requires: &[&str]) -> Run {
+fn describe(plan: &Plan) -> Run {
     let mut least_faults: Vec<String> = plan.steps.iter().map(|step| step.kind.clone()).collect();
     least_faults.sort();
     least_faults.dedup();
     Run {
         scenario: plan.scenario.clone(),
         seed: plan.seed,
-        requires: requires.iter().map(|&name| name.to_owned()).collect(),
+        promises: plan.promises().map(str::to_owned).collect(),
         deadline_ms: u64::try_from(field::DEADLINE.as_millis()).unwrap_or(u64::MAX),
-        least_operations: 50,
+        least_operations: plan.least_operations(),
         least_faults,
+        hits_leader: plan.hits_leader(),
+        changes_leader: plan.changes_leader(),
         ..Run::default()
     }
 }
@@ -132,7 +134,7 @@ impl Clients {
                 .collect(),
             submitters: (0..SUBMITTERS)
                 .map(|_| tokio::spawn(jobs::submit(field.clone())))
-                .chain([tokio::spawn(tokens::race(field.clone()))])
+                .chain([tokio::spawn(tokens::race(field.clone())), tokio::spawn(keys::race(field.clone()))])
                 .collect(),
             witnessed: tokio::spawn(witnessed::submit(field.clone())),
             identities: tokio::spawn(identities::come_and_go(field.clone())),

@@ -12,6 +12,28 @@ const POINTS_APART_MS: u64 = 3_000;
 /// From the beginning of a fault to that of the next one.
 const APART_MS: std::ops::RangeInclusive<u64> = 1_500..=5_000;
 
+/// What every run under a fault gives something to judge of.
+const ALWAYS: &[&str] = &[
+    "S1", "S2", "S3", "S4", "S5", "S6", "S7", "S8", "S9", "S10", "S11", "S12", "S13", "S14", "S15", "S17", "L1", "L2",
+    "L3", "L5",
+];
+/// Kinds after which another node leads.
+const DEPOSING: &[&str] = &[
+    "isolate_leader",
+    "unplug_leader",
+    "kill_leader",
+    "dead_leader",
+    "stop_leader",
+    "pause_leader",
+    "frozen_leader",
+    "power_leader",
+    "halves",
+];
+/// Kinds that cut a node off one way.
+const ONE_WAY: &[&str] = &["leader_mute", "leader_deaf", "follower_mute", "follower_deaf"];
+/// Operations that must end well in any run; and one more in each second.
+const OPERATIONS: usize = 150;
+
 /// One fault.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {
@@ -88,6 +110,40 @@ impl Plan {
     pub fn needs_failpoints(&self) -> bool {
         let names = |step: &Step| nemesis::kinds().any(|kind| kind.class == Class::Points && kind.name == step.kind);
         self.steps.iter().any(names)
+    }
+
+    /// Whether a fault acts upon whoever leads.
+    #[must_use]
+    pub fn hits_leader(&self) -> bool {
+        self.steps.iter().any(|step| step.kind.ends_with("_leader") || step.kind.starts_with("leader_"))
+    }
+
+    /// Whether a fault leaves the others no choice but to elect another leader.
+    #[must_use]
+    pub fn changes_leader(&self) -> bool {
+        self.steps.iter().any(|step| DEPOSING.contains(&step.kind.as_str()))
+    }
+
+    /// What it gives checkers to judge beyond what every run does.
+    fn extras(&self) -> impl Iterator<Item = &'static str> {
+        let of = |class: Class| nemesis::kinds().filter(move |kind| kind.class == class);
+        let has = |kind: &Kind| self.steps.iter().any(|step| step.kind == kind.name);
+        let damages = of(Class::Damage).any(has);
+        let dead = of(Class::Process).any(|kind| kind.name.starts_with("dead_") && has(kind));
+        let one_way = of(Class::Network).any(|kind| ONE_WAY.contains(&kind.name) && has(kind));
+        [(damages, "S16"), (dead, "L4"), (one_way, "L6")].into_iter().filter_map(|(there, name)| there.then_some(name))
+    }
+
+    /// What must hold, and of which its run must give something to judge.
+    pub fn promises(&self) -> impl Iterator<Item = &'static str> {
+        ALWAYS.iter().copied().chain(self.extras())
+    }
+
+    /// How many operations must end well at least.
+    #[must_use]
+    pub fn least_operations(&self) -> usize {
+        let ends = self.steps.iter().map(|step| step.at_ms + step.for_ms).max().unwrap_or(0);
+        OPERATIONS + usize::try_from(ends / 1_000).unwrap_or(0)
     }
 
     /// How many nodes may join while it runs: at most one for each fault of membership.

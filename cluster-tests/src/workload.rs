@@ -6,6 +6,7 @@
 pub mod events;
 pub mod identities;
 pub mod jobs;
+pub mod keys;
 pub mod late;
 pub mod polls;
 pub mod tokens;

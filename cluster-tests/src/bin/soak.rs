@@ -132,7 +132,7 @@ async fn once(cli: &Cli, plan: &Plan) -> Judged {
     let kinds: Vec<_> = plan.steps.iter().map(|step| step.kind.as_str()).collect();
     println!("seed {}: {}", plan.seed, kinds.join(", "));
     let keep = cli.keep.as_ref().map(|dir| dir.join(format!("seed-{}", plan.seed)));
-    let judged = run(plan, &["set", "automaton", "order", "wgl"], keep.as_deref()).await;
+    let judged = run(plan, keep.as_deref()).await;
     println!("{}", judged.reports);
     // Of a valid run its seed is enough.
     if let (Some(dir), true) = (keep, judged.is_valid() && cli.hours.is_some()) {

@@ -22,7 +22,12 @@ pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
     }
     by_time(evidence, judge);
     by_stream(evidence, judge);
-    after_cancel(evidence, judge, &sights);
+    if judge.judged > 0 {
+        judge.part("S2");
+    }
+    if after_cancel(evidence, judge, &sights) > 0 {
+        judge.part("S8");
+    }
 }
 
 fn by_place(judge: &mut Judge<'_>, job: &str, sights: &[Sight]) {
@@ -102,9 +107,12 @@ fn by_stream(evidence: &Evidence, judge: &mut Judge<'_>) {
 }
 
 /// From the entry that committed it on, the job runs at most its present attempt to the end, and then is Cancelled.
-fn after_cancel(evidence: &Evidence, judge: &mut Judge<'_>, sights: &BTreeMap<&str, Vec<Sight>>) {
+/// Returns how many cancels were acknowledged.
+fn after_cancel(evidence: &Evidence, judge: &mut Judge<'_>, sights: &BTreeMap<&str, Vec<Sight>>) -> usize {
+    let mut accepted = 0;
     for op in evidence.ops() {
         let (Request::Cancel, Some(Reply::Cancel(_))) = (op.request, op.reply()) else { continue };
+        accepted += 1;
         let line = judge.line(op.returned.unwrap_or(op.invoked));
         let mut attempt: Option<u32> = None;
         let sights = sights.get(op.key).into_iter().flatten();
@@ -128,4 +136,5 @@ fn after_cancel(evidence: &Evidence, judge: &mut Judge<'_>, sights: &BTreeMap<&s
             ));
         }
     }
+    accepted
 }

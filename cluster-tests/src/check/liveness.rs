@@ -24,7 +24,7 @@ use super::{
     sights::{self, Sights},
     timeline::{self, Polled, Stretch},
 };
-use crate::history::{Body, Effect, Evidence, JobState, Op, Outcome, Reply, Request, Submit};
+use crate::history::{Body, Effect, Evidence, JobState, Note, Op, Outcome, Reply, Request, Submit};
 
 pub(super) const SECOND: u64 = 1_000_000_000;
 /// L1.
@@ -162,6 +162,7 @@ fn terminal(scene: &Scene<'_>, judge: &mut Judge<'_>) {
         return;
     }
     let sights = sights::sights(scene.evidence);
+    left(scene, &sights, judge);
     for (op, submit, acknowledged) in runnable(scene.evidence) {
         let from = acknowledged.max(healed.unwrap_or(0));
         let deadline = from + SETTLED + submit.run_ms.unwrap_or(0) * 1_000_000;
@@ -182,6 +183,21 @@ fn terminal(scene: &Scene<'_>, judge: &mut Judge<'_>) {
                 judge.judged(1);
                 judge.invalid(format!("L2: {line}: job {} never ended", op.key));
             }
+        }
+    }
+}
+
+/// When all has come to rest no job is left, whatever was heard of its submission, and whoever was to run it.
+fn left(scene: &Scene<'_>, sights: &Sights<'_>, judge: &mut Judge<'_>) {
+    let settled = scene.evidence.notes().find(|(_, note)| matches!(note, Note::Inventory(_)));
+    let Some((settled, _)) = settled else { return };
+    for (job, sights) in sights {
+        judge.judged(1);
+        if !sights.iter().any(|sight| sight.view.state.is_terminal())
+            && let Some(last) = sights.last()
+        {
+            let lines = (judge.line(last.at), judge.line(settled));
+            judge.invalid(format!("L2: {}, {}: job {job} is {} when all has settled", lines.0, lines.1, last.view));
         }
     }
 }

@@ -52,6 +52,8 @@ pub struct Run {
     pub seed: u64,
     /// Checkers that must find something to judge.
     pub requires: Vec<String>,
+    /// What must hold, of which there must be something to judge, such as `S8`.
+    pub promises: Vec<String>,
     /// How long a client waits for an answer.
     pub deadline_ms: u64,
     /// Operations that must end well at least.

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use hodei_proto::v1::{JobSelector, LogBatch, LogEvent, SubscribeLogsRequest, log_event::Kind};
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::sleep};
 use tonic::{Status, Streaming};
 use uuid::Uuid;
 
@@ -26,6 +26,10 @@ const SILENCE: Duration = Duration::from_secs(3);
 /// How long such a job runs, in milliseconds: mostly; and one in [`LONG`], so that its readers see leaders change.
 const RUNS: [std::ops::Range<u64>; 2] = [300..5_000, 8_000..14_000];
 const LONG: u32 = 5;
+/// One job in so many is cancelled, after so many milliseconds at most, and how often that is tried.
+const CANCELLED: u32 = 5;
+const CANCEL_WITHIN: u64 = 4_000;
+const CANCELS: u32 = 3;
 /// One log in so many has a slow reader, too.
 const SLOW: u32 = 3;
 
@@ -47,12 +51,27 @@ pub async fn submit(field: Field) -> Vec<String> {
             if rng.random_ratio(1, SLOW) {
                 readers.spawn(read(field.clone(), id.clone(), Pace::Slow));
             }
+            if rng.random_ratio(1, CANCELLED) {
+                readers.spawn(cancel(field.clone(), id.clone()));
+            }
             accepted.push(id);
         }
         Field::pause(&mut rng, PAUSE).await;
     }
     while readers.join_next().await.is_some() {}
     accepted
+}
+
+/// Cancels a job that waits, runs, or may just have ended.
+async fn cancel(field: Field, job: String) {
+    let (proc, mut rng) = field.process();
+    sleep(Duration::from_millis(rng.random_range(0..CANCEL_WITHIN))).await;
+    for _ in 0..CANCELS {
+        if jobs::cancel(&field, proc, field.any(&mut rng), &job).await.is_ok() {
+            return;
+        }
+        Field::pause(&mut rng, AGAIN).await;
+    }
 }
 
 /// Follows a job's log to the end of the job, on any node, and elsewhere from where it broke.
