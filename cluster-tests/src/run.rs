@@ -220,9 +220,11 @@ async fn settle(world: &mut World, clients: Clients) {
     }
     let (auditor, _) = field.process();
     let found = ended(world, &field, auditor).await;
-    let witnessed = timeout(CLIENTS_END, clients.witnessed).await.ok().and_then(Result::ok).unwrap_or_default();
+    let witnessed = joined_within(witnessed::READERS_END + CLIENTS_END, clients.witnessed).await;
     joined_within(late::ROUND, clients.late).await;
     let mut removed = joined(clients.identities).await;
+    // Until then nobody need have all logs at hand again.
+    sleep_until(healed + SETTLED).await;
     audit(&field, auditor, &found, &witnessed).await;
     identities::try_again(&field, auditor, &mut removed).await;
     for (id, identity) in &world.removed {
@@ -303,8 +305,9 @@ async fn audit(field: &Field, auditor: u32, found: &BTreeMap<String, Job>, witne
     for seat in field.seats() {
         let _ = jobs::list(field, auditor, seat).await;
         // The newest first: those ran when faults were about.
-        for job in witnessed.iter().rev().filter_map(|id| found.get(id)).take(LOGS) {
-            let _ = timeout(CLIENTS_END, witnessed::read_at(field, seat, &job.id, job.attempt)).await;
+        let over = witnessed.iter().rev().filter_map(|id| found.get(id)).filter(|job| is_over(job));
+        for job in over.take(LOGS) {
+            witnessed::read_at(field, seat, &job.id, job.attempt).await;
         }
     }
 }

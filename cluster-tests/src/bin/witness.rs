@@ -84,7 +84,8 @@ impl Witness {
 
     /// One write, so that marks of two attempts would not be mixed.
     fn mark(&mut self, mark: MarkKind) -> anyhow::Result<()> {
-        let lines = (mark == MarkKind::End).then_some(self.lines);
+        // What is counted has left this process: a beat tells what a log must hold even if there is no end.
+        let lines = matches!(mark, MarkKind::Beat | MarkKind::End).then_some(self.lines);
         let (attempt, fence, worker) = (self.attempt, self.fence, self.worker.clone());
         let note = Note::Witness(Mark { mark, attempt, fence, worker, lines });
         let mut line = serde_json::to_vec(&Record::new(now_ns(), 0, &self.job, Body::Note(note)))?;

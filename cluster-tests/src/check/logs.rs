@@ -5,11 +5,14 @@
 //! stretches of such lines. A reader's sequences must go on without a hole or a repetition, except that a gap record may
 //! stand for the sequences before it; numbers of lines must go on in each stream, but for as many as gap records stand for;
 //! and what is complete must add up to what the witness says was printed. Equal sequences hold equal lines for all readers.
+//! Whether a log may end as it does, with a gap, incomplete or not at all, is [`excuse`]'s to say.
 
+mod excuse;
 pub mod seeded;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use self::excuse::Excuses;
 use super::{Judge, timeline};
 use crate::history::{At, Evidence, LogEnd, LogPart, MarkKind, Note, Part};
 
@@ -22,6 +25,7 @@ type Attempt<'a> = (&'a str, u32);
 /// See the module.
 pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
     let printed = printed(evidence);
+    let mut excuses = Excuses::of(evidence);
     let mut readers: BTreeMap<(u32, Attempt<'_>), Reader> = BTreeMap::new();
     let mut contents: HashMap<Attempt<'_>, Contents> = HashMap::new();
     let mut complete: BTreeSet<u64> = BTreeSet::new();
@@ -29,17 +33,21 @@ pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
         let record = evidence.record(at);
         let of = |attempt: u32| (record.proc, (record.key.as_str(), attempt));
         let fault = match note {
-            Note::LogFrom(from) => readers.entry(of(from.attempt)).or_default().from(at, from.sequence),
+            Note::LogFrom(from) => {
+                excuses.asks(record);
+                readers.entry(of(from.attempt)).or_default().from(at, from.sequence)
+            }
             Note::Log(part) => {
                 judge.judged(1);
                 let told = contents.entry((&record.key, part.attempt)).or_default().put(at, part);
-                readers.entry(of(part.attempt)).or_default().part(at, part).or(told)
+                let fault = readers.entry(of(part.attempt)).or_default().part(at, part).or(told);
+                fault.or_else(|| excuses.of_gap(at, record, part))
             }
             Note::LogEnd(end) => {
                 judge.judged(1);
                 let printed = printed.get(&(record.key.as_str(), end.attempt)).copied();
                 let reader = readers.entry(of(end.attempt)).or_default();
-                let fault = reader.end(at, end, printed);
+                let fault = reader.end(at, end, printed).or_else(|| excuses.of_end(at, record, end, reader));
                 if end.complete && fault.is_none() {
                     complete.extend(record.node);
                 }
@@ -59,6 +67,8 @@ pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
             judge.invalid(format!("{lines}: log of attempt {attempt} of job {}: {text}", record.key));
         }
     }
+    excuse::ends(evidence, judge, &readers);
+    excuse::reads(evidence, judge, &readers);
     if !readers.is_empty() {
         for node in timeline::members(evidence).unwrap_or_default().iter().filter(|node| !complete.contains(node)) {
             judge.unknown(format!("node {node} never gave a whole log"));
@@ -91,6 +101,8 @@ fn fault(before: At, text: impl Into<String>) -> Option<Fault> {
 #[derive(Default)]
 struct Reader {
     last: Option<At>,
+    /// It was told that there is nothing more.
+    ended: bool,
     /// The next sequence.
     next: u64,
     /// It began in the middle, so that the first numbers of lines are not known.
@@ -165,6 +177,7 @@ impl Reader {
 
     fn end(&mut self, at: At, end: &LogEnd, printed: Option<(u64, At)>) -> Option<Fault> {
         let before = self.last.replace(at).unwrap_or(at);
+        self.ended = true;
         if !end.complete && !end.lost && end.missing.is_empty() {
             return fault(before, "is not complete, although nobody is missing who had it");
         }

@@ -38,6 +38,8 @@ pub enum Note {
     Log(LogPart),
     /// The end of an attempt's log was announced to a reader.
     LogEnd(LogEnd),
+    /// A reader is done with an attempt's log, which it wanted whole from one node (`node`), or gave a log up.
+    LogRead(LogRead),
     /// What was left on the machine when everything had settled.
     Inventory(Inventory),
 }
@@ -269,7 +271,7 @@ pub struct Mark {
     /// Where it runs.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub worker: String,
-    /// Lines printed so far.
+    /// Lines printed before it was written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lines: Option<u64>,
 }
@@ -352,6 +354,17 @@ pub struct LogEnd {
     /// Nodes that hold what could not be read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub missing: Vec<u64>,
+}
+
+/// See [`Note::LogRead`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogRead {
+    /// Of which attempt.
+    pub attempt: u32,
+    /// Why it could not be read to its end; absent: it could.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
 }
 
 /// See [`Note::Inventory`].

@@ -1,10 +1,16 @@
 //! Jobs with an outside witness, each followed by a reader of its log who goes on elsewhere when a node fails it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use hodei_proto::v1::{JobSelector, LogBatch, LogEvent, SubscribeLogsRequest, log_event::Kind};
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
-use tokio::{task::JoinSet, time::sleep};
+use tokio::{
+    task::{self, JoinSet},
+    time::{Instant, sleep, timeout, timeout_at},
+};
 use tonic::{Status, Streaming};
 use uuid::Uuid;
 
@@ -13,7 +19,7 @@ use crate::{
     binaries,
     check::logs::seeded::{Fold, Lines, Sent},
     client::{GAP, shell},
-    history::{Body, LogEnd, LogFrom, Note, Record},
+    history::{Body, LogEnd, LogFrom, LogRead, Note, Record},
     run::field::{Field, Pace, Seat},
 };
 
@@ -32,13 +38,23 @@ const CANCEL_WITHIN: u64 = 4_000;
 const CANCELS: u32 = 3;
 /// One log in so many has a slow reader, too.
 const SLOW: u32 = 3;
+/// How long readers may go on once nothing new is begun: longer than jobs may.
+pub const READERS_END: Duration = Duration::from_secs(70);
+/// How long a log may take to be read whole from one node, and how often that is tried.
+const WHOLE: Duration = Duration::from_secs(20);
+const TRIES: u32 = 3;
 
-/// Submits one after the other and has each followed; gives the jobs that were accepted. Ends when all readers have.
+/// Submits one after the other and has each followed; gives the jobs that were accepted. Ends when all readers have, or
+/// have been given up, which is told.
+///
+/// # Panics
+/// If a reader does.
 pub async fn submit(field: Field) -> Vec<String> {
     let (proc, mut rng) = field.process();
     let program = binaries::locate("witness").display().to_string();
     let mut accepted = Vec::new();
     let mut readers = JoinSet::new();
+    let mut of: HashMap<task::Id, String> = HashMap::new();
     while !field.is_quiet() {
         let id = Uuid::now_v7().to_string();
         let runs = RUNS[usize::from(rng.random_ratio(1, LONG))].clone();
@@ -47,9 +63,9 @@ pub async fn submit(field: Field) -> Vec<String> {
         let spec = jobs::patient(shell(&program, &args));
         let (seat, payload) = (field.any(&mut rng), format!("witness {run_ms}"));
         if jobs::queue(&field, proc, seat, &id, None, spec, (&payload, Some(run_ms))).await.is_ok() {
-            readers.spawn(read(field.clone(), id.clone(), Pace::Steady));
-            if rng.random_ratio(1, SLOW) {
-                readers.spawn(read(field.clone(), id.clone(), Pace::Slow));
+            let slow = rng.random_ratio(1, SLOW).then_some(Pace::Slow);
+            for pace in [Pace::Steady].into_iter().chain(slow) {
+                of.insert(readers.spawn(read(field.clone(), id.clone(), pace)).id(), id.clone());
             }
             if rng.random_ratio(1, CANCELLED) {
                 readers.spawn(cancel(field.clone(), id.clone()));
@@ -58,7 +74,15 @@ pub async fn submit(field: Field) -> Vec<String> {
         }
         Field::pause(&mut rng, PAUSE).await;
     }
-    while readers.join_next().await.is_some() {}
+    let by = Instant::now() + READERS_END;
+    while let Ok(Some(ended)) = timeout_at(by, readers.join_next_with_id()).await {
+        let (reader, ()) = ended.unwrap_or_else(|panicked| panic!("a reader panicked: {panicked}"));
+        of.remove(&reader);
+    }
+    for job in of.into_values() {
+        let failure = Some("its reader does not end".to_owned());
+        field.history().note(proc, &job, Note::LogRead(LogRead { attempt: 1, failure }));
+    }
     accepted
 }
 
@@ -89,19 +113,18 @@ pub async fn read(field: Field, job: String, pace: Pace) {
     }
 }
 
-/// Reads what there is of a job's log on one node, whole.
-///
-/// # Errors
-/// The answer.
-pub async fn read_at(field: &Field, seat: Seat, job: &str, attempts: u32) -> Result<(), Status> {
+/// Reads each attempt's log whole from one node, and tells whether it could be read to its end.
+pub async fn read_at(field: &Field, seat: Seat, job: &str, attempts: u32) {
     let (proc, rests) = field.process();
     let pace = Pace::Steady;
     let mut reader = Reader { field, proc, job: job.to_owned(), attempts: BTreeMap::new(), current: 1, pace, rests };
     for attempt in 1..=attempts {
         reader.current = attempt;
-        reader.follow(seat, false).await?;
+        let read = timeout(WHOLE, reader.whole(seat)).await;
+        let failure = read.unwrap_or_else(|_| Err(Status::deadline_exceeded("it takes too long"))).err();
+        let failure = failure.map(|status| format!("{:?}: {}", status.code(), status.message()));
+        reader.note(seat, &Note::LogRead(LogRead { attempt, failure }));
     }
-    Ok(())
 }
 
 struct Reader<'a> {
@@ -121,6 +144,20 @@ impl Reader<'_> {
         self.attempts.entry(number).or_insert_with(|| (1, Fold::new(lines)))
     }
 
+    /// Reads to the end of the attempt, from where it broke if it does.
+    async fn whole(&mut self, seat: Seat) -> Result<(), Status> {
+        let mut failure = Status::unavailable("the stream broke off");
+        for _ in 0..TRIES {
+            match self.follow(seat, false).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(status) => failure = status,
+            }
+            sleep(AGAIN).await;
+        }
+        Err(failure)
+    }
+
     /// Whether the stream came to the end of the job, or of the attempt that was asked for.
     async fn follow(&mut self, seat: Seat, follow: bool) -> Result<bool, Status> {
         let (attempt, proc) = (self.current, self.proc);
@@ -130,7 +167,7 @@ impl Reader<'_> {
         let request =
             SubscribeLogsRequest { job, attempt, follow, from_sequence: sequence, ..SubscribeLogsRequest::default() };
         let mut client = self.field.client(seat, proc).logs();
-        let answer = tokio::time::timeout(SILENCE, client.subscribe_logs(request)).await;
+        let answer = timeout(SILENCE, client.subscribe_logs(request)).await;
         let stream = answer.map_err(|_| Status::deadline_exceeded("no answer"))??.into_inner();
         let ended = self.take(seat, stream, !follow).await;
         for number in self.attempts.keys().copied().collect::<Vec<_>>() {
@@ -143,7 +180,7 @@ impl Reader<'_> {
         // A log that is silent may only wait for its job; the stream is asked again all the same.
         loop {
             self.field.rest(&mut self.rests, self.pace).await;
-            let Ok(event) = tokio::time::timeout(SILENCE, stream.message()).await else { return Ok(false) };
+            let Ok(event) = timeout(SILENCE, stream.message()).await else { return Ok(false) };
             match event?.and_then(|event| event.kind) {
                 Some(Kind::Batch(batch)) => self.batch(seat, &batch),
                 Some(Kind::AttemptEnd(end)) => {
