@@ -54,6 +54,8 @@ const CLIENTS_END: Duration = Duration::from_secs(20);
 const LOOKS: u32 = 5;
 /// Clients that submit.
 const SUBMITTERS: usize = 3;
+/// Who follow all events.
+const STREAMS: [Pace; 3] = [Pace::Steady, Pace::Steady, Pace::Slow];
 /// How many logs are read once more on each node.
 const LOGS: usize = 10;
 
@@ -129,8 +131,9 @@ impl Clients {
         let field = &world.field;
         Self {
             polls: (0..plan.nodes).map(|index| tokio::spawn(polls::poll(field.clone(), index))).collect(),
-            events: ([Pace::Steady, Pace::Steady, Pace::Slow].into_iter().enumerate())
-                .map(|(index, pace)| tokio::spawn(events::follow(field.clone(), index, pace)))
+            events: (STREAMS.into_iter().enumerate())
+                .map(|(index, pace)| tokio::spawn(events::follow(field.clone(), index, pace, &[])))
+                .chain([tokio::spawn(events::follow(field.clone(), STREAMS.len(), Pace::Steady, events::SOME))])
                 .collect(),
             submitters: (0..SUBMITTERS)
                 .map(|_| tokio::spawn(jobs::submit(field.clone())))
@@ -232,7 +235,7 @@ async fn settle(world: &mut World, clients: Clients) {
     }
     // Nothing goes on any more, which is to be seen, too.
     field.look_anew();
-    until(Instant::now() + SETTLED, || field.is_seen(LOOKS)).await;
+    until(Instant::now() + SETTLED, || field.is_seen(LOOKS) && field.is_told(STREAMS.len())).await;
     let live = found.values().filter(|job| !is_over(job)).map(|job| format!("{}/{}", job.id, job.attempt));
     world.inventory(live.collect());
     field.end();

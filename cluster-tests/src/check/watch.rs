@@ -1,10 +1,14 @@
 //! S10: a stream of events is filtered, ordered and unique, is resumed where it broke, and misses nothing.
 //!
 //! The log of events is put together from all streams. Within the range that a stream has looked at, it must have told
-//! everything of that log that its filter lets through, and nothing else; and every acknowledged submission is in it.
+//! everything of that log that its filter lets through, and nothing else.
+//!
+//! Nobody ends a stream before the history ends: what is known [`LAG_NS`] before that is told by then, by every stream that
+//! was told it or not. What is known is what other streams tell, every acknowledged submission and removal of a worker, and
+//! what reads show: each attempt was scheduled, what runs was started, and what has ended was told to have.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     ops::Bound::{Excluded, Included},
 };
 
@@ -12,7 +16,13 @@ use super::{
     Judge,
     events::{EventLog, Segment, Told},
 };
-use crate::history::{Event, Evidence, Place, Reply, Subscribe};
+use crate::history::{Body, Event, Evidence, JobState, JobView, Place, Reply, Request, Subscribe};
+
+/// How far a stream may be behind.
+const LAG_NS: u64 = 5_000_000_000;
+
+/// Events by their places.
+type Events<'a> = BTreeMap<Place, Told<'a>>;
 
 /// See the module.
 pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
@@ -20,11 +30,17 @@ pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
     for at in &log.strays {
         judge.unknown(format!("{}: an event of a stream that never began", judge.line(*at)));
     }
-    let mut by_job: HashMap<&str, BTreeMap<Place, Told<'_>>> = HashMap::new();
+    let mut by_job: HashMap<&str, Events<'_>> = HashMap::new();
     for (place, told) in &log.events {
         by_job.entry(told.job).or_default().insert(*place, *told);
     }
     let none = BTreeMap::new();
+    let last: HashMap<u32, _> =
+        log.segments.iter().map(|segment| (evidence.record(segment.at).proc, segment.at)).collect();
+    let over = evidence.records().next_back().map_or(0, |(_, record)| record.t_ns);
+    let in_time = |t_ns: u64| t_ns.saturating_add(LAG_NS) <= over;
+    let told =
+        log.events.iter().rev().find(|(_, told)| in_time(evidence.record(told.at).t_ns)).map(|(place, _)| *place);
     for segment in &log.segments {
         judge.judged(segment.events.len());
         alike(judge, &log, segment);
@@ -34,9 +50,22 @@ pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
             Some(job) => by_job.get(job.as_str()).unwrap_or(&none),
             None => &log.events,
         };
-        complete(judge, events, segment);
+        // Where it was resumed, the next one tells what is lacking.
+        let goes_on = last.get(&evidence.record(segment.at).proc) == Some(&segment.at);
+        complete(judge, events, segment, segment.through.max(told.filter(|_| goes_on).unwrap_or_default()));
     }
-    submissions(evidence, judge, &log);
+    let known = evidence.ops().filter(|op| op.to_ns.is_some_and(in_time) && op.reply().is_some());
+    let index = known.filter_map(|op| op.position).map(|(_, index)| index).max().unwrap_or(0);
+    let mut covered = log.covered();
+    if let Some((_, to)) = covered.last_mut() {
+        *to = (*to).max((index, u32::MAX));
+    }
+    submissions(evidence, judge, &log, &covered);
+    // What may have been told before anybody listened is not judged.
+    if let Some((_, to)) = covered.first().filter(|(from, _)| *from == Place::default()) {
+        reads(evidence, judge, &by_job, *to);
+        removals(evidence, judge, &log, *to);
+    }
 }
 
 /// Every stream tells the same of a place.
@@ -68,12 +97,13 @@ fn in_order(judge: &mut Judge<'_>, segment: &Segment<'_>) {
     }
 }
 
-fn complete(judge: &mut Judge<'_>, events: &BTreeMap<Place, Told<'_>>, segment: &Segment<'_>) {
-    if segment.after >= segment.through {
+/// It has told everything after its beginning and up to `through`.
+fn complete(judge: &mut Judge<'_>, events: &Events<'_>, segment: &Segment<'_>, through: Place) {
+    if segment.after >= through {
         return;
     }
     let told: HashSet<Place> = segment.events.iter().map(|told| told.event.at).collect();
-    for (at, missed) in events.range((Excluded(segment.after), Included(segment.through))) {
+    for (at, missed) in events.range((Excluded(segment.after), Included(through))) {
         if matches(segment.filter, missed) && !told.contains(at) {
             let lines = (judge.line(segment.at), judge.line(missed.at));
             let text = format!("the stream misses {} of {:?} at {}", missed.event.kind, missed.job, place(*at));
@@ -83,16 +113,56 @@ fn complete(judge: &mut Judge<'_>, events: &BTreeMap<Place, Told<'_>>, segment: 
 }
 
 /// What was acknowledged is told, where somebody has looked at its place.
-fn submissions(evidence: &Evidence, judge: &mut Judge<'_>, log: &EventLog<'_>) {
-    let covered = log.covered();
+fn submissions(evidence: &Evidence, judge: &mut Judge<'_>, log: &EventLog<'_>, covered: &[(Place, Place)]) {
     for op in evidence.ops() {
         let (Some(Reply::Submit(done)), Some((_, index))) = (op.reply(), op.position) else { continue };
-        let looked_at = covered.iter().any(|(from, to)| from.0 < index && index < to.0);
+        let looked_at = covered.iter().any(|(from, to)| from.0 < index && (index, u32::MAX) <= *to);
         let mut of_entry = log.events.range((index, 0)..=(index, u32::MAX)).map(|(_, told)| told);
         let told = of_entry.any(|told| told.job == done.job && told.event.kind == "job_submitted");
         if looked_at && !told && !done.existing {
             let at = judge.line(op.returned.unwrap_or(op.invoked));
             judge.invalid(format!("{at}: job {} was submitted at {index}, and no stream tells it", done.job));
+        }
+    }
+}
+
+/// What a read shows has been told, by the place up to which everything was.
+fn reads(evidence: &Evidence, judge: &mut Judge<'_>, by_job: &HashMap<&str, Events<'_>>, to: Place) {
+    let mut missed: BTreeSet<(&str, &str)> = BTreeSet::new();
+    for (at, record) in evidence.records() {
+        let (Body::Ok(Reply::Get(view)), Some(index)) = (&record.body, record.index) else { continue };
+        let (JobView { state: Some(state), attempt, .. }, true) = (view, (index, u32::MAX) <= to) else { continue };
+        let events = by_job.get(record.key.as_str()).into_iter().flat_map(|events| events.range(..=(index, u32::MAX)));
+        let of: Vec<&Event> = events.map(|(_, told)| told.event).collect();
+        let scheduled: BTreeSet<u32> =
+            of.iter().filter(|event| event.kind == "job_scheduled").map(|event| event.attempt).collect();
+        let has = |kind: &str| of.iter().any(|event| event.kind == kind && event.attempt == *attempt);
+        let what = if !(1..=*attempt).all(|number| scheduled.contains(&number)) {
+            "was scheduled"
+        } else if *state == JobState::Running && !has("job_started") {
+            "was started"
+        } else if state.is_terminal() && !has("job_ended") {
+            "has ended"
+        } else {
+            continue;
+        };
+        if missed.insert((&record.key, what)) {
+            let text = format!("job {} is {state:?} in attempt {attempt} at {index}", record.key);
+            judge.invalid(format!("{}: {text}, and no stream tells that it {what}", judge.line(at)));
+        }
+    }
+}
+
+/// So has every removal of a worker that was acknowledged.
+fn removals(evidence: &Evidence, judge: &mut Judge<'_>, log: &EventLog<'_>, to: Place) {
+    let removed = log.events.values().filter(|told| told.event.kind == "worker_removed");
+    let removed: HashMap<&str, Place> = removed.map(|told| (told.event.worker.as_str(), told.event.at)).collect();
+    for op in evidence.ops() {
+        let (Request::Revoke, Some(_), Some((_, index))) = (op.request, op.reply(), op.position) else { continue };
+        let Some(worker) = op.key.strip_prefix("agent/").filter(|_| (index, u32::MAX) <= to) else { continue };
+        if removed.get(worker).is_none_or(|place| place.0 > index) {
+            let at = judge.line(op.returned.unwrap_or(op.invoked));
+            judge.invalid(format!("{at}: worker {worker} was removed at {index}, and no stream tells it"));
         }
     }
 }

@@ -13,7 +13,10 @@ use std::{
 
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng, seq::IndexedRandom as _};
 
-use crate::{Client, history::History};
+use crate::{
+    Client,
+    history::{History, Place},
+};
 
 /// How long a client waits for an answer.
 pub const DEADLINE: Duration = Duration::from_secs(3);
@@ -69,6 +72,8 @@ struct Inner {
     /// The highest term of which anybody has named the leader, and who that is.
     leader: Mutex<Option<(u64, u64)>>,
     looks: Mutex<HashMap<u64, Look>>,
+    /// How far each stream of all events has come.
+    told: Mutex<HashMap<u32, Place>>,
     quiet: AtomicBool,
     over: AtomicBool,
 }
@@ -87,6 +92,7 @@ impl Field {
             processes: AtomicU32::new(1),
             leader: Mutex::default(),
             looks: Mutex::default(),
+            told: Mutex::default(),
             quiet: AtomicBool::new(false),
             over: AtomicBool::new(false),
         };
@@ -170,6 +176,24 @@ impl Field {
 
     fn looks(&self) -> MutexGuard<'_, HashMap<u64, Look>> {
         self.inner.looks.lock().expect("counting polls does not panic")
+    }
+
+    /// A stream of all events has come so far.
+    ///
+    /// # Panics
+    /// Never: comparing places does not.
+    pub fn told(&self, stream: u32, place: Place) {
+        self.inner.told.lock().expect("comparing places does not panic").insert(stream, place);
+    }
+
+    /// Whether these many streams have come equally far.
+    ///
+    /// # Panics
+    /// Never: comparing places does not.
+    #[must_use]
+    pub fn is_told(&self, streams: usize) -> bool {
+        let told = self.inner.told.lock().expect("comparing places does not panic");
+        told.len() == streams && told.values().all(|place| told.values().next() == Some(place))
     }
 
     /// A connection to a node, shared by up to 16 lanes of clients.

@@ -1,4 +1,4 @@
-//! Streams of events: of everything, from the first event on, resumed on another node where they break.
+//! Streams of events: of everything, or of some kinds, from the first event on, resumed on another node where they break.
 
 use std::time::Duration;
 
@@ -17,15 +17,20 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// A stream that says nothing for so long is taken for dead.
 const SILENCE: Duration = Duration::from_secs(4);
 
-/// Follows to the end, at first on the node of this seat.
-pub async fn follow(field: Field, first: usize, pace: Pace) {
+/// A kind of event and a group of kinds: what somebody asks for who looks for ends and for workers.
+pub const SOME: &[&str] = &["job_ended", "worker"];
+
+/// Follows to the end, at first on the node of this seat: events of these kinds, or all.
+pub async fn follow(field: Field, first: usize, pace: Pace, kinds: &[&str]) {
     let (proc, mut rng) = field.process();
+    let kinds: Vec<String> = kinds.iter().map(|&kind| kind.to_owned()).collect();
     let mut after = None;
-    let mut seat = field.seats()[first];
+    let seats = field.seats();
+    let mut seat = seats[first % seats.len()];
     while !field.is_over() {
-        let filter = Subscribe { after, ..Subscribe::default() };
+        let filter = Subscribe { after, kinds: kinds.clone(), ..Subscribe::default() };
         field.history().note(proc, "", Note::Subscribe(filter));
-        let _ = Reader { field: &field, proc, rng: &mut rng, pace }.read(seat, &mut after).await;
+        let _ = Reader { field: &field, proc, rng: &mut rng, pace, kinds: &kinds }.read(seat, &mut after).await;
         Field::pause(&mut rng, PAUSE).await;
         seat = field.any(&mut rng);
     }
@@ -36,13 +41,15 @@ struct Reader<'a> {
     proc: u32,
     rng: &'a mut SmallRng,
     pace: Pace,
+    kinds: &'a [String],
 }
 
 impl Reader<'_> {
     async fn read(self, seat: Seat, after: &mut Option<Place>) -> Result<(), Status> {
-        let Self { field, proc, rng, pace } = self;
+        let Self { field, proc, rng, pace, kinds } = self;
         let position = after.map(|(index, offset)| EventPosition { index, offset });
-        let request = ExecutionEventStreamRequest { after: position, follow: true, ..Default::default() };
+        let request =
+            ExecutionEventStreamRequest { after: position, follow: true, kinds: kinds.to_vec(), ..Default::default() };
         let mut client = field.client(seat, proc).jobs();
         let answer = tokio::time::timeout(SILENCE, client.execution_event_stream(request)).await;
         let mut stream = answer.map_err(|_| Status::deadline_exceeded("no answer"))??.into_inner();
@@ -61,6 +68,9 @@ impl Reader<'_> {
                 let at = (through.index, through.offset);
                 field.history().note(proc, "", Note::Through(Through { at }));
                 *after = Some(at);
+            }
+            if let (Some(after), true) = (*after, kinds.is_empty()) {
+                field.told(proc, after);
             }
         }
         Ok(())
