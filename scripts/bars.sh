@@ -26,6 +26,7 @@ runs that were not valid | none
 violations of S1-S17 | none
 known-bad histories | 54
 deliberate bugs caught | 24
+deliberate bugs caught in runs | 12
 '
 
 sed 's/\x1b\[[0-9;]*m//g' "$@" | awk -v bars="$bars" '

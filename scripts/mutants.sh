@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Has the product show one deliberate bug after the other, and proves that a test notices each.
 #
-#   scripts/mutants.sh [NAME…]      all of cluster-tests/mutants.txt, or these; as root, since some tests need it
+#   scripts/mutants.sh [NAME…]             all of cluster-tests/mutants.txt, or these; as root, since some tests need it
+#   scripts/mutants.sh --runs [NAME…]      all of cluster-tests/mutants-in-runs.txt, or these: in whole runs under faults
 #
 # The product and its tests are built once, with the feature `failpoints`. Each test has to pass without a bug, and to fail with
 # the bug that it is to catch. Ends with a table and a count; exits non-zero if fewer are caught than must be.
@@ -21,13 +22,41 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 scripts/build-failpoints.sh
+HODEI_BIN_DIR=$(realpath "${CARGO_TARGET_DIR:-target}")/failpoints
+export HODEI_BIN_DIR
+
+# runs [NAME…]: the checker that is named must find a violation in the run, whatever others find.
+runs() {
+  local bug checker kinds verdict caught=0 total=0 begun
+  printf '%-30s %-12s %-8s %5s  %s\n' bug checker verdict s 'all that is not valid'
+  while IFS='|' read -r bug checker kinds; do
+    read -r bug checker kinds <<< "$bug $checker $kinds"
+    [[ -z $bug || $bug == '#'* ]] && continue
+    [[ $# == 0 || " $* " == *" $bug "* ]] || continue
+    total=$((total + 1)) begun=$SECONDS verdict=MISSED
+    FAILPOINTS="bug::$bug=return" "${CARGO_TARGET_DIR:-target}/debug/soak" --kind "$kinds" --seed "$total" \
+      --keep "$work/$bug" > "$work/output" 2>&1 || true
+    if grep -qE "^$checker .* INVALID " "$work/output"; then verdict=caught caught=$((caught + 1)); fi
+    printf '%-30s %-12s %-8s %5d  %s\n' "$bug" "$checker" "$verdict" $((SECONDS - begun)) \
+      "$(sed -n 's/^\([a-z]*\) .* INVALID .*/\1/p' "$work/output" | paste -sd ' ')"
+    rm -rf "${work:?}/$bug"
+  done < "$PWD/cluster-tests/mutants-in-runs.txt"
+  say "bar: deliberate bugs caught in runs: $caught"
+  say "$caught of $total deliberate bugs caught in runs"
+  [[ $caught == "$total" ]] || die "the suite is to notice each of them"
+}
+
+if [[ ${1-} == --runs ]]; then
+  shift
+  runs "$@"
+  exit
+fi
+
 say "building the tests"
 features=hodei-node/failpoints,hodei-agent/failpoints
 cargo test --workspace --no-run --locked --features "$features" --message-format json > "$work/built.json"
 # Cargo has put the binaries with failpoints where the ordinary ones were.
 cargo build --workspace --bins --locked --quiet
-HODEI_BIN_DIR=$(realpath "${CARGO_TARGET_DIR:-target}")/failpoints
-export HODEI_BIN_DIR
 
 # DIRECTORY KIND NAME EXECUTABLE of each test binary.
 sed -n 's|.*"manifest_path":"'"$PWD"'/\([^"]*\)/Cargo.toml","target":{"kind":\["\([a-z]*\)"\].*"name":"\([^"]*\)","src_path".*"profile":{[^}]*"test":true}.*"executable":"\([^"]*\)".*|\1 \2 \3 \4|p' \
