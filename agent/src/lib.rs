@@ -229,7 +229,7 @@ fn find(dir: &DataDir, given: Option<&str>) -> std::io::Result<(Found, Option<Cg
     let found = recover::recover(dir)?;
     let cgroups = CgroupRoot::best_of(&mounts);
     let limiter = Limiter::detect(&mounts, cgroups.as_ref());
-    cgroups.iter().chain(limiter.roots()).for_each(CgroupRoot::sweep);
+    cgroups.iter().chain(limiter.roots()).for_each(|root| root.sweep(&found.unbegun));
     Ok((found, cgroups, limiter))
 }
 

@@ -49,6 +49,8 @@ pub struct Found {
     pub adopted: Vec<AttemptRef>,
     /// What has no result, and whose trees this process has killed and seen empty.
     pub dead: Vec<AttemptRef>,
+    /// The names of directories of attempts of which no process was made.
+    pub unbegun: Vec<String>,
 }
 
 /// An attempt whose watchdog lives.
@@ -65,7 +67,7 @@ pub struct Alive {
 
 /// Takes over from an earlier process. Blocking.
 pub fn recover(dir: &DataDir) -> io::Result<Found> {
-    let (mut records, mut damaged) = (Vec::new(), Vec::new());
+    let (mut records, mut damaged, mut unbegun) = (Vec::new(), Vec::new(), Vec::new());
     for entry in fs::read_dir(dir.attempts())? {
         let record = entry?.path();
         match Intent::read(&record) {
@@ -73,11 +75,14 @@ pub fn recover(dir: &DataDir) -> io::Result<Found> {
             _ if is_hidden(&record) => remove(&record),
             Ok(Some(intent)) => records.push((record, intent)),
             // Without an intent no process was made.
-            Ok(None) => remove(&record),
+            Ok(None) => {
+                unbegun.extend(record.file_name().map(|name| name.to_string_lossy().into_owned()));
+                remove(&record);
+            }
             Err(error) => damaged.push((record, error)),
         }
     }
-    let mut found = side_by_side(&records)?;
+    let mut found = Found { unbegun, ..side_by_side(&records)? };
     for (record, error) in damaged {
         tracing::error!(%error, "an attempt is not known any more");
         found.add(without_intent(&record)?);

@@ -237,7 +237,7 @@ async fn settle(world: &mut World, clients: Clients) {
     field.look_anew();
     until(Instant::now() + SETTLED, || field.is_seen(LOOKS) && field.is_told(STREAMS.len())).await;
     let live = found.values().filter(|job| !is_over(job)).map(|job| format!("{}/{}", job.id, job.attempt));
-    world.inventory(live.collect());
+    world.inventory(&found.keys().map(String::as_str).collect(), live.collect());
     field.end();
     for client in clients.polls.into_iter().chain(clients.events) {
         joined(client).await;

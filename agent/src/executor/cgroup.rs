@@ -22,6 +22,8 @@ const EMPTY_WITHIN: Duration = Duration::from_secs(2);
 /// An empty group that is older than this belongs to nobody any more: from its making to its first process, and from its
 /// last to its removal, an agent takes moments.
 const ABANDONED_AFTER: Duration = Duration::from_secs(600);
+/// What names of groups begin with.
+const GROUP: &str = "hodei-";
 /// Where the agent's own processes go where its group must not have any. Groups of attempts lie beside it.
 pub const LEAF: &str = "hodei-agent";
 
@@ -66,18 +68,23 @@ impl CgroupRoot {
         &self.dir
     }
 
-    /// Removes groups of attempts that nobody needs any more, of whatever agent: a watchdog and an agent that died for good
-    /// leave them behind.
-    pub fn sweep(&self) {
+    /// Removes empty groups of attempts that nobody needs any more: of `unbegun` ones of this agent, named as their
+    /// directories, which had a group before anything was known of them; and old ones of whatever agent, where a watchdog and
+    /// an agent have died for good.
+    pub fn sweep(&self, unbegun: &[String]) {
         let Ok(entries) = fs::read_dir(&self.dir) else { return };
-        let groups = entries.flatten().filter(|entry| {
+        for entry in entries.flatten() {
             let name = entry.file_name();
-            name.to_string_lossy().starts_with("hodei-") && name != LEAF
-        });
-        for entry in groups {
+            let Some(attempt) = name.to_str().and_then(|name| name.strip_prefix(GROUP)).filter(|_| name != LEAF) else {
+                continue;
+            };
+            // Its fence follows.
+            let is_unbegun =
+                unbegun.iter().any(|of| attempt.strip_prefix(of).is_some_and(|rest| rest.starts_with('-')));
             let made = entry.metadata().and_then(|meta| meta.modified()).unwrap_or(SystemTime::now());
+            let is_old = made.elapsed().is_ok_and(|age| age > ABANDONED_AFTER);
             let group = Cgroup::at(entry.path());
-            if made.elapsed().is_ok_and(|age| age > ABANDONED_AFTER) && group.is_empty() == Some(true) {
+            if (is_unbegun || is_old) && group.is_empty() == Some(true) {
                 group.remove();
             }
         }
@@ -91,7 +98,7 @@ impl CgroupRoot {
 
     /// A new group.
     pub fn create(&self, name: &str) -> io::Result<Cgroup> {
-        let dir = self.dir.join(format!("hodei-{name}"));
+        let dir = self.dir.join(format!("{GROUP}{name}"));
         match fs::create_dir(&dir) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
@@ -331,6 +338,19 @@ mod tests {
         let mounts = mounts.with(Some("/jobs")).unwrap();
         assert_eq!(mounts.candidates(), [dir.path().join("unified/jobs"), dir.path().join("pids/agent")]);
         assert!(mounts.with(Some("/gone")).is_err_and(|error| error.to_string().contains("--cgroup /gone")));
+    }
+
+    #[test]
+    fn groups_of_attempts_that_never_began_are_swept_and_no_others() {
+        for root in CgroupRoot::usable_ones() {
+            let job = format!("unbegun-{}", std::process::id());
+            let [unbegun, other, young] =
+                ["1-7", "11-7", "2-8"].map(|attempt| root.create(&format!("{job}-{attempt}")).unwrap());
+            root.sweep(&[format!("{job}-1")]);
+            assert!(!unbegun.dir().exists(), "{}", unbegun.dir().display());
+            assert!(other.dir().exists() && young.dir().exists());
+            [other, young].iter().for_each(Cgroup::remove);
+        }
     }
 
     #[test]

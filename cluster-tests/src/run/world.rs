@@ -1,7 +1,7 @@
 //! What faults act upon: nodes and agents, each on a host of its own, and each node on a disk of its own.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
@@ -388,8 +388,8 @@ impl World {
         Some(said.ok()?.ok()?.into_inner().answered_by)
     }
 
-    /// Records what attempts have left on this machine; `live` are those that may.
-    pub fn inventory(&self, live: Vec<String>) {
+    /// Records what attempts of these jobs have left on this machine; `live` are those that may.
+    pub fn inventory(&self, jobs: &BTreeSet<&str>, live: Vec<String>) {
         let workers: HashMap<&str, ()> = self.cluster.agents.iter().map(|agent| (agent.worker.as_str(), ())).collect();
         let mut found = Vec::new();
         for pid in processes::all() {
@@ -415,8 +415,32 @@ impl World {
                 found.push(Found { what: "directory".to_owned(), id: name.clone(), owner: name });
             }
         }
+        for group in groups_below(Path::new("/sys/fs/cgroup")) {
+            if let Some((job, attempt)) = attempt_of(&group).filter(|(job, _)| jobs.contains(job)) {
+                let owner = format!("{job}/{attempt}");
+                found.push(Found { what: "cgroup".to_owned(), id: group.clone(), owner });
+            }
+        }
         self.field.history().note(DRIVER, "", Note::Inventory(Inventory { found, live }));
     }
+}
+
+/// The names of all control groups.
+fn groups_below(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
+    let groups = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    let named = groups.flat_map(|group| {
+        let mut below = groups_below(&group.path());
+        below.extend(group.file_name().into_string());
+        below
+    });
+    named.collect()
+}
+
+/// The job and the attempt that a control group is of: `hodei-<job>-<attempt>-<fence>`.
+fn attempt_of(group: &str) -> Option<(&str, &str)> {
+    let (of, _fence) = group.strip_prefix("hodei-")?.rsplit_once('-')?;
+    of.rsplit_once('-')
 }
 
 /// A library that tells processes another time than the kernel's.
