@@ -32,7 +32,7 @@ const DEPOSING: &[&str] = &[
 /// Kinds that cut a node off one way.
 const ONE_WAY: &[&str] = &["leader_mute", "leader_deaf", "follower_mute", "follower_deaf"];
 /// Operations that must end well in any run; and one more in each second.
-const OPERATIONS: usize = 150;
+const OPERATIONS: usize = 50;
 
 /// One fault.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -76,6 +76,7 @@ struct Inner {
     told: Mutex<HashMap<u32, Place>>,
     quiet: AtomicBool,
     over: AtomicBool,
+    cancelled: AtomicBool,
 }
 
 impl Field {
@@ -95,6 +96,7 @@ impl Field {
             told: Mutex::default(),
             quiet: AtomicBool::new(false),
             over: AtomicBool::new(false),
+            cancelled: AtomicBool::new(false),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -243,6 +245,17 @@ impl Field {
     /// Has readers end.
     pub fn end(&self) {
         self.inner.over.store(true, Ordering::Relaxed);
+    }
+
+    /// A cancel was acknowledged.
+    pub fn cancelled(&self) {
+        self.inner.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether one was.
+    #[must_use]
+    pub fn has_cancelled(&self) -> bool {
+        self.inner.cancelled.load(Ordering::Relaxed)
     }
 
     /// A request with the usual deadline, which the caller enforces, too: a node may be stopped.

@@ -32,9 +32,10 @@ const SILENCE: Duration = Duration::from_secs(3);
 /// How long such a job runs, in milliseconds: mostly; and one in [`LONG`], so that its readers see leaders change.
 const RUNS: [std::ops::Range<u64>; 2] = [300..5_000, 8_000..14_000];
 const LONG: u32 = 5;
-/// One job in so many is cancelled, after so many milliseconds at most, and how often that is tried.
+/// One job in so many is cancelled, and each until the first cancel is acknowledged: a run that stands still for most of its
+/// time is to have one, too. After so many milliseconds at most, and how often that is tried.
 const CANCELLED: u32 = 5;
-const CANCEL_WITHIN: u64 = 4_000;
+const CANCEL_WITHIN: u64 = 2_000;
 const CANCELS: u32 = 3;
 /// One log in so many has a slow reader, too.
 const SLOW: u32 = 3;
@@ -67,7 +68,7 @@ pub async fn submit(field: Field) -> Vec<String> {
             for pace in [Pace::Steady].into_iter().chain(slow) {
                 of.insert(readers.spawn(read(field.clone(), id.clone(), pace)).id(), id.clone());
             }
-            if rng.random_ratio(1, CANCELLED) {
+            if rng.random_ratio(1, CANCELLED) || !field.has_cancelled() {
                 readers.spawn(cancel(field.clone(), id.clone()));
             }
             accepted.push(id);
@@ -92,6 +93,7 @@ async fn cancel(field: Field, job: String) {
     sleep(Duration::from_millis(rng.random_range(0..CANCEL_WITHIN))).await;
     for _ in 0..CANCELS {
         if jobs::cancel(&field, proc, field.any(&mut rng), &job).await.is_ok() {
+            field.cancelled();
             return;
         }
         Field::pause(&mut rng, AGAIN).await;
