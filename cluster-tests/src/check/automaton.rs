@@ -11,7 +11,7 @@ use super::{
     life::{self, View},
     sights::{self, Sight},
 };
-use crate::history::{At, Evidence, JobState, Note, Op, Reply, Request};
+use crate::history::{At, Body, Evidence, JobState, Note, Op, Reply, Request};
 
 /// See the module.
 pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
@@ -22,6 +22,7 @@ pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
     }
     by_time(evidence, judge);
     by_stream(evidence, judge);
+    exit_codes(evidence, judge);
     if judge.judged > 0 {
         judge.part("S2");
     }
@@ -80,6 +81,23 @@ fn by_time(evidence: &Evidence, judge: &mut Judge<'_>) {
                 let at = |op: &Op<'_>| op.returned.unwrap_or(op.invoked);
                 illegal(judge, job, (at(earlier), *before), (at(op), *view));
             }
+        }
+    }
+}
+
+/// How the process of a job ended is part of how the job ended: it does not change.
+fn exit_codes(evidence: &Evidence, judge: &mut Judge<'_>) {
+    let mut first: HashMap<&str, (At, Option<i32>)> = HashMap::new();
+    for (at, record) in evidence.records() {
+        let (Body::Ok(Reply::Get(view)) | Body::Note(Note::Watched(view))) = &record.body else { continue };
+        if !view.state.is_some_and(JobState::is_terminal) {
+            continue;
+        }
+        let (before, known) = *first.entry(&record.key).or_insert((at, view.exit_code));
+        if known != view.exit_code {
+            let lines = (judge.line(before), judge.line(at));
+            let text = format!("job {} ended with exit code {known:?}, and with {:?}", record.key, view.exit_code);
+            judge.invalid(format!("{}, {}: {text}", lines.0, lines.1));
         }
     }
 }

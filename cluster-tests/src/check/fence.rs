@@ -2,7 +2,7 @@
 //!
 //! An attempt has one fence, wherever it is told, and later attempts have greater ones. The first result of an attempt may
 //! be acknowledged only while no greater fence of the job is known; repetitions of a result that was already reported
-//! then may be at any time. A job that ended shows the exit code of the result that was accepted for its last attempt.
+//! then may be at any time. A job that ended shows the exit code of a result of its last attempt that was not refused (S17).
 
 use std::collections::BTreeMap;
 
@@ -106,7 +106,15 @@ fn ended(evidence: &Evidence, judge: &mut Judge<'_>, results: &BTreeMap<&str, Ve
         let JobView { state: Some(state), attempt, exit_code: Some(code), .. } = view else { continue };
         let of_job = results.get(record.key.as_str());
         let reports = of_job.into_iter().flatten().filter(|(_, reported)| reported.attempt == *attempt);
-        let codes: Vec<_> = reports.filter_map(|(_, reported)| reported.exit_code).collect();
+        let (refused, reports): (Vec<_>, Vec<_>) = reports.partition(|(op, _)| op.failed());
+        let codes_of = |reports: &[&(Op<'_>, &Attempted)]| -> Vec<i32> {
+            reports.iter().filter_map(|(_, reported)| reported.exit_code).collect()
+        };
+        let codes = codes_of(&reports);
+        if reports.is_empty() && state.is_terminal() && codes_of(&refused).contains(code) {
+            let text = format!("job {} ended with exit code {code} in attempt {attempt}", record.key);
+            judge.invalid(format!("{}: {text}, whose results were all refused", judge.line(at)));
+        }
         if state.is_terminal() && !codes.is_empty() && !codes.contains(code) {
             let text = format!("job {} ended with exit code {code} in attempt {attempt}", record.key);
             judge.invalid(format!("{}: {text}, whose results say {codes:?}", judge.line(at)));

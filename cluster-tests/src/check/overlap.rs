@@ -3,7 +3,8 @@
 //! An attempt lives from its START to its last mark, and holds a lock while anything of it lives; a later attempt that finds
 //! the lock taken writes REFUSED. Marks are swept in the order of time: a mark of an attempt after the start of a later one
 //! is an overlap, and so is any refusal. The one allowance: where the earlier attempt's whole machine was frozen, it may
-//! hold its lock meanwhile, and live for 100 ms after the machine woke up.
+//! hold its lock meanwhile, and live for 100 ms after the machine woke up, which it does shortly before anybody tells. What
+//! writes in the midst of it was not frozen.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -12,6 +13,8 @@ use crate::history::{At, Evidence, Mark, MarkKind, Note};
 
 /// How long what was frozen may live on.
 const WAKE_NS: u64 = 100_000_000;
+/// How long it may take from waking a machine up to telling so.
+const TOLD_NS: u64 = 1_000_000_000;
 
 /// See the module.
 pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
@@ -35,6 +38,13 @@ fn excused(frozen: &HashMap<&str, Vec<(u64, u64)>>, worker: &str, t_ns: u64) -> 
     stretches.into_iter().any(|&(from, to)| from <= t_ns && t_ns <= to.saturating_add(WAKE_NS))
 }
 
+/// Whether a worker wakes up at a time, or just has.
+fn wakes(frozen: &HashMap<&str, Vec<(u64, u64)>>, worker: &str, t_ns: u64) -> bool {
+    let stretches = frozen.get(worker).into_iter().flatten();
+    let wakes = |&(from, to): &(u64, u64)| to.saturating_sub(TOLD_NS).max(from)..=to.saturating_add(WAKE_NS);
+    stretches.into_iter().any(|stretch| wakes(stretch).contains(&t_ns))
+}
+
 fn sweep(judge: &mut Judge<'_>, job: &str, marks: &[(At, u64, &Mark)], frozen: &HashMap<&str, Vec<(u64, u64)>>) {
     // The latest start of all, and which attempts have begun and not told their end.
     let mut latest: Option<(At, u64, &Mark)> = None;
@@ -45,7 +55,7 @@ fn sweep(judge: &mut Judge<'_>, job: &str, marks: &[(At, u64, &Mark)], frozen: &
         let began = latest.filter(|(.., latest)| attempt < latest.attempt);
         if let (Some((start, start_ns, later)), true) = (began, mark.mark != MarkKind::Refused) {
             // A later attempt has begun: whatever this one still does is an overlap.
-            if mark.mark == MarkKind::Start || !excused(frozen, &mark.worker, t_ns) {
+            if mark.mark == MarkKind::Start || !wakes(frozen, &mark.worker, t_ns) {
                 let by = (t_ns - start_ns) / 1_000_000;
                 let start = judge.line(start);
                 let text = format!("lives {by} ms after attempt {} began", later.attempt);

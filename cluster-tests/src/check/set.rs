@@ -1,6 +1,7 @@
 //! S1: an acknowledged job is in every later list of every node. S17: what definitely failed never takes effect.
 //!
-//! Every node that is to serve must have given a list after the last submission was answered, or the verdict is unknown.
+//! A job that is listed was submitted by somebody, and one that is said to be there before it was submitted was made by
+//! another submission which did not fail. Every node that is to serve must have given a list after the last submission was answered, or the verdict is unknown.
 //! What was acknowledged before a fault that may lose acknowledged work is not missed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -16,6 +17,8 @@ pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
     judge.judged(submits.len());
     lost(evidence, judge, &submits, &lists);
     undead(evidence, judge, &submits, &lists);
+    strangers(judge, &submits, &lists);
+    made_by_nobody(judge, &submits);
     cancelled_nevertheless(evidence, judge, &ops);
     if !submits.is_empty() {
         in_the_end(evidence, judge, &submits, &lists);
@@ -78,6 +81,39 @@ fn undead(evidence: &Evidence, judge: &mut Judge<'_>, submits: &[&Op<'_>], lists
         let told = judge.line(refused[job].returned.unwrap_or(refused[job].invoked));
         let text = format!("{told}: the submission of job {job} failed, and {}: there it is", judge.line(at));
         judge.invalid(text);
+    }
+}
+
+/// Jobs that are listed and that nobody wanted.
+fn strangers(judge: &mut Judge<'_>, submits: &[&Op<'_>], lists: &[List<'_>]) {
+    let wanted: HashSet<&str> = submits.iter().map(|op| op.key).collect();
+    let mut told: BTreeSet<&str> = BTreeSet::new();
+    for (list, held, _) in lists {
+        for job in held.iter().filter(|job| !wanted.contains(*job)) {
+            if told.insert(job) {
+                let line = judge.line(list.returned.unwrap_or(list.invoked));
+                judge.invalid(format!("{line}: node {} lists job {job}, which nobody submitted", node(list)));
+            }
+        }
+    }
+}
+
+/// A submission is told that its job is there already, and only failures can have made it.
+fn made_by_nobody(judge: &mut Judge<'_>, submits: &[&Op<'_>]) {
+    let mut of_job: HashMap<&str, Vec<&Op<'_>>> = HashMap::new();
+    for submit in submits {
+        of_job.entry(submit.key).or_default().push(submit);
+    }
+    for submit in submits {
+        let Some(Reply::Submit(done)) = submit.reply().filter(|_| submit.to_ns.is_some()) else { continue };
+        let others = of_job.get(done.job.as_str()).into_iter().flatten();
+        let mut earlier =
+            others.filter(|op| op.invoked != submit.invoked && Some(op.from_ns) < submit.to_ns).peekable();
+        // One alone may have been asked twice on its way.
+        if done.existing && earlier.peek().is_some() && earlier.all(|op| op.failed()) {
+            let line = judge.line(submit.returned.unwrap_or(submit.invoked));
+            judge.invalid(format!("{line}: job {} was there, and every submission before had failed", done.job));
+        }
     }
 }
 

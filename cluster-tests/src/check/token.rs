@@ -1,16 +1,23 @@
 //! S6: a token lets in as many parties as it has uses; the same nonce with the same key succeeds again as the same party;
-//! nobody is let in once the token is void.
+//! nobody is let in once the token is void, and no two tokens make one party. S17: a token that certainly was not made lets
+//! nobody in, and what certainly failed neither uses a token up nor makes it void.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Judge;
-use crate::history::{Enroll, Enrolled, Evidence, Op, Outcome, Reply, Request};
+use super::{Judge, timeline};
+use crate::history::{Enroll, Enrolled, Evidence, Note, Op, Outcome, Reply, Request};
+
+/// Answers of a node that can decide nothing at the time.
+const NOT_NOW: [&str; 2] = ["no_quorum", "not_ready"];
 
 /// What became of a token.
 #[derive(Default)]
 struct Token<'a> {
     uses: Option<u32>,
     revoked: Option<Op<'a>>,
+    /// Whether it was made, and made void, as far as anybody knows.
+    made: Vec<Op<'a>>,
+    revocations: Vec<Op<'a>>,
     enrolments: Vec<(Op<'a>, &'a Enroll)>,
 }
 
@@ -19,17 +26,87 @@ pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
     let mut tokens: BTreeMap<&str, Token<'_>> = BTreeMap::new();
     for op in evidence.ops() {
         match op.request {
-            Request::CreateToken(created) => tokens.entry(op.key).or_default().uses = Some(created.uses),
-            Request::RevokeToken if op.reply().is_some() => tokens.entry(op.key).or_default().revoked = Some(op),
+            Request::CreateToken(created) => {
+                let token = tokens.entry(op.key).or_default();
+                token.uses = Some(created.uses);
+                token.made.push(op);
+            }
+            Request::RevokeToken => {
+                let token = tokens.entry(op.key).or_default();
+                token.revocations.push(op);
+                token.revoked = op.reply().map(|_| op).or(token.revoked);
+            }
             Request::Enroll(enroll) => tokens.entry(op.key).or_default().enrolments.push((op, enroll)),
             _ => {}
         }
     }
+    // Where clocks jump, a token may be too old.
+    let clocks_jump = timeline::faults(evidence).0.iter().any(|stretch| stretch.fault.kind.starts_with("clock"));
     for (id, token) in &tokens {
         judge.judged(token.enrolments.len());
         parties(judge, id, token);
+        failures(judge, id, token, !clocks_jump);
         for (op, enroll) in &token.enrolments {
             repetition(judge, id, token, op, enroll);
+        }
+    }
+    one_token_each(judge, &tokens);
+    voided_by_nobody(evidence, judge, &tokens);
+}
+
+/// No two tokens let in the same party.
+fn one_token_each(judge: &mut Judge<'_>, tokens: &BTreeMap<&str, Token<'_>>) {
+    let mut of: BTreeMap<&str, (&str, String)> = BTreeMap::new();
+    for (id, token) in tokens {
+        for (op, _) in &token.enrolments {
+            let Some(Enrolled { identity }) = let_in(op) else { continue };
+            let line = at(judge, op);
+            let (other, before) = of.entry(identity).or_insert_with(|| (id, line.clone()));
+            if other != id {
+                let text = format!("{before}, {line}: tokens {other} and {id} made one party {identity}");
+                judge.invalid(text);
+            }
+        }
+    }
+}
+
+/// Every token that was told to be void may have been made so by somebody.
+fn voided_by_nobody(evidence: &Evidence, judge: &mut Judge<'_>, tokens: &BTreeMap<&str, Token<'_>>) {
+    let by_us = tokens.values().filter(|token| !token.revocations.is_empty()).count();
+    let may_be = tokens.values().filter(|token| token.revocations.iter().any(|op| !op.failed())).count();
+    let told: BTreeSet<_> = evidence
+        .notes()
+        .filter_map(|(_, note)| match note {
+            Note::Event(event) if event.kind == "token_revoked" => Some(event.at),
+            _ => None,
+        })
+        .collect();
+    if by_us > may_be && told.len() > may_be {
+        let text = format!("{} tokens were told to be void, and all but {may_be} revocations failed", told.len());
+        judge.invalid(text);
+    }
+}
+
+/// What certainly failed has no effect on a token.
+fn failures(judge: &mut Judge<'_>, id: &str, token: &Token<'_>, is_fresh: bool) {
+    let never_made = token.made.first().filter(|_| token.made.iter().all(Op::failed));
+    for (op, _) in &token.enrolments {
+        if let (Some(made), Some(_)) = (never_made, let_in(op)) {
+            let lines = (at(judge, made), at(judge, op));
+            judge.invalid(format!("{}, {}: token {id} was not made, and let somebody in", lines.0, lines.1));
+        }
+        let refused = matches!(op.outcome, Outcome::Fail(failure) if failure.code == "token_refused");
+        let before = |other: &Op<'_>| !other.failed() && Some(other.from_ns) < op.to_ns;
+        let is_known = token.made.iter().any(|made| made.reply().is_some() && made.precedes(op));
+        if !refused || !is_known || !is_fresh || token.revocations.iter().any(before) {
+            continue;
+        }
+        let users = token.enrolments.iter().filter(|(other, _)| before(other));
+        let used: BTreeSet<_> = users.map(|(_, asked)| &asked.nonce).collect();
+        let uses = token.uses.unwrap_or(1) as usize;
+        if used.len() < uses {
+            let text = format!("token {id} of {uses} uses refused somebody, and {} at most had used it", used.len());
+            judge.invalid(format!("{}: {text}", at(judge, op)));
         }
     }
 }
@@ -87,7 +164,7 @@ fn repetition(judge: &mut Judge<'_>, id: &str, token: &Token<'_>, op: &Op<'_>, e
         Outcome::Ok(_) if now != Some(before) => {
             judge.invalid(format!("{lines}: token {id} and nonce {} made two parties", enroll.nonce));
         }
-        Outcome::Fail(failure) if failure.code == "token_refused" && other.public_key == enroll.public_key => {
+        Outcome::Fail(failure) if !NOT_NOW.contains(&&*failure.code) && other.public_key == enroll.public_key => {
             judge.invalid(format!("{lines}: token {id} refused nonce {}, which it had let in", enroll.nonce));
         }
         _ => {}
