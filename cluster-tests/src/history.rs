@@ -7,7 +7,8 @@
 //!
 //! A run is kept as a folder, and every file `*.jsonl` in it is a part of its history: what clients saw is usually in
 //! `history.jsonl`, what was done to the cluster in `schedule.jsonl`, what was gathered afterwards (witnesses) where it
-//! suits. The parts are put together by time, so that it does not matter who wrote what where, and when.
+//! suits. The parts are put together by time, so that it does not matter who wrote what where, and when. A [`Seal`] at the
+//! end says which parts there are and how long they are, so that none is lost or added unseen.
 //!
 //! - [`History`] collects records of concurrent clients and writes them down.
 //! - [`Evidence`] is a history as a whole, from memory or from files, with each answer at its question.
@@ -23,7 +24,10 @@ use std::{
     fs::File,
     io::{self, BufWriter, Write},
     path::Path,
-    sync::{Mutex, MutexGuard},
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use hodei_proto::v1::{ErrorDetail, Position};
@@ -52,6 +56,7 @@ pub fn now_ns() -> u64 {
 #[derive(Debug, Default)]
 pub struct History {
     records: Mutex<Vec<Record>>,
+    sealed: AtomicBool,
 }
 
 /// An operation that was asked and not yet answered. Dropped without an answer, it is one whose outcome nobody knows.
@@ -88,7 +93,10 @@ impl History {
     /// # Panics
     /// If another client panicked while adding a record.
     pub fn extend(&self, records: impl IntoIterator<Item = Record>) {
-        self.lock().extend(records);
+        let mut all = self.lock();
+        if !self.sealed.load(Ordering::Relaxed) {
+            all.extend(records);
+        }
     }
 
     /// Adds what is made of the time at which it is added.
@@ -99,7 +107,20 @@ impl History {
         let mut records = self.lock();
         // Stamped under the lock: the order of lines is the order of times.
         let record = record(now_ns());
-        records.push(record);
+        if !self.sealed.load(Ordering::Relaxed) {
+            records.push(record);
+        }
+    }
+
+    /// Ends it with what is made of the number of records: what comes later is left out.
+    ///
+    /// # Panics
+    /// If another client panicked while adding a record.
+    pub fn seal(&self, seal: impl FnOnce(usize) -> (u32, Note)) {
+        let mut records = self.lock();
+        let (proc, note) = seal(records.len());
+        records.push(Record::new(now_ns(), proc, "", Body::Note(note)));
+        self.sealed.store(true, Ordering::Relaxed);
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Record>> {

@@ -5,13 +5,17 @@
 //! 3. All is healed. Within the bounds of what must happen after that, clients look at every node, and then begin nothing
 //!    new. Jobs end, readers read what they still lack, and what is left on the machine is counted.
 //! 4. Plan, history and witnesses are a folder that [`check`] judges, now and whenever it is read again.
+//!
+//! Where a node does not come back, a client does not end, or anything panics, that is recorded, and the folder is written
+//! and judged all the same.
 
 pub mod field;
+mod folder;
+mod task;
 pub mod world;
 
 use std::{
     collections::BTreeMap,
-    fs,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -19,14 +23,13 @@ use std::{
 use futures::future::join_all;
 use hodei_proto::v1::Job;
 use rand::{SeedableRng as _, rngs::SmallRng};
-use tokio::{
-    task::JoinHandle,
-    time::{Instant, sleep, sleep_until, timeout},
-};
+use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 
+pub use self::task::caught;
 use self::{
     field::{Field, Pace, Seat},
+    task::Task,
     world::{DRIVER, World},
 };
 use crate::{
@@ -48,6 +51,8 @@ const AFTER: Duration = Duration::from_secs(2);
 const SETTLED: Duration = Duration::from_secs(10);
 /// For all jobs to end once nothing new is begun.
 const JOBS_END: Duration = Duration::from_secs(45);
+/// How often a node is asked which jobs there are, until it says so.
+const LISTS: u32 = 3;
 /// For each client to end.
 const CLIENTS_END: Duration = Duration::from_secs(20);
 /// How often each node is looked at when nothing goes on any more.
@@ -64,20 +69,36 @@ const LOGS: usize = 10;
 /// # Panics
 /// If there is no root, or the cluster does not come up.
 pub async fn run(plan: &Plan, keep: Option<&Path>) -> Judged {
-    let mut world = World::new(plan).await;
+    run_in(World::new(plan).await, plan, keep).await
+}
+
+/// The same in a cluster that is up.
+///
+/// # Panics
+/// If the folder cannot be written, or a checker does not cope with it. What there is of it is kept then.
+pub async fn run_in(mut world: World, plan: &Plan, keep: Option<&Path>) -> Judged {
     let field = world.field.clone();
     field.history().note(DRIVER, "", Note::Run(describe(plan)));
-    let clients = Clients::start(&world, plan);
-    sleep(WARM_UP).await;
-    drive(&mut world, &plan.steps).await;
-    settle(&mut world, clients).await;
-    let folder = write(&world, plan, keep);
+    if let Err(words) = caught(go(&mut world, plan)).await {
+        field.violation(format!("the run panicked: {words}"));
+    }
+    // Whoever a panic left without an owner ends, too.
+    field.quieten();
+    field.end();
+    world.keep(true);
+    let folder = keep.map_or_else(|| world.dir().join("run"), Path::to_path_buf);
+    folder::write(&folder, plan, field.history(), field.dir()).expect("the folder of the run can be written");
     let evidence = Evidence::read(&folder).unwrap_or_else(|e| panic!("what was written is a history: {e}"));
     let reports = check::check_all(&evidence);
-    if reports.verdict() != check::Verdict::Valid && keep.is_none() {
-        world.keep();
-    }
+    world.keep(reports.verdict() != check::Verdict::Valid && keep.is_none());
     Judged { evidence, reports, folder }
+}
+
+async fn go(world: &mut World, plan: &Plan) {
+    let clients = Clients::start(world, plan);
+    sleep(WARM_UP).await;
+    drive(world, &plan.steps).await;
+    settle(world, clients).await;
 }
 
 /// A run that is over.
@@ -112,36 +133,45 @@ fn describe(plan: &Plan) -> Run {
         least_faults,
         hits_leader: plan.hits_leader(),
         changes_leader: plan.changes_leader(),
+        sealed: true,
         ..Run::default()
     }
 }
 
 /// What keeps a cluster busy.
 struct Clients {
-    polls: Vec<JoinHandle<()>>,
-    events: Vec<JoinHandle<()>>,
-    submitters: Vec<JoinHandle<()>>,
-    witnessed: JoinHandle<Vec<String>>,
-    identities: JoinHandle<Vec<identities::Agent>>,
-    late: JoinHandle<()>,
+    polls: Vec<Task<()>>,
+    events: Vec<Task<()>>,
+    submitters: Vec<Task<()>>,
+    witnessed: Task<Vec<String>>,
+    identities: Task<Vec<identities::Agent>>,
+    late: Task<()>,
 }
 
 impl Clients {
     fn start(world: &World, plan: &Plan) -> Self {
         let field = &world.field;
         Self {
-            polls: (0..plan.nodes).map(|index| tokio::spawn(polls::poll(field.clone(), index))).collect(),
-            events: (STREAMS.into_iter().enumerate())
-                .map(|(index, pace)| tokio::spawn(events::follow(field.clone(), index, pace, &[])))
-                .chain([tokio::spawn(events::follow(field.clone(), STREAMS.len(), Pace::Steady, events::SOME))])
+            polls: (0..plan.nodes)
+                .map(|index| Task::spawn(format!("poll {index}"), polls::poll(field.clone(), index)))
+                .collect(),
+            events: (STREAMS.into_iter().map(|pace| (pace, [].as_slice())).chain([(Pace::Steady, events::SOME)]))
+                .enumerate()
+                .map(|(index, (pace, kinds))| {
+                    let who = format!("reader {index} of events");
+                    Task::spawn(who, events::follow(field.clone(), index, pace, kinds))
+                })
                 .collect(),
             submitters: (0..SUBMITTERS)
-                .map(|_| tokio::spawn(jobs::submit(field.clone())))
-                .chain([tokio::spawn(tokens::race(field.clone())), tokio::spawn(keys::race(field.clone()))])
+                .map(|index| Task::spawn(format!("submitter {index}"), jobs::submit(field.clone())))
+                .chain([
+                    Task::spawn("the race for tokens", tokens::race(field.clone())),
+                    Task::spawn("the race for keys", keys::race(field.clone())),
+                ])
                 .collect(),
-            witnessed: tokio::spawn(witnessed::submit(field.clone())),
-            identities: tokio::spawn(identities::come_and_go(field.clone())),
-            late: tokio::spawn(late::report(field.clone())),
+            witnessed: Task::spawn("the submitter of witnessed jobs", witnessed::submit(field.clone())),
+            identities: Task::spawn("the client that removes agents", identities::come_and_go(field.clone())),
+            late: Task::spawn("the one who reports too late", late::report(field.clone())),
         }
     }
 }
@@ -163,9 +193,10 @@ async fn drive(world: &mut World, steps: &[Step]) {
         for (_, key, fault) in over {
             let was_alone = fault.is_alone();
             end(world, &key, fault);
-            if was_alone {
-                // Somebody may go on under another id, which the next fault has to know.
-                world.whole().await;
+            // Somebody may go on under another id, which the next fault has to know. Where somebody does not, the rest of the
+            // plan makes no sense.
+            if was_alone && !world.whole().await {
+                waiting.clear();
             }
         }
         waiting.retain(|(number, step)| {
@@ -206,26 +237,26 @@ async fn settle(world: &mut World, clients: Clients) {
     let field = world.field.clone();
     let healed = Instant::now();
     field.look_anew();
-    let calm = tokio::spawn({
-        let field = field.clone();
-        async move {
-            sleep_until(healed + AFTER).await;
-            field.quieten();
-        }
-    });
-    world.whole().await;
-    join_all(field.seats().into_iter().map(|seat| fresh(&field, seat, healed + SETTLED))).await;
-    joined(calm).await;
+    let calm = async {
+        sleep_until(healed + AFTER).await;
+        field.quieten();
+    };
+    let back = async {
+        // Who does not come back is asked as well: all that is seen of it is evidence.
+        let _ = world.whole().await;
+        join_all(field.seats().into_iter().map(|seat| fresh(&field, seat, healed + SETTLED))).await;
+    };
+    tokio::join!(calm, back);
     // For polls to find them alike, nothing more is asked before.
     until(healed + SETTLED, || field.is_alike()).await;
     for client in clients.submitters {
-        joined(client).await;
+        client.joined(&field, CLIENTS_END).await;
     }
     let (auditor, _) = field.process();
     let found = ended(world, &field, auditor).await;
-    let witnessed = joined_within(witnessed::READERS_END + CLIENTS_END, clients.witnessed).await;
-    joined_within(late::ROUND, clients.late).await;
-    let mut removed = joined(clients.identities).await;
+    let witnessed = clients.witnessed.joined(&field, witnessed::READERS_END + CLIENTS_END).await.unwrap_or_default();
+    clients.late.joined(&field, late::ROUND).await;
+    let mut removed = clients.identities.joined(&field, CLIENTS_END).await.unwrap_or_default();
     // Until then nobody need have all logs at hand again.
     sleep_until(healed + SETTLED).await;
     audit(&field, auditor, &found, &witnessed).await;
@@ -240,7 +271,7 @@ async fn settle(world: &mut World, clients: Clients) {
     world.inventory(&found.keys().map(String::as_str).collect(), live.collect());
     field.end();
     for client in clients.polls.into_iter().chain(clients.events) {
-        joined(client).await;
+        client.joined(&field, CLIENTS_END).await;
     }
 }
 
@@ -248,18 +279,6 @@ async fn settle(world: &mut World, clients: Clients) {
 async fn until(by: Instant, holds: impl Fn() -> bool) {
     while Instant::now() < by && !holds() {
         sleep(TICK).await;
-    }
-}
-
-async fn joined<T>(client: JoinHandle<T>) -> T {
-    joined_within(CLIENTS_END, client).await
-}
-
-async fn joined_within<T>(patience: Duration, client: JoinHandle<T>) -> T {
-    match timeout(patience, client).await {
-        Ok(Ok(end)) => end,
-        Ok(Err(panicked)) => panic!("a client panicked: {panicked}"),
-        Err(_) => panic!("a client did not end"),
     }
 }
 
@@ -306,27 +325,15 @@ async fn ended(world: &World, field: &Field, proc: u32) -> BTreeMap<String, Job>
 /// Every node says which jobs there are, and some logs are read at every node.
 async fn audit(field: &Field, auditor: u32, found: &BTreeMap<String, Job>, witnessed: &[String]) {
     for seat in field.seats() {
-        let _ = jobs::list(field, auditor, seat).await;
+        for _ in 0..LISTS {
+            if jobs::list(field, auditor, seat).await.is_ok() {
+                break;
+            }
+        }
         // The newest first: those ran when faults were about.
         let over = witnessed.iter().rev().filter_map(|id| found.get(id)).filter(|job| is_over(job));
         for job in over.take(LOGS) {
             witnessed::read_at(field, seat, &job.id, job.attempt).await;
         }
     }
-}
-
-/// Puts everything that tells of the run into one folder.
-fn write(world: &World, plan: &Plan, keep: Option<&Path>) -> PathBuf {
-    let folder = keep.map_or_else(|| world.dir().join("run"), Path::to_path_buf);
-    fs::create_dir_all(&folder).expect("the folder of the run can be made");
-    world.field.history().write(&folder.join("history.jsonl")).expect("the history can be written");
-    let plan = serde_json::to_vec_pretty(plan).expect("a plan is JSON");
-    fs::write(folder.join("plan.json"), plan).expect("the plan can be written");
-    for entry in fs::read_dir(world.field.dir()).expect("there are marks").filter_map(Result::ok) {
-        let path = entry.path();
-        if path.extension().is_some_and(|extension| extension == "jsonl") {
-            fs::copy(&path, folder.join(entry.file_name())).expect("marks can be copied");
-        }
-    }
-    folder
 }

@@ -1,5 +1,6 @@
 //! The run did what it was made for: enough operations, the faults that it promised, on the leader, with a change of
-//! leader. What did not happen proves nothing: it makes a run unknown, and so rejected.
+//! leader. What did not happen proves nothing: it makes a run unknown, and so rejected. What its driver saw go wrong, such as
+//! a node that does not come back or a client that does not end, makes it invalid.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -36,6 +37,11 @@ pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
     }
     for stretch in faults.iter().filter(|stretch| stretch.to_ns.is_none() && !stretch.fault.permanent) {
         judge.unknown(format!("{}: {} was never healed", judge.line(stretch.at), stretch.fault.kind));
+    }
+    for (at, note) in evidence.notes() {
+        if let Note::Violation(violation) = note {
+            judge.invalid(format!("{}: {}", judge.line(at), violation.what));
+        }
     }
     let kinds = kinds(judge, run, &faults);
     let changes = leaders(evidence, judge, run, &faults);

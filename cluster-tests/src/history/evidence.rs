@@ -1,7 +1,7 @@
 //! Histories as checkers want them: lines in the order of time, answers with their questions.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt::Display,
     fs,
     io::{self, BufRead as _, BufReader},
@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    note::{Note, Run},
+    note::{Note, Run, Seal},
     operation::{Failure, Reply, Request},
     record::{Body, Record},
 };
@@ -123,26 +123,47 @@ impl Evidence {
     /// What is in one file, or in all files of a folder whose names end in `.jsonl`.
     ///
     /// # Errors
-    /// If there is nothing, it cannot be read, or a line is no record.
+    /// If there is nothing, it cannot be read, a line is no record, or it is not what its seal says.
     pub fn read(path: &Path) -> Result<Self, Malformed> {
-        let failed = |e: io::Error| Malformed(format!("{}: {e}", path.display()));
-        if !fs::metadata(path).map_err(failed)?.is_dir() {
-            return Self::sorted(read_file(path, 0)?, Vec::new());
-        }
-        let entries: Vec<_> = fs::read_dir(path).and_then(Iterator::collect).map_err(failed)?;
-        let mut paths: Vec<PathBuf> = entries.iter().map(fs::DirEntry::path).collect();
-        paths.retain(|path| path.extension().is_some_and(|extension| extension == "jsonl"));
-        paths.sort();
-        if paths.is_empty() {
-            return Err(Malformed(format!("{}: no file in it ends in .jsonl", path.display())));
-        }
-        let mut lines = Vec::new();
+        let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let paths = parts(path)?;
+        let (mut lines, mut counts) = (Vec::new(), BTreeMap::new());
         for (file, path) in paths.iter().enumerate() {
-            lines.extend(read_file(path, file)?);
+            let of_file = read_file(path, file)?;
+            counts.insert(name(path), of_file.len());
+            lines.extend(of_file);
         }
-        let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let files = if paths.len() == 1 { Vec::new() } else { paths.iter().map(name).collect() };
-        Self::sorted(lines, files)
+        let files = if paths.len() == 1 { Vec::new() } else { paths.iter().map(|path| name(path)).collect() };
+        let evidence = Self::sorted(lines, files)?;
+        evidence.is_whole(&counts).map_err(|why| Malformed(format!("{}: {why}", path.display())))?;
+        Ok(evidence)
+    }
+
+    /// A run says what belongs to it: nothing of that may be missing, and nothing else be there.
+    fn is_whole(&self, counts: &BTreeMap<String, usize>) -> Result<(), String> {
+        let mut seals: Vec<(At, &Seal)> = Vec::new();
+        for (at, note) in self.notes() {
+            if let Note::Seal(seal) = note {
+                seals.push((at, seal));
+            }
+        }
+        let files = match *seals.as_slice() {
+            [] if self.run.sealed => return Err("the history has no seal: its end is missing".to_owned()),
+            [] => return Ok(()),
+            [(_, seal)] => &seal.files,
+            [_, (second, _), ..] => return Err(format!("{}: a second seal", self.line(second))),
+        };
+        let names: BTreeSet<&String> = files.keys().chain(counts.keys()).collect();
+        match names.into_iter().find(|&name| files.get(name) != counts.get(name)) {
+            None => Ok(()),
+            Some(name) => Err(match (files.get(name), counts.get(name)) {
+                (Some(sealed), Some(found)) => {
+                    format!("{name} has {found} records, and had {sealed} when it was sealed")
+                }
+                (Some(_), None) => format!("{name} is missing"),
+                _ => format!("{name} does not belong to this run"),
+            }),
+        }
     }
 
     fn sorted(mut lines: Vec<Line>, files: Vec<String>) -> Result<Self, Malformed> {
@@ -270,6 +291,22 @@ impl Evidence {
     }
 }
 
+/// The files of a history, in the order of their names.
+fn parts(path: &Path) -> Result<Vec<PathBuf>, Malformed> {
+    let failed = |e: io::Error| Malformed(format!("{}: {e}", path.display()));
+    if !fs::metadata(path).map_err(failed)?.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let entries: Vec<_> = fs::read_dir(path).and_then(Iterator::collect).map_err(failed)?;
+    let mut paths: Vec<PathBuf> = entries.iter().map(fs::DirEntry::path).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "jsonl"));
+    paths.sort();
+    if paths.is_empty() {
+        return Err(Malformed(format!("{}: no file in it ends in .jsonl", path.display())));
+    }
+    Ok(paths)
+}
+
 fn read_file(path: &Path, file: usize) -> Result<Vec<Line>, Malformed> {
     let failed = |e: io::Error| Malformed(format!("{}: {e}", path.display()));
     let reader = BufReader::new(fs::File::open(path).map_err(failed)?);
@@ -323,6 +360,33 @@ mod tests {
         for (text, why) in cases {
             let error = evidence(&text).unwrap_err();
             assert!(error.starts_with(why), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_sealed_history_is_whole_or_none() {
+        let run = r#"{"t_ns":1,"type":"note","f":"run","val":{"sealed":true}}"#;
+        let seal = r#"{"t_ns":9,"type":"note","f":"seal","val":{"files":{"history.jsonl":3,"w.jsonl":1}}}"#;
+        let beat = r#"{"t_ns":5,"type":"note","f":"witness","key":"j","val":{"mark":"beat","attempt":1,"fence":1}}"#;
+        let other = r#"{"t_ns":4,"type":"note","f":"cluster","val":{"nodes":[1]}}"#;
+        let (whole, w) = ([run, other, seal], ("w.jsonl", &[beat][..]));
+        type File<'a> = (&'a str, &'a [&'a str]);
+        let cases: [(&[&str], &[File<'_>], &str); 7] = [
+            (&whole, &[w], ""),
+            (&[run, other], &[w], "no seal: its end is missing"),
+            (&[run, seal], &[w], "history.jsonl has 2 records, and had 3 when"),
+            (&[run, other, seal, other], &[w], "history.jsonl has 4 records"),
+            (&[run, seal, seal], &[w], "a second seal"),
+            (&whole, &[], "w.jsonl is missing"),
+            (&whole, &[w, ("x.jsonl", &[beat])], "x.jsonl does not belong"),
+        ];
+        for (history, witnesses, why) in cases {
+            let folder = tempfile::tempdir().unwrap();
+            for (name, lines) in witnesses.iter().copied().chain([("history.jsonl", history)]) {
+                fs::write(folder.path().join(name), lines.join("\n")).unwrap();
+            }
+            let said = Evidence::read(folder.path()).map_or_else(|e| e.to_string(), |_| String::new());
+            assert!(said.contains(why) && said.is_empty() == why.is_empty(), "{why}: {said}");
         }
     }
 }

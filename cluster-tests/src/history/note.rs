@@ -1,5 +1,7 @@
 //! What is seen and done beside the operations: faults, polls, streams, witnesses.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::operation::{Capacity, JobState, JobView};
@@ -42,6 +44,10 @@ pub enum Note {
     LogRead(LogRead),
     /// What was left on the machine when everything had settled.
     Inventory(Inventory),
+    /// Something that had to happen and did not, as it was seen by whoever drives the run.
+    Violation(Violation),
+    /// The end of a run: what belongs to its history. Nothing is recorded after it.
+    Seal(Seal),
 }
 
 /// See [`Note::Run`].
@@ -66,6 +72,9 @@ pub struct Run {
     pub hits_leader: bool,
     /// The leader must change.
     pub changes_leader: bool,
+    /// The history ends with a [`Seal`]: without one it was cut off.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub sealed: bool,
 }
 
 /// See [`Note::Cluster`].
@@ -388,4 +397,20 @@ pub struct Found {
     /// The attempt (`job/attempt`) that it was made for, where it says so.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub owner: String,
+}
+
+/// See [`Note::Violation`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Violation {
+    /// What did not happen, or went wrong.
+    pub what: String,
+}
+
+/// See [`Note::Seal`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Seal {
+    /// How many records there are in each file of the run, this one among them.
+    pub files: BTreeMap<String, usize>,
 }

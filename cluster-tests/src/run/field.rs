@@ -13,9 +13,10 @@ use std::{
 
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng, seq::IndexedRandom as _};
 
+use super::world::DRIVER;
 use crate::{
     Client,
-    history::{History, Place},
+    history::{History, Note, Place, Violation},
 };
 
 /// How long a client waits for an answer.
@@ -105,6 +106,11 @@ impl Field {
     #[must_use]
     pub fn history(&self) -> &History {
         &self.inner.history
+    }
+
+    /// Records what had to happen and did not.
+    pub fn violation(&self, what: String) {
+        self.history().note(DRIVER, "", Note::Violation(Violation { what }));
     }
 
     /// Where witnesses write.

@@ -157,9 +157,9 @@ impl World {
         self.dir.path()
     }
 
-    /// Keeps everything that the run wrote.
-    pub fn keep(&mut self) {
-        self.dir.disable_cleanup(true);
+    /// Whether everything that the run wrote is kept.
+    pub fn keep(&mut self, keep: bool) {
+        self.dir.disable_cleanup(keep);
     }
 
     /// Records which nodes are to serve.
@@ -348,30 +348,28 @@ impl World {
         }
     }
 
-    /// Everybody is as at the beginning: waits until each node serves, and learns ids that have changed.
-    ///
-    /// # Panics
-    /// If a node does not come back.
-    pub async fn whole(&mut self) {
+    /// Everybody is as at the beginning: waits until each node serves, and learns ids that have changed. It is a violation,
+    /// and `false`, if a node does not come back.
+    #[must_use]
+    pub async fn whole(&mut self) -> bool {
         let by = Instant::now() + KNOWN;
-        loop {
+        let said = loop {
             // One that was told to die may only now be gone.
             self.supervise();
             // All at once, since each may take a while on a busy machine.
             let said = join_all((0..self.nodes.len()).map(|index| self.answers(index))).await;
-            if let Some(ids) = said.iter().copied().collect() {
-                self.ids = ids;
-                break;
+            if said.iter().all(Option::is_some) || Instant::now() >= by {
+                break said;
             }
-            let silent: Vec<_> =
-                self.ids.iter().zip(&said).filter(|(_, said)| said.is_none()).map(|(id, _)| id).collect();
-            assert!(Instant::now() < by, "nodes {silent:?} do not answer within {KNOWN:?}");
             tokio::time::sleep(LOOK_EVERY).await;
-        }
-        for index in 0..self.nodes.len() {
+        };
+        let silent: Vec<u64> =
+            self.ids.iter().zip(&said).filter(|(_, said)| said.is_none()).map(|(id, _)| *id).collect();
+        for (index, id) in said.iter().enumerate().filter_map(|(index, id)| Some((index, (*id)?))) {
+            self.ids[index] = id;
             self.verbs[index] = ["run", "--peer", &self.others(index)].map(str::to_owned).to_vec();
         }
-        for (node, before, key) in std::mem::take(&mut self.damaged) {
+        for (node, before, key) in self.damaged.extract_if(.., |(node, ..)| said[*node].is_some()) {
             // It serves, so that it has repaired what was damaged; or somebody else serves in its place.
             let class = if self.ids[node] == before { DamageClass::Repaired } else { DamageClass::Quarantined };
             let end = DamageEnd { class, exit_code: None, code: String::new() };
@@ -379,6 +377,10 @@ impl World {
         }
         self.seat();
         self.members();
+        if !silent.is_empty() {
+            self.field.violation(format!("nodes {silent:?} do not answer within {KNOWN:?}"));
+        }
+        silent.is_empty()
     }
 
     /// The id by which a node answers.

@@ -198,7 +198,8 @@ pub async fn pages(client: &Client) -> Result<(Vec<wire::Job>, Option<Position>)
     let mut page_token = String::new();
     loop {
         let request = ListJobsRequest { limit: 10_000, page_token, ..ListJobsRequest::default() };
-        let page = client.jobs().max_decoding_message_size(64 << 20).list_jobs(request).await?.into_inner();
+        let mut client = client.jobs().max_decoding_message_size(64 << 20);
+        let page = within(client.list_jobs(Field::ask(request))).await?.into_inner();
         let ListJobsResponse { jobs: of_page, position, next_page_token } = page;
         jobs.extend(of_page);
         if next_page_token.is_empty() {
