@@ -215,6 +215,21 @@ impl Drop for Disk {
     }
 }
 
+/// Unmounts whatever lies below a directory `PREFIX-PID-…` whose process was killed: nobody else will.
+pub fn sweep(prefix: &str) {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let owner = |at: &str| {
+        let name = at.split('/').find_map(|name| name.strip_prefix(prefix)?.strip_prefix('-'))?;
+        name.split('-').next()?.parse::<u32>().ok()
+    };
+    let is_left = |at: &&str| owner(at).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists());
+    let all: Vec<&str> = mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(is_left).collect();
+    // What was mounted last lies on what was mounted first.
+    for at in all.into_iter().rev() {
+        let _ = Command::new("umount").arg("-l").arg(at).status();
+    }
+}
+
 /// Has a file take up all room that is left, to the last byte.
 ///
 /// # Errors
@@ -254,6 +269,27 @@ mod tests {
         let mut file = File::create(disk.join("file")).expect("a file can be made");
         file.write_all(b"x").expect("it can be written");
         file.sync_all().expect("it can be made durable");
+    }
+
+    #[test]
+    fn disks_of_the_dead_are_swept_and_those_of_the_living_stay() {
+        if !permitted() {
+            return;
+        }
+        let mut owner = Command::new("true").spawn().expect("true runs");
+        let dead = owner.id();
+        let _ = owner.wait();
+        let dir = tempfile::tempdir().expect("a directory can be made");
+        let disk = |pid: u32| {
+            let of = dir.path().join(format!("hodei-sweep-{pid}-x"));
+            fs::create_dir(&of).expect("a directory can be made");
+            Disk::in_memory(&of, "disk", 8)
+        };
+        let [left, held] = [dead, std::process::id()].map(disk);
+        sweep("hodei-sweep");
+        let mounts = fs::read_to_string("/proc/self/mounts").expect("there are mounts");
+        let is_mounted = |disk: &Disk| mounts.contains(&disk.path().display().to_string());
+        assert!(!is_mounted(&left) && is_mounted(&held), "{mounts}");
     }
 
     #[test]

@@ -4,12 +4,21 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
 };
 
 use nix::unistd::Pid;
 
 /// Where the kernel has them, each controller in a directory of its own.
 const ROOT: &str = "/sys/fs/cgroup";
+
+/// What the names of groups begin with; the rest is whose they are, and a number.
+const PREFIX: &str = "hodei-test-";
+/// For a group to become empty: a process may have made another one while it was let out.
+const EMPTY: Duration = Duration::from_secs(1);
+/// Between two tries.
+const AGAIN: Duration = Duration::from_millis(10);
 
 /// What a group limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +47,23 @@ impl Controller {
         // The unified hierarchy has neither this file nor these directories.
         self.dir().join("cgroup.procs").exists()
     }
+
+    /// Removes groups whose owner was killed, and lets go whom it had frozen: nobody else will.
+    fn sweep(self) {
+        let entries = fs::read_dir(self.dir()).into_iter().flatten().filter_map(Result::ok);
+        let is_left = |path: &PathBuf| {
+            let name = path.file_name().and_then(|name| name.to_str()?.strip_prefix(PREFIX));
+            let owner = name.and_then(|name| name.split('-').next()?.parse::<u32>().ok());
+            owner.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
+        };
+        for left in entries.map(|entry| entry.path()).filter(is_left) {
+            if self == Self::Freezer {
+                let _ = fs::write(left.join("freezer.state"), "THAWED");
+            }
+            // One that is not empty yet is left to the next sweep.
+            let _ = fs::remove_dir(left);
+        }
+    }
 }
 
 /// A group with one process in it. Dropping it lets the process go.
@@ -55,7 +81,8 @@ impl Group {
     #[must_use]
     pub fn around(process: Pid, controller: Controller, (file, value): (&str, &str)) -> Self {
         static MADE: AtomicU32 = AtomicU32::new(0);
-        let name = format!("hodei-test-{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+        controller.sweep();
+        let name = format!("{PREFIX}{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
         let group = Self { controller, at: controller.dir().join(name) };
         fs::create_dir(&group.at).unwrap_or_else(|e| panic!("{}: {e}", group.at.display()));
         for (file, value) in [(file, value), ("cgroup.procs", &process.to_string())] {
@@ -106,12 +133,20 @@ impl Drop for Group {
             let _ = self.write("freezer.state", "THAWED");
         }
         let outside = self.controller.dir().join("cgroup.procs");
-        for pid in self.processes().lines() {
-            // One that has just ended needs no more help.
-            let _ = fs::write(&outside, pid);
-        }
-        if let Err(error) = fs::remove_dir(&self.at) {
-            eprintln!("{}: {error}", self.at.display());
+        let by = Instant::now() + EMPTY;
+        loop {
+            for pid in self.processes().lines() {
+                // One that has just ended needs no more help.
+                let _ = fs::write(&outside, pid);
+            }
+            match fs::remove_dir(&self.at) {
+                Ok(()) => return,
+                Err(error) if Instant::now() >= by => {
+                    eprintln!("{}: {error}", self.at.display());
+                    return;
+                }
+                Err(_) => thread::sleep(AGAIN),
+            }
         }
     }
 }
@@ -121,8 +156,6 @@ mod tests {
     use std::{
         os::unix::{fs::MetadataExt as _, process::ExitStatusExt as _},
         process::{Child, Command},
-        thread,
-        time::{Duration, Instant},
     };
 
     use super::*;
@@ -189,6 +222,52 @@ mod tests {
         assert_eq!(count(), before);
         drop(group);
         until("it goes on", || count() > before);
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+
+    #[test]
+    fn groups_of_the_dead_are_swept_and_those_of_the_living_stay() {
+        if !can(Controller::Freezer) {
+            return;
+        }
+        let mut owner = Command::new("true").spawn().expect("true runs");
+        let dead = owner.id();
+        let _ = owner.wait();
+        let dir = Controller::Freezer.dir();
+        let [left, held] = [dead, std::process::id()].map(|pid| dir.join(format!("{PREFIX}{pid}-sweep")));
+        for group in [&left, &held] {
+            fs::create_dir(group).expect("a group can be made");
+        }
+        let mut child = Command::new("sleep").arg("60").spawn().expect("sleep runs");
+        fs::write(left.join("cgroup.procs"), child.id().to_string()).expect("a process can be moved");
+        fs::write(left.join("freezer.state"), "FROZEN").expect("a group can be frozen");
+        // Nobody frozen can die.
+        let _ = child.kill();
+        Controller::Freezer.sweep();
+        let _ = child.wait();
+        until("it is swept", || {
+            Controller::Freezer.sweep();
+            !left.exists()
+        });
+        assert!(held.exists());
+        fs::remove_dir(held).expect("it is empty");
+    }
+
+    #[test]
+    fn a_process_that_multiplies_is_let_out_of_its_group() {
+        if !can(Controller::Freezer) {
+            return;
+        }
+        let script = "while :; do sleep 0.001 & wait; done";
+        let mut child = Command::new("sh").args(["-c", script]).spawn().expect("sh runs");
+        for _ in 0..20 {
+            let group = Group::around(pid(&child), Controller::Freezer, ("freezer.state", "THAWED"));
+            let at = group.at.clone();
+            thread::sleep(Duration::from_millis(5));
+            drop(group);
+            assert!(!at.exists());
+        }
         let _ = child.kill();
         let _ = child.wait();
     }
