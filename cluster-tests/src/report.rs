@@ -51,6 +51,30 @@ struct Span {
 }
 
 impl Summary {
+    /// Of a run that left nothing to be judged.
+    #[must_use]
+    pub fn without_evidence(seed: u64, why: &'static str) -> Self {
+        Self {
+            seed,
+            valid: false,
+            bad: vec![why],
+            violations: 0,
+            lost: 0,
+            promises: BTreeSet::new(),
+            ended: [0; 3],
+            jobs: 0,
+            leader_changes: 0,
+            faults: Vec::new(),
+            writes: Vec::new(),
+        }
+    }
+
+    /// Whether everything held.
+    #[must_use]
+    pub fn is_valid(&self) -> bool {
+        self.valid
+    }
+
     /// Of a run that was judged.
     #[must_use]
     pub fn of(evidence: &Evidence, reports: &Reports) -> Self {
@@ -65,11 +89,15 @@ impl Summary {
             };
             ended[which] += 1;
         }
-        let accepted = |op: &crate::history::Op<'_>| match (op.request, op.reply()) {
-            (Request::Submit(_), Some(Reply::Submit(_))) => op.to_ns,
-            _ => None,
-        };
-        let mut acks: Vec<u64> = evidence.ops().filter_map(|op| accepted(&op)).collect();
+        let mut acks: Vec<u64> = Vec::new();
+        // Some are submitted again, which makes no further job.
+        let mut jobs = BTreeSet::new();
+        for op in evidence.ops() {
+            if let (Request::Submit(_), Some(Reply::Submit(done)), Some(to_ns)) = (op.request, op.reply(), op.to_ns) {
+                acks.push(to_ns);
+                jobs.insert(done.job.as_str());
+            }
+        }
         acks.sort_unstable();
         let mut writes = vec![0; usize::try_from((end - start) / SECOND + 1).unwrap_or(0)];
         for at in &acks {
@@ -98,7 +126,7 @@ impl Summary {
             lost: violations(&mut reports.0.iter().filter(|report| report.name == "set")),
             promises: reports.0.iter().flat_map(|report| report.promises.clone()).collect(),
             ended,
-            jobs: acks.len(),
+            jobs: jobs.len(),
             leader_changes: leaders.windows(2).filter(|pair| pair[0].2 != pair[1].2).count(),
             faults: timeline::faults(evidence).0.iter().filter(|stretch| !stretch.missed).map(span).collect(),
             writes,
@@ -124,6 +152,7 @@ pub fn bars(summaries: &[Summary]) -> Vec<String> {
     });
     let counts = [
         ("runs under faults", summaries.len()),
+        ("green runs in a row", streak(summaries)),
         ("runs that were not valid", sum(|run| usize::from(!run.valid))),
         ("jobs under faults", sum(|run| run.jobs)),
         ("power cuts", cuts.map(|span| span.nodes).sum()),
@@ -134,6 +163,11 @@ pub fn bars(summaries: &[Summary]) -> Vec<String> {
     let promises =
         promises.into_iter().filter(|name| *name != "run").map(|name| format!("bar: promises judged: {name}"));
     of_kinds.chain(promises).chain(counts.map(|(what, count)| format!("bar: {what}: {count}"))).collect()
+}
+
+/// The most runs one after the other that were all valid.
+fn streak(summaries: &[Summary]) -> usize {
+    summaries.split(|run| !run.valid).map(<[Summary]>::len).max().unwrap_or(0)
 }
 
 /// The longest time between two of these moments within a stretch.
@@ -268,7 +302,13 @@ mod tests {
         assert!(page.contains("- seed 2: set") && page.contains("| kill_leader | 2 | 700 | 700 |"), "{page}");
         assert!(picture.contains("seed 2: set") && picture.matches("halves").count() == 2, "{picture}");
         let bars = bars(&runs);
+        let lost = || Summary::without_evidence(3, "run");
+        assert_eq!(
+            [streak(&[]), streak(&[lost()]), streak(&[run(1, true), run(2, true), lost(), run(4, true)])],
+            [0, 0, 2]
+        );
         let wanted = [
+            "green runs in a row: 1",
             "kinds of fault: halves",
             "failpoints: vote::after-save",
             "promises judged: L8",
