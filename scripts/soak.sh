@@ -12,7 +12,8 @@
 # Each run is a cluster of its own on namespaces and disks of its own, with faults that follow from its seed; the next run
 # takes the next seed. DIR (default: target/soak) gets report.md, timeline.svg and the folder of each run that was not valid:
 # its plan, its history and its witnesses. `cargo run -p cluster-tests --bin recheck -- DIR/seed-N` judges it again, and
-# `scripts/soak.sh --plan DIR/seed-N/plan.json` runs its faults again. Needs root. Exits non-zero if any run was not valid.
+# `scripts/soak.sh --plan DIR/seed-N/plan.json` runs its faults again, into DIR/seed-N-again. Needs root. Exits non-zero if any
+# run was not valid. `--list` names all kinds of fault, `--help` all arguments.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
@@ -66,6 +67,20 @@ if [[ ${1-} == --simulation ]]; then
   simulate "$@"
 fi
 
+# The program of runs says itself what is bad usage and which binaries it takes, before they are built. The same packages as
+# below, so that what they have in common is built once.
+packages=(-p hodei-node -p hodei-agent -p cluster-tests)
+soak=${CARGO_TARGET_DIR:-target}/debug/soak
+if [[ ${1-} != --power ]]; then
+  cargo build --quiet --locked "${packages[@]}" --bin soak
+  for argument in "$@"; do
+    case $argument in
+      --list | --help | -h) "$soak" "$argument" && exit 0 || exit ;;
+    esac
+  done
+  binaries=$("$soak" --binaries "$@") || exit
+fi
+
 need mkfs.ext4 e2fsprogs
 need mount mount
 need ip iproute2
@@ -78,18 +93,14 @@ if [[ ${1-} == --power ]]; then
 fi
 
 keep=(--keep "$PWD/target/soak")
-points=no
 for argument in "$@"; do
-  case $argument in
-    --keep*) keep=() ;;
-    --points | --plan* | *::*) points=yes ;;
-  esac
+  [[ $argument != --keep* ]] || keep=()
 done
 
 # Built with checks of arithmetic and debug assertions, which are faults to be found, too.
-if [[ $points == yes ]]; then
+if [[ $binaries == failpoints ]]; then
   scripts/build-failpoints.sh
 else
-  cargo build --locked --bins -p hodei-node -p hodei-agent -p cluster-tests
+  cargo build --locked --bins "${packages[@]}"
 fi
-counted "${CARGO_TARGET_DIR:-target}/debug/soak" "${keep[@]}" "$@"
+counted "$soak" "${keep[@]}" "$@"

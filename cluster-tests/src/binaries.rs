@@ -12,10 +12,16 @@ use std::{
 /// If it is not there; the message says how to build it.
 #[must_use]
 pub fn locate(name: &str) -> PathBuf {
+    find(name).unwrap_or_else(|why| panic!("{why}"))
+}
+
+/// The same.
+///
+/// # Errors
+/// If it is not there, how to build it.
+pub fn find(name: &str) -> Result<PathBuf, String> {
     let dir = env::var_os("HODEI_BIN_DIR").map_or_else(target_dir, PathBuf::from);
-    let path = dir.join(name);
-    assert!(path.is_file(), "{} is missing: run `cargo build --bins`, or set HODEI_BIN_DIR", path.display());
-    path
+    present(dir.join(name), "run `cargo build --bins`, or set HODEI_BIN_DIR")
 }
 
 /// The binary `name` as `scripts/build-failpoints.sh` leaves it: with failpoints.
@@ -24,11 +30,21 @@ pub fn locate(name: &str) -> PathBuf {
 /// If it is not there; the message says how to build it.
 #[must_use]
 pub fn with_failpoints(name: &str) -> PathBuf {
+    find_with_failpoints(name).unwrap_or_else(|why| panic!("{why}"))
+}
+
+/// The same.
+///
+/// # Errors
+/// If it is not there, how to build it.
+pub fn find_with_failpoints(name: &str) -> Result<PathBuf, String> {
     let dir = env::var_os("HODEI_FAILPOINTS_DIR").map(PathBuf::from);
     let beside = || target_dir().parent().map(|target| target.join("failpoints"));
-    let path = dir.or_else(beside).unwrap_or_default().join(name);
-    assert!(path.is_file(), "{} is missing: run `scripts/build-failpoints.sh`", path.display());
-    path
+    present(dir.or_else(beside).unwrap_or_default().join(name), "run `scripts/build-failpoints.sh`")
+}
+
+fn present(path: PathBuf, advice: &str) -> Result<PathBuf, String> {
+    if path.is_file() { Ok(path) } else { Err(format!("{} is missing: {advice}", path.display())) }
 }
 
 /// `target/<profile>` of the running binary, which lies there or in `deps/` below it.

@@ -11,6 +11,7 @@
 
 pub mod field;
 mod folder;
+mod ready;
 mod task;
 pub mod world;
 
@@ -26,12 +27,12 @@ use rand::{SeedableRng as _, rngs::SmallRng};
 use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 
-pub use self::task::caught;
 use self::{
     field::{Field, Pace, Seat},
     task::Task,
     world::{DRIVER, World},
 };
+pub use self::{ready::ready, task::caught};
 use crate::{
     check::{self, Reports},
     history::{Body, Evidence, Note, Record, Run, now_ns},

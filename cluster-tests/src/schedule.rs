@@ -98,6 +98,24 @@ impl Plan {
         Self { scenario: scenario.to_owned(), seed, nodes, agents: 2, steps }
     }
 
+    /// What keeps it from being run anywhere.
+    ///
+    /// # Errors
+    /// If it names a kind that there is not, or that takes more nodes than it has.
+    pub fn check(&self) -> Result<(), String> {
+        if ![3, 5].contains(&self.nodes) || self.agents == 0 {
+            return Err(format!("{} nodes and {} agents: 3 or 5, and one at least", self.nodes, self.agents));
+        }
+        for Step { kind: name, .. } in &self.steps {
+            let kind = nemesis::kinds().find(|kind| kind.name == name.as_str());
+            let kind = kind.ok_or_else(|| format!("there is no kind of fault {name:?}: see --list"))?;
+            if kind.nodes > self.nodes {
+                return Err(format!("{name} takes {} nodes, and there are {}", kind.nodes, self.nodes));
+            }
+        }
+        Ok(())
+    }
+
     /// Whether a fault sets clocks.
     #[must_use]
     pub fn needs_clocks(&self) -> bool {
@@ -162,5 +180,24 @@ impl Plan {
             nemesis::kinds().filter(|kind| kind.nodes <= nodes && kind.class != Class::Points).collect();
         let kinds: Vec<_> = (0..faults).filter_map(|_| fitting.choose(&mut rng).copied()).collect();
         Self::of("random", seed, nodes, &kinds, 3)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_run_is_refused() {
+        let plan = |nodes| Plan::of("all", 1, nodes, &nemesis::kinds().collect::<Vec<_>>(), 2);
+        assert_eq!(plan(5).check(), Ok(()));
+        let mut other = plan(5);
+        other.steps[3].kind = "no_such".to_owned();
+        for (plan, why) in
+            [(plan(3), "takes 5 nodes, and there are 3"), (plan(4), "3 or 5"), (other, "no kind of fault \"no_such\"")]
+        {
+            let said = plan.check().unwrap_err();
+            assert!(said.contains(why), "{said}");
+        }
     }
 }

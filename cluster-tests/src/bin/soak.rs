@@ -1,9 +1,10 @@
 //! Runs with faults: a chosen few, a plan that was kept, or as many random ones as fit into some hours.
 //!
-//! Exit codes: 0 all valid, 1 not, 2 bad usage.
+//! Exit codes: 0 all valid, 1 not, 2 bad usage, or nothing can be run on this machine.
 
 use std::{
     fs,
+    io::{self, Write as _},
     path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant},
@@ -11,10 +12,9 @@ use std::{
 
 use clap::Parser;
 use cluster_tests::{
-    disk,
     nemesis::{self, Class, Kind},
     report::{self, Summary},
-    run::{Judged, run},
+    run::{caught, ready, run_in, world::World},
     schedule::Plan,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -23,23 +23,25 @@ use tokio::signal::unix::{SignalKind, signal};
 const POINTS_AT_ONCE: usize = 12;
 
 #[derive(Debug, Parser)]
-#[command(about = "Runs a cluster under faults and judges what happened; exit code 0: all valid, 1: not, 2: bad usage")]
+#[command(
+    about = "Runs a cluster under faults and judges what happened; exit code 0: all valid, 1: not, 2: bad usage or no such machine"
+)]
 struct Cli {
     /// Random runs until so many hours are over; absent: one run
-    #[arg(long)]
-    hours: Option<f64>,
+    #[arg(long, value_parser = hours)]
+    hours: Option<Duration>,
     /// Where random choices come from; each further run takes the next number
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Nodes of the cluster: 3 or 5
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value = "3", value_parser = nodes)]
     nodes: usize,
     /// Faults of a random run
     #[arg(long, default_value_t = 6)]
     faults: usize,
     /// These kinds instead of random ones
-    #[arg(long, value_delimiter = ',')]
-    kind: Vec<String>,
+    #[arg(long, value_delimiter = ',', value_parser = kind)]
+    kind: Vec<&'static Kind>,
     /// How many of them may be there at once
     #[arg(long, default_value_t = 1)]
     overlap: usize,
@@ -47,61 +49,92 @@ struct Cli {
     #[arg(long, conflicts_with_all = ["hours", "kind"])]
     points: bool,
     /// The plan of an earlier run: its plan.json
-    #[arg(long, conflicts_with_all = ["hours", "kind", "points"])]
+    #[arg(long, conflicts_with_all = ["hours", "kind", "points", "seed", "nodes", "faults", "overlap"])]
     plan: Option<PathBuf>,
     /// Prints the kinds of fault
     #[arg(long)]
     list: bool,
+    /// Prints which binaries it takes, `failpoints` or `ordinary`, and runs nothing
+    #[arg(long, hide = true)]
+    binaries: bool,
     /// Where the folders of runs are kept
     #[arg(long)]
     keep: Option<PathBuf>,
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> anyhow::Result<ExitCode> {
+async fn main() -> ExitCode {
     let cli = Cli::parse();
     if cli.list {
-        nemesis::kinds().for_each(|kind| println!("{:<28} {:?}, {} nodes or more", kind.name, kind.class, kind.nodes));
-        return Ok(ExitCode::SUCCESS);
+        let row = |kind: &Kind| format!("{:<28} {:?}, {} nodes or more\n", kind.name, kind.class, kind.nodes);
+        // Whoever has seen enough of it closes the pipe.
+        let _ = io::stdout().write_all(nemesis::kinds().map(row).collect::<String>().as_bytes());
+        return ExitCode::SUCCESS;
     }
-    if !disk::permitted() {
-        return Ok(ExitCode::from(2));
+    let plans = match plans(&cli) {
+        Ok(plans) => plans,
+        Err(why) => {
+            eprintln!("soak: {why}");
+            return ExitCode::from(2);
+        }
+    };
+    if cli.binaries {
+        let mut plans = plans;
+        let needs = plans.next().is_some_and(|plan| plan.needs_failpoints());
+        println!("{}", if needs { "failpoints" } else { "ordinary" });
+        return ExitCode::SUCCESS;
     }
-    let mut summaries = Vec::new();
-    let (begun, mut bad) = (Instant::now(), 0);
-    let points: Vec<&'static Kind> = nemesis::kinds().filter(|kind| kind.class == Class::Points).collect();
-    let mut batches = points.chunks(POINTS_AT_ONCE);
-    for seed in cli.seed.. {
-        let plan = match cli.points.then(|| batches.next()) {
-            Some(Some(batch)) => Plan::of("points", seed, cli.nodes, batch, 1),
-            Some(None) => break,
-            None => plan(&cli, seed)?,
-        };
+    let (summaries, is_able) = soak(&cli, plans).await;
+    if cli.points {
+        let struck = report::kinds(&summaries);
+        println!("somebody died at {} of {} named places", struck.len(), points().len());
+    }
+    report::bars(&summaries).iter().for_each(|bar| println!("{bar}"));
+    let bad = summaries.iter().filter(|run| !run.is_valid()).count();
+    println!("{} passed, {bad} failed", summaries.len() - bad);
+    match is_able {
+        true => ExitCode::from(u8::from(bad > 0 || summaries.is_empty())),
+        false => ExitCode::from(2),
+    }
+}
+
+/// One run after the other; gives what they came to, and whether this machine could run them.
+async fn soak(cli: &Cli, plans: Plans) -> (Vec<Summary>, bool) {
+    let (mut summaries, begun) = (Vec::new(), Instant::now());
+    // Where the first cluster does not come up, or two in a row, the next one would not, either.
+    let mut came_up = false;
+    for plan in plans {
+        if let Err(why) = ready(&plan) {
+            eprintln!("soak: {why}");
+            return (summaries, false);
+        }
         // A run that is dropped takes its processes, mounts and networks with it.
-        let judged = tokio::select! {
-            judged = once(&cli, &plan) => judged,
+        let ended = tokio::select! {
+            ended = caught(once(cli, &plan)) => ended,
             signal = interrupted() => {
-                println!("seed {seed} was ended by {signal}, and is not judged");
+                println!("seed {} was ended by {signal}, and is not judged", plan.seed);
                 break;
             }
         };
-        bad += usize::from(!judged.is_valid());
-        summaries.push(Summary::of(&judged.evidence, &judged.reports));
-        if let Some(dir) = &cli.keep {
-            report::write(dir, &summaries)?;
+        let (summary, is_up) = ended.unwrap_or_else(|words| {
+            println!("seed {} is not judged, and so not valid: {words}", plan.seed);
+            (Summary::without_evidence(plan.seed, "not judged"), true)
+        });
+        summaries.push(summary);
+        if let Some(dir) = &cli.keep
+            && let Err(error) = report::write(dir, &summaries)
+        {
+            eprintln!("soak: {}: {error}", dir.display());
         }
-        let hours = cli.hours.map(|hours| Duration::from_secs_f64(hours * 3600.0));
-        if !cli.points && hours.is_none_or(|hours| begun.elapsed() >= hours) {
+        if !is_up && !came_up {
+            return (summaries, false);
+        }
+        came_up = is_up;
+        if cli.hours.is_some_and(|hours| begun.elapsed() >= hours) {
             break;
         }
     }
-    if cli.points {
-        let struck = report::kinds(&summaries);
-        println!("somebody died at {} of {} named places", struck.len(), points.len());
-    }
-    report::bars(&summaries).iter().for_each(|bar| println!("{bar}"));
-    println!("{} passed, {bad} failed", summaries.len() - bad);
-    Ok(ExitCode::from(u8::from(bad > 0 || summaries.is_empty())))
+    (summaries, true)
 }
 
 /// Waits for Ctrl-C or SIGTERM.
@@ -114,29 +147,80 @@ async fn interrupted() -> &'static str {
     }
 }
 
-fn plan(cli: &Cli, seed: u64) -> anyhow::Result<Plan> {
-    if let Some(file) = &cli.plan {
-        return Ok(serde_json::from_slice(&fs::read(file)?)?);
-    }
-    if cli.kind.is_empty() {
-        return Ok(Plan::random(seed, cli.nodes, cli.faults));
-    }
-    let known = |name: &String| {
-        nemesis::kinds().find(|kind| kind.name == name.as_str()).ok_or_else(|| anyhow::anyhow!("--kind: no {name:?}"))
+/// Runs that are to be made, one after the other.
+type Plans = Box<dyn Iterator<Item = Plan>>;
+
+fn plans(cli: &Cli) -> Result<Plans, String> {
+    let (seed, nodes, faults, overlap) = (cli.seed, cli.nodes, cli.faults, cli.overlap);
+    let kinds = cli.kind.clone();
+    let plans: Vec<Plan> = if let Some(file) = &cli.plan {
+        let failed = |error: &dyn std::fmt::Display| format!("--plan {}: {error}", file.display());
+        let text = fs::read(file).map_err(|error| failed(&error))?;
+        let plan: Plan = serde_json::from_slice(&text).map_err(|error| failed(&error))?;
+        plan.check().map_err(|error| failed(&error))?;
+        vec![plan]
+    } else if cli.points {
+        let batch = |(batch, seed): (&[&'static Kind], u64)| Plan::of("points", seed, nodes, batch, 1);
+        points().chunks(POINTS_AT_ONCE).zip(seed..).map(batch).collect()
+    } else {
+        let names: Vec<&str> = kinds.iter().map(|kind| kind.name).collect();
+        let scenario = names.join("-");
+        let plan = move |seed| match kinds.as_slice() {
+            [] => Plan::random(seed, nodes, faults),
+            kinds => Plan::of(&scenario, seed, nodes, kinds, overlap),
+        };
+        plan(seed).check()?;
+        if cli.hours.is_some() {
+            return Ok(Box::new((seed..).map(plan)));
+        }
+        vec![plan(seed)]
     };
-    let kinds: Vec<&'static Kind> = cli.kind.iter().map(known).collect::<Result<_, _>>()?;
-    Ok(Plan::of(&cli.kind.join("-"), seed, cli.nodes, &kinds, cli.overlap))
+    plans.iter().try_for_each(Plan::check)?;
+    Ok(Box::new(plans.into_iter()))
 }
 
-async fn once(cli: &Cli, plan: &Plan) -> Judged {
+fn points() -> Vec<&'static Kind> {
+    nemesis::kinds().filter(|kind| kind.class == Class::Points).collect()
+}
+
+fn hours(text: &str) -> Result<Duration, String> {
+    let hours: f64 = text.parse().map_err(|_| "not a number of hours".to_owned())?;
+    Duration::try_from_secs_f64(hours * 3600.0).map_err(|error| error.to_string())
+}
+
+fn nodes(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|nodes| [3, 5].contains(nodes)).ok_or_else(|| "3 or 5".to_owned())
+}
+
+fn kind(name: &str) -> Result<&'static Kind, String> {
+    nemesis::kinds()
+        .find(|kind| kind.name == name)
+        .ok_or_else(|| "there is no such kind of fault: see --list".to_owned())
+}
+
+/// A run; gives what it came to, and whether its cluster came up.
+async fn once(cli: &Cli, plan: &Plan) -> (Summary, bool) {
     let kinds: Vec<_> = plan.steps.iter().map(|step| step.kind.as_str()).collect();
     println!("seed {}: {}", plan.seed, kinds.join(", "));
-    let keep = cli.keep.as_ref().map(|dir| dir.join(format!("seed-{}", plan.seed)));
-    let judged = run(plan, keep.as_deref()).await;
+    // The folder that a plan came from stays as it is.
+    let again = if cli.plan.is_some() { "-again" } else { "" };
+    let keep = cli.keep.as_ref().map(|dir| dir.join(format!("seed-{}{again}", plan.seed)));
+    if let Some(dir) = &keep {
+        // What an earlier run with this seed has left is not to be taken for this one's.
+        let _ = fs::remove_dir_all(dir);
+    }
+    let world = match caught(World::new(plan)).await {
+        Ok(world) => world,
+        Err(words) => {
+            println!("seed {}: no cluster comes up: {words}", plan.seed);
+            return (Summary::without_evidence(plan.seed, "no cluster"), false);
+        }
+    };
+    let judged = run_in(world, plan, keep.as_deref()).await;
     println!("{}", judged.reports);
     // Of a valid run its seed is enough.
     if let (Some(dir), true) = (keep, judged.is_valid() && cli.hours.is_some()) {
         let _ = fs::remove_dir_all(dir);
     }
-    judged
+    (Summary::of(&judged.evidence, &judged.reports), true)
 }

@@ -15,13 +15,15 @@ use tempfile::TempDir;
 use super::field::{Field, Seat};
 use crate::{
     Cluster,
-    disk::Disk,
+    disk::{self, Disk},
     history::{Body, Capacity, Damage, DamageClass, DamageEnd, Found, Inventory, Members, Note, Record},
     netns::{Host, Net},
     processes,
     schedule::Plan,
 };
 
+/// What the directories of runs are called; whose they are comes next.
+const PREFIX: &str = "hodei-run";
 /// The size of a node's disk: enough for a few segments of a log.
 const DISK_MIB: u64 = 256;
 /// How many jobs an agent takes at once.
@@ -82,7 +84,9 @@ impl World {
     /// Without root, or where they do not come up.
     pub async fn new(plan: &Plan) -> Self {
         let (nodes, agents) = (plan.nodes, plan.agents);
-        let dir = tempfile::Builder::new().prefix("hodei-run-").tempdir().expect("a temporary directory");
+        disk::sweep(PREFIX);
+        let prefix = format!("{PREFIX}-{}-", std::process::id());
+        let dir = tempfile::Builder::new().prefix(&prefix).tempdir().expect("a temporary directory");
         let mut net = Net::new();
         let hosts: Vec<Host> = (0..nodes).map(|_| net.host()).collect();
         let agent_hosts: Vec<Host> = (0..agents).map(|_| net.host()).collect();
@@ -446,7 +450,7 @@ fn attempt_of(group: &str) -> Option<(&str, &str)> {
 }
 
 /// A library that tells processes another time than the kernel's.
-const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
+pub(super) const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
 
 /// The environment of a process that goes by the clock in this file.
 fn faked(clock: &Path) -> Vec<(String, String)> {
