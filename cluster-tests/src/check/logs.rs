@@ -5,7 +5,7 @@
 //! stretches of such lines. A reader's sequences must go on without a hole or a repetition, except that a gap record may
 //! stand for the sequences before it; numbers of lines must go on in each stream, but for as many as gap records stand for;
 //! and what is complete must add up to what the witness says was printed. Equal sequences hold equal lines for all readers.
-//! Whether a log may end as it does, with a gap, incomplete or not at all, is [`excuse`]'s to say.
+//! Whether a log may end as it does, with a gap, incomplete or not at all, is `excuse`'s to say.
 
 mod excuse;
 pub mod seeded;

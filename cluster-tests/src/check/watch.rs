@@ -3,7 +3,7 @@
 //! The log of events is put together from all streams. Within the range that a stream has looked at, it must have told
 //! everything of that log that its filter lets through, and nothing else.
 //!
-//! Nobody ends a stream before the history ends: what is known [`LAG_NS`] before that is told by then, by every stream that
+//! Nobody ends a stream before the history ends: what is known `LAG_NS` before that is told by then, by every stream that
 //! was told it or not. What is known is what other streams tell, every acknowledged submission and removal of a worker, and
 //! what reads show: each attempt was scheduled, what runs was started, and what has ended was told to have.
 
