@@ -249,28 +249,29 @@ impl Executor {
         self.roster.changed(attempt);
     }
 
-    /// The result is on disk before anybody is told, and before the control group goes: one that is missing without a
-    /// result proves nothing to a successor.
+    /// The result is on disk before the control group goes: one that is missing without a result proves nothing to a
+    /// successor. Both are before anybody is told, who may then take away the record that names the group.
     async fn conclude(&self, attempt: &Arc<Attempt>, dirs: &AttemptDirs, result: JobResult, guard: Option<Guard>) {
         crate::failpoint!("agent::before-result");
         let bytes = Arc::new(result.encode_to_vec());
         while let Err(error) = {
             let (record, bytes) = (dirs.record.clone(), Arc::clone(&bytes));
-            blocking(move || disk::write_durably(&record.join(RESULT), &bytes)).await
+            blocking(move || {
+                disk::write_durably(&record.join(RESULT), &bytes)?;
+                crate::failpoint!("agent::after-result");
+                remove_cgroups(&record);
+                Ok::<_, io::Error>(())
+            })
+            .await
         } {
             tracing::error!(attempt = %attempt.key, %error, "cannot write a result to disk; trying again");
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
-        crate::failpoint!("agent::after-result");
         attempt.ended(result);
         self.roster.changed(attempt);
-        let dirs = dirs.clone();
-        blocking(move || {
-            guard.into_iter().for_each(Guard::forget);
-            remove_cgroups(&dirs.record);
-        })
-        .await;
-        drop(spawn_blocking(move || discard(&dirs.private)));
+        let private = dirs.private.clone();
+        blocking(move || guard.into_iter().for_each(Guard::forget)).await;
+        drop(spawn_blocking(move || discard(&private)));
     }
 
     async fn decline(&self, attempt: &Arc<Attempt>, dirs: &AttemptDirs, reason: String) {
