@@ -29,6 +29,8 @@ const PAUSE: Duration = Duration::from_millis(1_200);
 const AGAIN: Duration = Duration::from_millis(200);
 /// A reader whose node says nothing for so long goes on elsewhere.
 const SILENCE: Duration = Duration::from_secs(3);
+/// Who reads a log once is told what is missing after three seconds, in which a node waits for those that may have it.
+const SILENCE_ONCE: Duration = Duration::from_secs(8);
 /// How long such a job runs, in milliseconds: mostly; and one in [`LONG`], so that its readers see leaders change.
 const RUNS: [std::ops::Range<u64>; 2] = [300..5_000, 8_000..14_000];
 const LONG: u32 = 5;
@@ -182,7 +184,8 @@ impl Reader<'_> {
         // A log that is silent may only wait for its job; the stream is asked again all the same.
         loop {
             self.field.rest(&mut self.rests, self.pace).await;
-            let Ok(event) = timeout(SILENCE, stream.message()).await else { return Ok(false) };
+            let silence = if one { SILENCE_ONCE } else { SILENCE };
+            let Ok(event) = timeout(silence, stream.message()).await else { return Ok(false) };
             match event?.and_then(|event| event.kind) {
                 Some(Kind::Batch(batch)) => self.batch(seat, &batch),
                 Some(Kind::AttemptEnd(end)) => {
