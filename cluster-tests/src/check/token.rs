@@ -5,9 +5,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Judge, timeline};
-use crate::history::{Enroll, Enrolled, Evidence, Failure, Note, Op, Outcome, Reply, Request};
+use crate::history::{Enroll, Enrolled, Evidence, Note, Op, Outcome, Reply, Request};
 
-/// Answers of a node that can decide nothing at the time.
+/// Answers of a node that can decide nothing, at the time or any more.
 const NOT_NOW: [&str; 2] = ["no_quorum", "not_ready"];
 
 /// What became of a token.
@@ -164,15 +164,9 @@ fn repetition(judge: &mut Judge<'_>, id: &str, token: &Token<'_>, op: &Op<'_>, e
         Outcome::Ok(_) if now != Some(before) => {
             judge.invalid(format!("{lines}: token {id} and nonce {} made two parties", enroll.nonce));
         }
-        Outcome::Fail(failure) if !is_of_node(failure, op) && other.public_key == enroll.public_key => {
+        Outcome::Fail(failure) if !NOT_NOW.contains(&&*failure.code) && other.public_key == enroll.public_key => {
             judge.invalid(format!("{lines}: token {id} refused nonce {}, which it had let in", enroll.nonce));
         }
         _ => {}
     }
-}
-
-/// Whether it says nothing of the token, but that the node that was asked decides nothing: now, or ever again.
-fn is_of_node(failure: &Failure, op: &Op<'_>) -> bool {
-    let is_removed = |node| failure.code == "removed" && failure.message.starts_with(&format!("node/{node} "));
-    NOT_NOW.contains(&failure.code.as_str()) || op.node.is_some_and(is_removed)
 }

@@ -16,7 +16,7 @@ use hodei_raft::{Handle, View};
 use hodei_state::{
     command::{Command, Envelope},
     ids::Caller,
-    outcome::Outcome,
+    outcome::{Outcome, Refusal},
 };
 use tokio::{sync::Semaphore, time::Instant};
 use tonic::{Request, Response, Status};
@@ -82,6 +82,10 @@ impl Shared {
     async fn commit(&self, caller: Caller, command: Command, by: Instant) -> Result<(Outcome, Position), Status> {
         let reply = self.handle.propose(Envelope { caller, command }, by).await.map_err(error::propose)?;
         match reply.outcome {
+            // It speaks for whoever knocks, who need not know which node this is.
+            Outcome::Refused(Refusal::CallerRevoked { caller: Caller::Node(node) }) if node == self.myself.node => {
+                Err(error::unavailable("this node was removed from the cluster; ask another one"))
+            }
             Outcome::Refused(refusal) => Err(error::refusal(&refusal)),
             outcome => Ok((outcome, position(reply.position))),
         }
