@@ -155,7 +155,7 @@ impl Drop for Group {
 mod tests {
     use std::{
         os::unix::{fs::MetadataExt as _, process::ExitStatusExt as _},
-        process::{Child, Command},
+        process::{Child, Command, ExitStatus},
     };
 
     use super::*;
@@ -170,8 +170,28 @@ mod tests {
         is_there
     }
 
-    fn pid(child: &Child) -> Pid {
-        Pid::from_raw(child.id().cast_signed())
+    /// A shell with a script and its arguments, which does not outlive its test.
+    struct Running(Child);
+
+    impl Running {
+        fn sh(script: &str, args: &[&Path]) -> Self {
+            Self(Command::new("sh").args(["-c", script]).args(args).spawn().expect("sh runs"))
+        }
+
+        fn pid(&self) -> Pid {
+            Pid::from_raw(self.0.id().cast_signed())
+        }
+
+        fn wait(&mut self) -> ExitStatus {
+            self.0.wait().expect("a child can be waited for")
+        }
+    }
+
+    impl Drop for Running {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
     }
 
     fn until(what: &str, holds: impl Fn() -> bool) {
@@ -191,12 +211,12 @@ mod tests {
         let disk = Disk::new(dir.path(), "disk", 16);
         let script = r#"while [ ! -e "$1" ]; do sleep 0.01; done; for i in 1 2 3 4 5; do dd if=/dev/zero of="$0" bs=512 count=1 oflag=sync 2>&1; done"#;
         let [file, go] = [disk.path().join("file"), dir.path().join("go")];
-        let mut writer = Command::new("sh").args(["-c", script]).args([&file, &go]).spawn().expect("sh runs");
+        let mut writer = Running::sh(script, &[&file, &go]);
         let device = fs::metadata(disk.path()).expect("it is mounted").dev();
-        let slow = Group::slow(pid(&writer), device, 5);
+        let slow = Group::slow(writer.pid(), device, 5);
         let begun = Instant::now();
         fs::write(&go, "").expect("a file can be made");
-        assert!(writer.wait().is_ok_and(|status| status.success()));
+        assert!(writer.wait().success());
         assert!(begun.elapsed() > Duration::from_millis(400), "{:?}", begun.elapsed());
         let group = slow.at.clone();
         drop(slow);
@@ -209,21 +229,20 @@ mod tests {
             return;
         }
         let dir = tempfile::tempdir().expect("a directory can be made");
-        let ticks = dir.path().join("ticks");
+        let [ticks, others] = ["ticks", "others"].map(|name| dir.path().join(name));
         let script = r#"while :; do echo >> "$0"; sleep 0.01; done"#;
-        let mut child = Command::new("sh").args(["-c", script]).arg(&ticks).spawn().expect("sh runs");
-        let count = || fs::metadata(&ticks).map_or(0, |file| file.len());
+        let [child, _other] = [&ticks, &others].map(|file| Running::sh(script, &[file]));
+        let count_of = |file: &Path| fs::metadata(file).map_or(0, |file| file.len());
+        let count = || count_of(&ticks);
         until("it begins", || count() > 0);
-        let group = Group::frozen(pid(&child));
+        let group = Group::frozen(child.pid());
         let state = group.at.join("freezer.state");
         until("it is frozen", || fs::read_to_string(&state).is_ok_and(|state| state.trim() == "FROZEN"));
-        let before = count();
-        thread::sleep(Duration::from_millis(200));
+        let (before, others_before) = (count(), count_of(&others));
+        until("another one goes on", || count_of(&others) > others_before + 10);
         assert_eq!(count(), before);
         drop(group);
         until("it goes on", || count() > before);
-        let _ = child.kill();
-        let _ = child.wait();
     }
 
     #[test]
@@ -239,13 +258,13 @@ mod tests {
         for group in [&left, &held] {
             fs::create_dir(group).expect("a group can be made");
         }
-        let mut child = Command::new("sleep").arg("60").spawn().expect("sleep runs");
-        fs::write(left.join("cgroup.procs"), child.id().to_string()).expect("a process can be moved");
+        let mut child = Running::sh("exec sleep 60", &[]);
+        fs::write(left.join("cgroup.procs"), child.pid().to_string()).expect("a process can be moved");
         fs::write(left.join("freezer.state"), "FROZEN").expect("a group can be frozen");
         // Nobody frozen can die.
-        let _ = child.kill();
+        let _ = child.0.kill();
         Controller::Freezer.sweep();
-        let _ = child.wait();
+        child.wait();
         until("it is swept", || {
             Controller::Freezer.sweep();
             !left.exists()
@@ -259,17 +278,14 @@ mod tests {
         if !can(Controller::Freezer) {
             return;
         }
-        let script = "while :; do sleep 0.001 & wait; done";
-        let mut child = Command::new("sh").args(["-c", script]).spawn().expect("sh runs");
+        let child = Running::sh("while :; do sleep 0.05 & wait; done", &[]);
         for _ in 0..20 {
-            let group = Group::around(pid(&child), Controller::Freezer, ("freezer.state", "THAWED"));
+            let group = Group::around(child.pid(), Controller::Freezer, ("freezer.state", "THAWED"));
             let at = group.at.clone();
-            thread::sleep(Duration::from_millis(5));
+            until("it has multiplied there", || group.processes().lines().count() > 1);
             drop(group);
             assert!(!at.exists());
         }
-        let _ = child.kill();
-        let _ = child.wait();
     }
 
     #[test]
@@ -277,11 +293,9 @@ mod tests {
         if !can(Controller::Memory) {
             return;
         }
-        let script = "x=y; while :; do x=$x$x; sleep 0.01; done";
-        let mut child = Command::new("sh").args(["-c", script]).spawn().expect("sh runs");
-        let group = Group::starved(pid(&child));
-        let status = child.wait().expect("a child can be waited for");
-        assert_eq!(status.signal(), Some(9));
+        let mut child = Running::sh("x=y; while :; do x=$x$x; sleep 0.01; done", &[]);
+        let group = Group::starved(child.pid());
+        assert_eq!(child.wait().signal(), Some(9));
         assert!(group.is_empty());
     }
 }
