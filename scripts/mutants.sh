@@ -41,6 +41,7 @@ runs() {
       "$(sed -n 's/^\([a-z]*\) .* INVALID .*/\1/p' "$work/output" | paste -sd ' ')"
     rm -rf "${work:?}/$bug"
   done < "$PWD/cluster-tests/mutants-in-runs.txt"
+  [[ $total -gt 0 ]] || die "no such bug in cluster-tests/mutants-in-runs.txt: $*"
   say "bar: deliberate bugs caught in runs: $caught"
   say "$caught of $total deliberate bugs caught in runs"
   [[ $caught == "$total" ]] || die "the suite is to notice each of them"
@@ -98,6 +99,7 @@ while IFS='|' read -r bug layer tests filter _; do
   if FAILPOINTS="bug::$bug=return" run "$tests" "$filter"; then verdict=MISSED; else caught=$((caught + 1)); fi
   printf '%-30s %-9s %-8s %5d  %s\n' "$bug" "$layer" "$verdict" $((SECONDS - begun)) "$tests $(culprits)"
 done < "$list"
+[[ $total -gt 0 ]] || die "no such bug in cluster-tests/mutants.txt: $*"
 say "bar: deliberate bugs caught: $caught"
 say "$caught of $total deliberate bugs caught"
 [[ $((total - caught)) -le $unnoticed ]] || die "more than $unnoticed went unnoticed"
