@@ -1,8 +1,8 @@
 //! S1: an acknowledged job is in every later list of every node. S17: what definitely failed never takes effect.
 //!
 //! A job that is listed was submitted by somebody, and one that is said to be there before it was submitted was made by
-//! another submission which did not fail. Every node that is to serve must have given a list after the last submission was answered, or the verdict is unknown.
-//! What was acknowledged before a fault that may lose acknowledged work is not missed.
+//! another submission which did not fail. Every node that is to serve must have given a list after the last submission was
+//! answered, or the verdict is unknown. What was acknowledged before a fault that may lose acknowledged work is not missed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 

@@ -1,7 +1,8 @@
 //! L5: where a slot is free and a job waits that needs no more than one, something is scheduled within a second.
 //!
 //! Events are taken at the time at which they were told. Only first attempts count, since further ones may have to wait
-//! for their backoff, and only workers whose streams stand; what is reserved is for nobody else. Each assignment begins the second anew, and so does a fault.
+//! for their backoff, and only workers whose streams stand; what is reserved is for nobody else. Each assignment begins the
+//! second anew, and so does a fault.
 
 use std::collections::{HashMap, HashSet};
 
