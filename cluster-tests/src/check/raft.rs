@@ -1,5 +1,5 @@
 //! S11, as polls of the nodes show it: one leader per term, one entry per index among what is committed, leaders that have
-//! all that was committed before, and terms, commits and applied indices that never go back.
+//! all that was committed before, and terms, commits, what logs hold of them, and applied indices that never go back.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -79,9 +79,12 @@ fn monotonic(judge: &mut Judge<'_>, polls: &[Polled<'_>]) {
         let (old, new) = (before.poll, polled.poll);
         let same = old.start == new.start;
         let index = |id: Option<(u64, u64)>| id.map_or(0, |(_, index)| index);
+        // A follower may know that an entry is committed for a moment before its log has it.
+        let held = index(old.committed).min(index(old.last_log));
         for (what, back) in [
             ("term", new.term < old.term),
             ("commit index", same && new.committed.is_some() && index(new.committed) < index(old.committed)),
+            ("log behind a commit", same && new.last_log.is_some() && index(new.last_log) < held),
             ("applied index", same && new.applied < old.applied),
         ] {
             if back {
