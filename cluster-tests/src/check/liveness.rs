@@ -35,6 +35,8 @@ const SETTLED: u64 = 10 * SECOND;
 const ONE_WAY: u64 = 30 * SECOND;
 /// What a client may take beyond its deadline to see that it is over.
 const SLACK: u64 = SECOND / 2;
+/// What was unplugged is found out by: TCP repeats itself ever more rarely.
+const FINDS_OUT: u64 = 10 * SECOND;
 
 /// A history with what most of the parts need.
 pub(super) struct Scene<'a> {
@@ -307,7 +309,7 @@ fn minority(scene: &Scene<'_>, judge: &mut Judge<'_>) {
                     "L7: {line}: {} on a node without a majority was not answered in time",
                     op.request.name()
                 ));
-            } else if !is_clear(scene, &op) {
+            } else if !is_clear(scene, &op) && !was_unplugged(scene, &op) {
                 judge.invalid(format!(
                     "L7: {line}: {} on a node without a majority got no clear error",
                     op.request.name()
@@ -325,6 +327,15 @@ fn is_starting(scene: &Scene<'_>, op: &Op<'_>) -> bool {
     let of_node = || scene.polls.iter().filter(|polled| Some(polled.node) == op.node);
     let next = of_node().find(|polled| polled.t_ns >= op.from_ns);
     next.is_some_and(|next| !of_node().any(|other| other.t_ns < op.from_ns && other.poll.start == next.poll.start))
+}
+
+/// Whether the connection over which it was asked may have been broken before, so that the node never heard of it.
+fn was_unplugged(scene: &Scene<'_>, op: &Op<'_>) -> bool {
+    let breaks = |stretch: &&Stretch<'_>| {
+        stretch.fault.effect == Effect::Unplugged && op.node.is_some_and(|node| stretch.fault.nodes.contains(&node))
+    };
+    let found_out = |stretch: Stretch<'_>| stretch.to_ns.map_or(u64::MAX, |to| to.saturating_add(FINDS_OUT));
+    scene.faults.iter().filter(breaks).any(|stretch| stretch.from_ns < op.from_ns && op.from_ns < found_out(*stretch))
 }
 
 /// An error of the product's own, which are in lower case; what transports say by themselves is not clear. An answer that

@@ -140,6 +140,8 @@ pub enum Effect {
     Freeze,
     /// One node is cut off in one direction only.
     OneWay,
+    /// Nodes are cut off from clients, too: connections break, and whoever has one finds that out by using it.
+    Unplugged,
 }
 
 impl Effect {

@@ -163,7 +163,8 @@ fn reset(world: &mut World, rng: &mut SmallRng) -> Option<Active> {
 
 fn unplug(world: &World, node: usize) -> Active {
     world.nodes[node].carrier(false);
-    let fault = of_nodes(world, &[node]);
+    let mut fault = of_nodes(world, &[node]);
+    fault.effect = Effect::Unplugged;
     Active { fault, nodes: vec![node], agents: Vec::new(), undo: vec![Undo::Carrier(node)] }
 }
 
