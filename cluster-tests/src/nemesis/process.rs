@@ -7,7 +7,10 @@ use rand::rngs::SmallRng;
 use super::{Active, Class, Kind, Undo, everyone, follower, leader, majority, of_nodes};
 use crate::{
     groups::{Controller, Group},
-    run::world::World,
+    run::{
+        field::{Field, within},
+        world::World,
+    },
 };
 
 const fn kind(name: &'static str, begin: fn(&mut World, &mut SmallRng) -> Option<Active>) -> Kind {
@@ -129,6 +132,7 @@ fn process_of(world: &mut World, node: usize) -> Option<Pid> {
 fn transfer(world: &mut World, _: &mut SmallRng) -> Option<Active> {
     let leader = leader(world)?;
     let mut client = world.cluster.client(leader).cluster();
-    tokio::spawn(async move { client.transfer_leader(TransferLeaderRequest { to: 0 }).await });
+    // The leader may answer, or be gone by then: what comes of it is seen by all.
+    tokio::spawn(async move { within(client.transfer_leader(Field::ask(TransferLeaderRequest { to: 0 }))).await });
     Some(Active { fault: of_nodes(world, &[leader]), nodes: vec![leader], agents: Vec::new(), undo: Vec::new() })
 }
