@@ -19,7 +19,9 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 pub use self::member::{Agent, Node};
-use crate::{cli::Cli, client::Client, failpoints::Failpoints, net, netns::Host, proc::Proc, processes, wait};
+use crate::{
+    cli::Cli, client::Client, failpoints::Failpoints, history::Capacity, net, netns::Host, proc::Proc, processes, wait,
+};
 
 /// How long a node or an agent may take to become ready. Generous: several clusters may share two cores.
 pub const START: Duration = Duration::from_secs(30);
@@ -174,12 +176,18 @@ impl Cluster {
         let flags = given.iter().chain(flags).map(|&flag| flag.to_owned()).collect();
         let (worker_id, host) = (worker.clone(), host.cloned());
         let failpoints = self.failpoints.as_deref().map(|dir| Failpoints::of(dir, &name));
-        self.agents.push(Agent { worker: worker_id, data, name, host, starts: 0, flags, failpoints, process: None });
+        let capacity = Capacity::default();
+        let agent =
+            Agent { worker: worker_id, data, capacity, name, host, starts: 0, flags, failpoints, process: None };
+        self.agents.push(agent);
         let index = self.agents.len() - 1;
         self.agents[index].start();
         // Busy where a job was waiting for it.
         let takes_jobs = |row: &Value| row["state"] == "Ready" || row["state"] == "Busy";
-        self.wait_worker(&worker, |row| takes_jobs(row) && !row["gateway"].is_null()).await;
+        let row = self.wait_worker(&worker, |row| takes_jobs(row) && !row["gateway"].is_null()).await;
+        let of = |what: &str| row["capacity"][what].as_u64().expect("a worker's capacity is told");
+        let (slots, cpu_millis, memory_mb) = (of("slots"), of("cpu_millis"), of("memory_mb"));
+        self.agents[index].capacity = Capacity { slots, cpu_millis, memory_mb, reserved: false };
         index
     }
 

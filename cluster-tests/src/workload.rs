@@ -20,7 +20,7 @@ use uuid::Uuid;
 use crate::{
     Cluster, check,
     client::shell,
-    history::{History, Kind, Members, Note, Run},
+    history::{Capacity, History, Kind, Members, Note, Run},
     run::field::{Field, Seat},
     wait,
 };
@@ -39,7 +39,7 @@ impl Submitters {
     /// `count` clients, spread over the nodes.
     #[must_use]
     pub fn start(cluster: &Cluster, count: usize) -> Self {
-        let field = Field::new(0, cluster.admin(), cluster.dir().to_path_buf());
+        let field = Field::new(0, cluster.admin(), cluster.dir().to_path_buf(), Capacity::default());
         let requires = ["set", "order"].map(str::to_owned).to_vec();
         let run = Run { scenario: "submissions".to_owned(), requires, ..Run::default() };
         field.history().note(0, "", Note::Run(run));

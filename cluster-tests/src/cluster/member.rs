@@ -8,6 +8,7 @@ use super::START;
 use crate::{
     cli,
     failpoints::Failpoints,
+    history::Capacity,
     netns::{self, Host},
     proc::Proc,
 };
@@ -39,6 +40,8 @@ pub struct Agent {
     pub worker: String,
     /// Its data directory.
     pub data: PathBuf,
+    /// What it registered with, to begin with.
+    pub capacity: Capacity,
     pub(super) name: String,
     /// Where it runs; absent: on loopback.
     pub(super) host: Option<Host>,

@@ -16,7 +16,7 @@ use rand::{Rng as _, SeedableRng as _, rngs::SmallRng, seq::IndexedRandom as _};
 use super::world::DRIVER;
 use crate::{
     Client,
-    history::{History, Note, Place, Violation},
+    history::{Capacity, History, Note, Place, Violation},
 };
 
 /// How long a client waits for an answer.
@@ -78,12 +78,13 @@ struct Inner {
     quiet: AtomicBool,
     over: AtomicBool,
     cancelled: AtomicBool,
+    offered: Capacity,
 }
 
 impl Field {
-    /// Clients ask with the identity in `identity`; jobs write down that they live in `dir`.
+    /// Clients ask with the identity in `identity`; jobs write down that they live in `dir`; an agent has `offered`.
     #[must_use]
-    pub fn new(seed: u64, identity: PathBuf, dir: PathBuf) -> Self {
+    pub fn new(seed: u64, identity: PathBuf, dir: PathBuf, offered: Capacity) -> Self {
         let inner = Inner {
             history: History::default(),
             seats: Mutex::default(),
@@ -98,6 +99,7 @@ impl Field {
             quiet: AtomicBool::new(false),
             over: AtomicBool::new(false),
             cancelled: AtomicBool::new(false),
+            offered,
         };
         Self { inner: Arc::new(inner) }
     }
@@ -111,6 +113,12 @@ impl Field {
     /// Records what had to happen and did not.
     pub fn violation(&self, what: String) {
         self.history().note(DRIVER, "", Note::Violation(Violation { what }));
+    }
+
+    /// What an agent has for jobs.
+    #[must_use]
+    pub fn offered(&self) -> Capacity {
+        self.inner.offered
     }
 
     /// Where witnesses write.

@@ -66,12 +66,12 @@ mod tests {
     use std::{future::pending, path::PathBuf};
 
     use super::*;
-    use crate::history::Note;
+    use crate::history::{Capacity, Note};
 
     const SHORT: Duration = Duration::from_millis(10);
 
     fn field() -> Field {
-        Field::new(1, PathBuf::new(), PathBuf::new())
+        Field::new(1, PathBuf::new(), PathBuf::new(), Capacity::default())
     }
 
     fn violations(field: &Field) -> Vec<String> {

@@ -16,7 +16,7 @@ use super::field::{Field, Seat};
 use crate::{
     Cluster,
     disk::{self, Disk},
-    history::{Body, Capacity, Damage, DamageClass, DamageEnd, Found, Inventory, Members, Note, Record},
+    history::{Body, Damage, DamageClass, DamageEnd, Found, Inventory, Members, Note, Record},
     netns::{Host, Net},
     processes,
     schedule::Plan,
@@ -122,7 +122,8 @@ impl World {
         fs::create_dir(&marks).expect("a directory can be made");
         // The first node's disk may be without power, or wiped.
         cluster.keep_admin(&dir.path().join("admin"));
-        let field = Field::new(plan.seed, cluster.admin(), marks);
+        let offered = cluster.agents.first().map(|agent| agent.capacity).unwrap_or_default();
+        let field = Field::new(plan.seed, cluster.admin(), marks, offered);
         let mut world = Self {
             cluster,
             disks,
@@ -148,8 +149,7 @@ impl World {
         world.seat();
         let history = world.field.history();
         for agent in &world.cluster.agents {
-            let slots = Capacity { slots: SLOTS, cpu_millis: u64::MAX, memory_mb: u64::MAX, reserved: false };
-            history.note(DRIVER, &agent.worker, Note::Worker(slots));
+            history.note(DRIVER, &agent.worker, Note::Worker(agent.capacity));
         }
         world.members();
         world

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use hodei_proto::v1::{JobSelector, LogBatch, LogEvent, SubscribeLogsRequest, log_event::Kind};
+use hodei_proto::v1::{JobSelector, JobSpec, LogBatch, LogEvent, Resources, SubscribeLogsRequest, log_event::Kind};
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
 use tokio::{
     task::{self, JoinSet},
@@ -19,7 +19,7 @@ use crate::{
     binaries,
     check::logs::seeded::{Fold, Lines, Sent},
     client::{GAP, shell},
-    history::{Body, LogEnd, LogFrom, LogRead, Note, Record},
+    history::{Body, Capacity, LogEnd, LogFrom, LogRead, Note, Record, Submit},
     run::field::{Field, Pace, Seat},
 };
 
@@ -39,6 +39,8 @@ const LONG: u32 = 5;
 const CANCELLED: u32 = 5;
 const CANCEL_WITHIN: u64 = 2_000;
 const CANCELS: u32 = 3;
+/// One job in so many needs two fifths of what a worker has, beside its slot, so that other things than slots run out.
+const NEEDY: u32 = 4;
 /// One log in so many has a slow reader, too.
 const SLOW: u32 = 3;
 /// How long readers may go on once nothing new is begun: longer than jobs may.
@@ -63,9 +65,13 @@ pub async fn submit(field: Field) -> Vec<String> {
         let runs = RUNS[usize::from(rng.random_ratio(1, LONG))].clone();
         let run_ms = rng.random_range(runs);
         let args = [&field.dir().display().to_string(), "--for-ms", &run_ms.to_string(), "--lines", "3"];
-        let spec = jobs::patient(shell(&program, &args));
+        let needs = needs(&field, &mut rng);
+        let Capacity { cpu_millis, memory_mb, .. } = needs;
+        let resources = Some(Resources { cpu_millis, memory_mb, ..Resources::default() });
+        let spec = JobSpec { resources, ..jobs::patient(shell(&program, &args)) };
         let (seat, payload) = (field.any(&mut rng), format!("witness {run_ms}"));
-        if jobs::queue(&field, proc, seat, &id, None, spec, (&payload, Some(run_ms))).await.is_ok() {
+        let asked = Submit { payload, run_ms: Some(run_ms), needs, ..Submit::default() };
+        if jobs::queue_as(&field, proc, seat, &id, spec, asked).await.is_ok() {
             let slow = rng.random_ratio(1, SLOW).then_some(Pace::Slow);
             for pace in [Pace::Steady].into_iter().chain(slow) {
                 of.insert(readers.spawn(read(field.clone(), id.clone(), pace)).id(), id.clone());
@@ -87,6 +93,16 @@ pub async fn submit(field: Field) -> Vec<String> {
         field.history().note(proc, &job, Note::LogRead(LogRead { attempt: 1, failure }));
     }
     accepted
+}
+
+fn needs(field: &Field, rng: &mut SmallRng) -> Capacity {
+    let share = |all: u64| all * 2 / 5;
+    let offered = field.offered();
+    match (rng.random_ratio(1, NEEDY), rng.random()) {
+        (false, _) => Capacity::default(),
+        (true, false) => Capacity { cpu_millis: share(offered.cpu_millis), ..Capacity::default() },
+        (true, true) => Capacity { memory_mb: share(offered.memory_mb), ..Capacity::default() },
+    }
 }
 
 /// Cancels a job that waits, runs, or may just have ended.
