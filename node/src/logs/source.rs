@@ -4,7 +4,7 @@
 //! first. When one fails, the next is asked from the sequence reached so far; when the worker moves, the source moves
 //! with it. A copy of this node's own that is complete is used whatever else there is.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use futures::StreamExt as _;
 use hodei_proto::v1::{self, pull_log_response::Kind};
@@ -40,6 +40,8 @@ pub struct Feed {
     pub settled: bool,
     /// Holders that do not answer, while something of theirs may be lacking.
     pub missing: Vec<NodeId>,
+    /// Why this node cannot keep what holders send, if it cannot.
+    pub broken: Option<String>,
 }
 
 /// See the module.
@@ -59,7 +61,7 @@ impl Source {
 pub(super) fn start(hub: &Hub, key: LogKey) -> Arc<Source> {
     let stop = hub.stop().child_token();
     let (sender, feed) = watch::channel(Feed::default());
-    let task = Task { hub: hub.clone(), key, feed: sender, cache: None, failed: Vec::new() };
+    let task = Task { hub: hub.clone(), key, feed: sender, cache: None, failed: Vec::new(), broken: None };
     hub.spawn(task.run(stop.clone()));
     Arc::new(Source { feed, _stop: stop.drop_guard() })
 }
@@ -70,6 +72,7 @@ struct Task {
     feed: watch::Sender<Feed>,
     cache: Option<Arc<LogFile>>,
     failed: Vec<NodeId>,
+    broken: Option<String>,
 }
 
 /// What the state says of a log: a change of it may mean another place to read from.
@@ -87,6 +90,8 @@ struct Place {
 enum Turn {
     /// The holder does not answer, or does not have it.
     Failed,
+    /// This node cannot keep what the holder sends.
+    Broken(String),
     /// The attempt has ended, and the holder lacks something of its log.
     Short,
     /// The state says something else now.
@@ -111,9 +116,12 @@ impl Task {
             match self.round(&place, &mut wakes).await {
                 Turn::Moved => {}
                 Turn::Complete => wakes.changed().await,
-                Turn::Failed | Turn::Short => {
-                    let missing = self.failed.clone();
-                    self.feed.send_modify(|feed| (feed.settled, feed.missing) = (missing.is_empty(), missing));
+                Turn::Failed | Turn::Broken(_) | Turn::Short => {
+                    let (missing, broken) = (self.failed.clone(), self.broken.clone());
+                    self.feed.send_modify(|feed| {
+                        feed.settled = missing.is_empty() && broken.is_none();
+                        (feed.missing, feed.broken) = (missing, broken);
+                    });
                     tokio::select! {
                         () = wakes.changed() => {}
                         () = sleep(RETRY) => {}
@@ -148,6 +156,7 @@ impl Task {
             };
             match turn {
                 Turn::Failed => self.failed.push(holder),
+                Turn::Broken(why) => self.broken = Some(why),
                 Turn::Short => {}
                 turn => return turn,
             }
@@ -173,7 +182,13 @@ impl Task {
     }
 
     async fn pull(&mut self, holder: NodeId, place: &Place, wakes: &mut Wakes) -> Turn {
-        let Some(cache) = self.open_cache().await else { return Turn::Failed };
+        let cache = match self.open_cache().await {
+            Ok(cache) => cache,
+            Err(error) => {
+                tracing::warn!(%error, "cannot make a cache file for a log");
+                return Turn::Broken(error.to_string());
+            }
+        };
         let request = v1::PullLogRequest {
             job_id: self.key.job.to_string(),
             attempt: self.key.attempt,
@@ -209,7 +224,7 @@ impl Task {
     }
 
     /// Takes one answer of a holder; `Some` ends the pull.
-    async fn take(&self, cache: &Arc<LogFile>, kind: Kind) -> Option<Turn> {
+    async fn take(&mut self, cache: &Arc<LogFile>, kind: Kind) -> Option<Turn> {
         let mark = match kind {
             Kind::Batch(batch) if entries::check(&batch).is_ok() => {
                 return self.hub.append(cache, batch, 0).await.err().map(|_| Turn::Failed);
@@ -220,8 +235,10 @@ impl Task {
         let mut progress = cache.watch();
         let written = |p: &Progress| p.failed || p.tally.last_sequence >= mark.last_sequence;
         let waited = timeout(PULL_TIMEOUT, progress.wait_for(written)).await.map(|progress| progress.map(|p| p.failed));
-        if !matches!(waited, Ok(Ok(false))) {
-            return Some(Turn::Failed);
+        match waited {
+            Ok(Ok(false)) => self.broken = None,
+            Ok(Ok(true)) => return Some(Turn::Broken("its disk does not take it".to_owned())),
+            _ => return Some(Turn::Failed),
         }
         let place = Place::of(&self.hub.ledger().state(), self.key);
         self.publish(cache.clone(), place.figures.is_none() || place.is_reached(cache));
@@ -232,24 +249,18 @@ impl Task {
         }
     }
 
-    async fn open_cache(&mut self) -> Option<Arc<LogFile>> {
+    async fn open_cache(&mut self) -> io::Result<Arc<LogFile>> {
         if let Some(cache) = self.cache.as_ref().filter(|cache| !cache.progress().failed) {
-            return Some(cache.clone());
+            return Ok(cache.clone());
         }
-        match self.hub.cache(self.key).await {
-            Ok(cache) => {
-                self.cache = Some(cache.clone());
-                Some(cache)
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot make a cache file for a log");
-                None
-            }
-        }
+        let cache = self.hub.cache(self.key).await?;
+        self.cache = Some(cache.clone());
+        Ok(cache)
     }
 
     fn publish(&self, file: Arc<LogFile>, settled: bool) {
-        self.feed.send_replace(Feed { file: Some(file), settled, missing: self.failed.clone() });
+        let (missing, broken) = (self.failed.clone(), self.broken.clone());
+        self.feed.send_replace(Feed { file: Some(file), settled, missing, broken });
     }
 }
 

@@ -20,7 +20,7 @@ use super::{
     hub::{Hub, blocking},
     source::Feed,
     tally::Tally,
-    verdict::{Situation, Verdict, verdict},
+    verdict::{Patience, Situation, Verdict, verdict},
 };
 use crate::{convert::to_proto, error};
 
@@ -162,7 +162,7 @@ impl Subscriber {
             feed: source.feed(),
             progress: None,
             cursor: Cursor::default(),
-            quiet_since: Instant::now(),
+            patience: Patience::new(if self.follow { PATIENCE } else { PATIENCE_ONCE }, Instant::now()),
             positioned: self.tail == 0,
         };
         loop {
@@ -176,11 +176,11 @@ impl Subscriber {
                 Verdict::Stop { missing } => return self.notice_missing(&missing).await,
                 Verdict::Wait { impatient } => impatient,
             };
-            let until = reading.quiet_since + self.patience();
+            let until = reading.patience.until();
             tokio::select! {
                 _ = job.changed() => {}
                 changed = reading.feed.changed() => changed.map_err(|_| Over)?,
-                () = grown(&mut reading.progress) => reading.quiet_since = Instant::now(),
+                () = grown(&mut reading.progress) => reading.patience.came(Instant::now()),
                 () = sleep_until(until), if impatient => {}
                 () = self.events.closed() => return Err(Over),
             }
@@ -191,7 +191,10 @@ impl Subscriber {
     async fn advance(&mut self, reading: &mut Reading, feed: &Feed, state: &State) -> Result<Verdict, Over> {
         let attempt = state.attempt(self.job, reading.key.attempt);
         let end = attempt.and_then(|attempt| attempt.end.as_ref());
-        let patience_over = reading.quiet_since.elapsed() >= self.patience();
+        if end.is_some() {
+            reading.patience.ended(Instant::now());
+        }
+        let patience_over = reading.patience.is_over(Instant::now());
         if !reading.positioned {
             if !feed.settled && !patience_over {
                 return Ok(Verdict::Wait { impatient: true });
@@ -210,7 +213,16 @@ impl Subscriber {
             return Ok(Verdict::End { complete: false, missing: Vec::new() });
         }
         let follow = self.follow;
-        Ok(verdict(&Situation { end, tally, settled: feed.settled, missing: &feed.missing, follow, patience_over }))
+        let verdict =
+            verdict(&Situation { end, tally, settled: feed.settled, missing: &feed.missing, follow, patience_over });
+        match (&verdict, &feed.broken) {
+            (Verdict::End { complete: false, .. } | Verdict::Stop { .. }, Some(why)) => {
+                // Others may have it, and could give it to a node that can keep it.
+                let status = error::unavailable(format!("this node cannot keep what it reads of the log: {why}"));
+                self.fail(status).await.and(Err(Over))
+            }
+            _ => Ok(verdict),
+        }
     }
 
     /// Sends everything from `next` on. Returns what the file added up to before its end was reached.
@@ -224,7 +236,6 @@ impl Subscriber {
                 Ok(batches) => batches,
                 Err(error) => return self.fail(error::internal(error)).await.and(Err(Over)),
             };
-            reading.quiet_since = Instant::now();
             for batch in batches {
                 let Some(batch) = entries::from_sequence(batch, self.next) else { continue };
                 self.next = entries::last_sequence(&batch) + 1;
@@ -234,11 +245,9 @@ impl Subscriber {
                     self.since_ms = 0;
                 }
             }
+            // However long the client took for it.
+            reading.patience.came(Instant::now());
         }
-    }
-
-    fn patience(&self) -> Duration {
-        if self.follow { PATIENCE } else { PATIENCE_ONCE }
     }
 
     async fn attempt_end(&self, key: LogKey, state: &State, complete: bool, missing: &[NodeId]) -> Result<(), Over> {
@@ -276,8 +285,7 @@ struct Reading {
     feed: watch::Receiver<Feed>,
     progress: Option<watch::Receiver<Progress>>,
     cursor: Cursor,
-    /// When the last entry came.
-    quiet_since: Instant,
+    patience: Patience,
     /// Where `tail` begins is known.
     positioned: bool,
 }

@@ -306,6 +306,27 @@ async fn holders_that_do_not_answer_are_named() {
     assert!(matches!(reader.next().await, Some(Kind::JobEnd(_))));
 }
 
+/// Where the disk of the node that is asked takes nothing, no holder is blamed.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_cannot_keep_what_it_reads_says_so() {
+    let nodes = Nodes::new();
+    let (gateway, elsewhere) = (nodes.start(1), nodes.start(2));
+    let attempt = nodes.replica.assigned();
+    let batch = lines(1, &["a\n"]);
+    write(&gateway, attempt, batch.clone()).await;
+    nodes.place(attempt, 1);
+    nodes.replica.result(attempt, figures(&[batch]));
+    // What should be a directory is a file.
+    std::fs::write(nodes.dir.path().join("2").join("cache"), "").unwrap();
+    for follow in [true, false] {
+        let mut reader = Reader::open(&elsewhere, &v1::SubscribeLogsRequest { follow, ..Default::default() });
+        let status = timeout(Duration::from_secs(20), reader.events.recv()).await.unwrap().unwrap().unwrap_err();
+        assert_eq!(status.code(), tonic::Code::Unavailable, "{status:?}");
+        assert!(status.message().contains("cannot keep"), "{status:?}");
+        assert!(reader.next().await.is_none());
+    }
+}
+
 #[tokio::test]
 async fn without_follow_there_is_what_there_is() {
     let nodes = Nodes::new();

@@ -1,9 +1,12 @@
 //! When a subscriber is done with an attempt's log: a decision over plain data.
 
+use std::time::Duration;
+
 use hodei_state::{
     ids::NodeId,
     job::{AttemptEnd, EndedBy},
 };
+use tokio::time::Instant;
 
 use super::tally::Tally;
 use crate::convert::to_proto;
@@ -22,6 +25,49 @@ pub struct Situation<'a> {
     pub follow: bool,
     /// Nothing has come for as long as a subscriber waits for what is known to be lacking.
     pub patience_over: bool,
+}
+
+/// How long nothing has come of what is known to be lacking.
+///
+/// Until the attempt's end is known nothing is known to be lacking, however long its job is silent: the end may be heard of
+/// before the last lines come.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    bound: Duration,
+    since: Instant,
+    has_ended: bool,
+}
+
+impl Patience {
+    /// Begins to wait, for as long as `bound`.
+    #[must_use]
+    pub fn new(bound: Duration, now: Instant) -> Self {
+        Self { bound, since: now, has_ended: false }
+    }
+
+    /// Something came.
+    pub fn came(&mut self, now: Instant) {
+        self.since = now;
+    }
+
+    /// The attempt has ended. Only the first time counts.
+    pub fn ended(&mut self, now: Instant) {
+        if !self.has_ended {
+            (self.since, self.has_ended) = (now, true);
+        }
+    }
+
+    /// When it is over, if nothing comes.
+    #[must_use]
+    pub fn until(&self) -> Instant {
+        self.since + self.bound
+    }
+
+    /// Whether it is.
+    #[must_use]
+    pub fn is_over(&self, now: Instant) -> bool {
+        now >= self.until()
+    }
 }
 
 /// What to do next.
@@ -98,6 +144,21 @@ mod tests {
 
     fn tally(last_sequence: u64, lines: u64) -> Tally {
         Tally { last_sequence, lines, ..Tally::default() }
+    }
+
+    #[test]
+    fn patience_begins_with_the_end_and_anew_with_whatever_comes() {
+        let (begun, bound) = (Instant::now(), Duration::from_secs(10));
+        let at = |seconds| begun + Duration::from_secs(seconds);
+        let mut patience = Patience::new(bound, begun);
+        assert!(!patience.is_over(at(9)) && patience.is_over(at(10)));
+        patience.came(at(5));
+        // The job was silent for a minute.
+        patience.ended(at(60));
+        assert!(!patience.is_over(at(69)) && patience.is_over(at(70)));
+        patience.came(at(65));
+        patience.ended(at(70));
+        assert_eq!(patience.until(), at(75));
     }
 
     #[test]
