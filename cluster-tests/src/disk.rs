@@ -254,6 +254,15 @@ pub fn fill(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Takes [`fill`] back, so that it is not undone by a power cut. What is wiped by then is empty already.
+pub fn empty(path: &Path) {
+    if fs::remove_file(path).is_ok()
+        && let Some(dir) = path.parent()
+    {
+        let _ = File::open(dir).and_then(|dir| dir.sync_all());
+    }
+}
+
 fn run(command: &mut Command) {
     let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));

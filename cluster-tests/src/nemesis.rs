@@ -18,7 +18,7 @@ use std::{ops::RangeInclusive, path::PathBuf, thread::JoinHandle};
 use rand::{Rng as _, rngs::SmallRng, seq::IndexedRandom as _};
 
 use crate::{
-    disk::Frozen,
+    disk::{self, Frozen},
     failpoints::Failpoints,
     groups::Group,
     history::{Fault, Phase},
@@ -196,7 +196,7 @@ pub fn heal(world: &mut World, mut active: Active) {
             Undo::Power(node) => world.disks[node].restore_power(),
             Undo::LetGo(group) | Undo::Feed(group) => drop(group),
             Undo::ThawDisk(frozen) => drop(frozen),
-            Undo::Empty(file) => drop(std::fs::remove_file(file)),
+            Undo::Empty(file) => disk::empty(&file),
             Undo::Replenish(node) => {
                 world.cluster.nodes[node].kill();
                 world.disks[node].replenish();
