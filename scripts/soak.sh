@@ -11,7 +11,7 @@
 #
 # Each run is a cluster of its own on namespaces and disks of its own, with faults that follow from its seed; the next run
 # takes the next seed. DIR (default: target/soak) gets report.md, timeline.svg and the folder of each run that was not valid:
-# its plan, its history and its witnesses. `cargo run -p cluster-tests --bin recheck -- DIR/seed-N` judges it again, and
+# its plan, history and witnesses, and what its processes said. `cargo run -p cluster-tests --bin recheck -- DIR/seed-N` judges it again, and
 # `scripts/soak.sh --plan DIR/seed-N/plan.json` runs its faults again, into DIR/seed-N-again. Needs root. Exits non-zero if any
 # run was not valid. `--list` names all kinds of fault, `--help` all arguments.
 set -euo pipefail

@@ -88,7 +88,8 @@ pub async fn run_in(mut world: World, plan: &Plan, keep: Option<&Path>) -> Judge
     field.end();
     world.keep(true);
     let folder = keep.map_or_else(|| world.dir().join("run"), Path::to_path_buf);
-    folder::write(&folder, plan, field.history(), field.dir()).expect("the folder of the run can be written");
+    folder::write(&folder, plan, field.history(), [field.dir(), world.cluster.dir()])
+        .expect("the folder of the run can be written");
     let evidence = Evidence::read(&folder).unwrap_or_else(|e| panic!("what was written is a history: {e}"));
     let reports = check::check_all(&evidence);
     world.keep(reports.verdict() != check::Verdict::Valid && keep.is_none());
