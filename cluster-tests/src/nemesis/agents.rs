@@ -1,5 +1,7 @@
 //! Faults of agents, of what they run, and of their links to nodes.
 
+use std::ops::RangeInclusive;
+
 use nix::sys::signal::{Signal, kill};
 use rand::{rngs::SmallRng, seq::IndexedRandom as _};
 
@@ -10,8 +12,11 @@ use crate::{
     run::world::World,
 };
 
+/// Mostly longer than leases: attempts are lost, and given to another worker while the first one may still run them.
+const LEASES_END: RangeInclusive<u64> = 6_000..=10_000;
+
 const fn kind(name: &'static str, begin: fn(&mut World, &mut SmallRng) -> Option<Active>) -> Kind {
-    Kind { name, class: Class::Agents, nodes: 3, alone: false, lasts_ms: super::BRIEF, begin }
+    Kind { name, class: Class::Agents, nodes: 3, alone: false, lasts_ms: LEASES_END, begin }
 }
 
 pub(super) const KINDS: &[Kind] = &[
