@@ -41,6 +41,8 @@ const CANCEL_WITHIN: u64 = 2_000;
 const CANCELS: u32 = 3;
 /// One job in so many needs two fifths of what a worker has, beside its slot, so that other things than slots run out.
 const NEEDY: u32 = 4;
+/// One job in so many is a child of a shell, whom nobody's death kills by itself.
+const CHILDREN: u32 = 2;
 /// One log in so many has a slow reader, too.
 const SLOW: u32 = 3;
 /// How long readers may go on once nothing new is begun: longer than jobs may.
@@ -68,7 +70,12 @@ pub async fn submit(field: Field) -> Vec<String> {
         let needs = needs(&field, &mut rng);
         let Capacity { cpu_millis, memory_mb, .. } = needs;
         let resources = Some(Resources { cpu_millis, memory_mb, ..Resources::default() });
-        let spec = JobSpec { resources, ..jobs::patient(shell(&program, &args)) };
+        let command = if rng.random_ratio(1, CHILDREN) {
+            shell("/bin/sh", &[&["-c", r#""$0" "$@" & wait $!"#, &program], &args[..]].concat())
+        } else {
+            shell(&program, &args)
+        };
+        let spec = JobSpec { resources, ..jobs::patient(command) };
         let (seat, payload) = (field.any(&mut rng), format!("witness {run_ms}"));
         let asked = Submit { payload, run_ms: Some(run_ms), needs, ..Submit::default() };
         if jobs::queue_as(&field, proc, seat, &id, spec, asked).await.is_ok() {
