@@ -59,9 +59,11 @@ fn main() -> anyhow::Result<ExitCode> {
     };
     witness.mark(MarkKind::Start)?;
     let begun = Instant::now();
+    // It goes on when nobody reads any more what it prints, as most jobs do that print little.
+    let mut is_heard = true;
     while begun.elapsed() < Duration::from_millis(options.for_ms) {
         witness.mark(MarkKind::Beat)?;
-        witness.print(options.lines)?;
+        is_heard = is_heard && witness.print(options.lines).is_ok();
         std::thread::sleep(BEAT);
     }
     witness.mark(MarkKind::End)?;
