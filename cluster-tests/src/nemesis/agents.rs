@@ -12,8 +12,8 @@ use crate::{
     run::world::World,
 };
 
-/// Mostly longer than leases: attempts are lost, and given to another worker while the first one may still run them.
-const LEASES_END: RangeInclusive<u64> = 6_000..=10_000;
+/// Longer than it takes to find attempts lost, seven seconds: they are given to others while the first worker may run them.
+const LEASES_END: RangeInclusive<u64> = 8_000..=11_000;
 
 const fn kind(name: &'static str, begin: fn(&mut World, &mut SmallRng) -> Option<Active>) -> Kind {
     Kind { name, class: Class::Agents, nodes: 3, alone: false, lasts_ms: LEASES_END, begin }

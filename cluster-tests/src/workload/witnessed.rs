@@ -32,7 +32,7 @@ const SILENCE: Duration = Duration::from_secs(3);
 /// Who reads a log once is told what is missing after three seconds, in which a node waits for those that may have it.
 const SILENCE_ONCE: Duration = Duration::from_secs(8);
 /// How long such a job runs, in milliseconds: mostly; and one in [`LONG`], so that its readers see leaders change.
-const RUNS: [std::ops::Range<u64>; 2] = [300..5_000, 8_000..14_000];
+const RUNS: [std::ops::Range<u64>; 2] = [300..5_000, 8_000..18_000];
 const LONG: u32 = 4;
 /// One job in so many is cancelled, and each until the first cancel is acknowledged: a run that stands still for most of its
 /// time is to have one, too. After so many milliseconds at most, and how often that is tried.
