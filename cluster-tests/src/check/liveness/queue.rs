@@ -1,7 +1,7 @@
 //! L5: where a slot is free and a job waits that needs no more than one, something is scheduled within a second.
 //!
 //! Events are taken at the time at which they were told. Only first attempts count, since further ones may have to wait
-//! for their backoff, and only workers whose streams stand; what is reserved is for nobody else. Each assignment begins the
+//! for their backoff, and only workers whose streams stand and that are not set aside; what is reserved is for nobody else. Each assignment begins the
 //! second anew, and so does a fault.
 
 use std::collections::{HashMap, HashSet};
@@ -21,6 +21,7 @@ struct Queue<'a> {
     /// Slots of workers whose streams stand, and attempts that hold one.
     slots: HashMap<&'a str, u64>,
     held: HashMap<&'a str, HashSet<(&'a str, u32)>>,
+    set_aside: HashSet<&'a str>,
 }
 
 /// See the module.
@@ -101,6 +102,12 @@ impl<'a> Queue<'a> {
                 self.waiting.remove(job);
                 self.held.entry(worker).or_default().remove(&(job, event.attempt));
             }
+            "worker_set_aside" => {
+                self.set_aside.insert(worker);
+            }
+            "worker_set_aside_ended" => {
+                self.set_aside.remove(worker);
+            }
             "worker_attached" | "worker_undrained" => {
                 self.slots.insert(worker, capacities.get(worker).copied().unwrap_or(0));
             }
@@ -112,7 +119,9 @@ impl<'a> Queue<'a> {
     }
 
     fn could_schedule(&self) -> bool {
-        let free = |(worker, slots): (&&str, &u64)| self.held.get(worker).map_or(0, HashSet::len) < *slots as usize;
+        let free = |(worker, slots): (&&str, &u64)| {
+            !self.set_aside.contains(worker) && self.held.get(worker).map_or(0, HashSet::len) < *slots as usize
+        };
         !self.waiting.is_empty() && self.slots.iter().any(free)
     }
 }
