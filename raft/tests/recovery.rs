@@ -12,9 +12,11 @@ use std::{
 };
 
 use hodei_damage::copy_dir;
+use hodei_proto::v1::{RaftMessage, raft_service_client::RaftServiceClient};
 use hodei_raft::{
-    Config, Handle, StartError,
-    codec::{self, LogIdV1, StoredMembershipV1},
+    Config, Dialer as _, Handle, StartError,
+    codec::{self, LogIdV1, StoredMembershipV1, VoteV1},
+    network::wire::{SnapshotIdV1, SnapshotPartV1},
     start,
 };
 use hodei_state::{
@@ -314,6 +316,41 @@ async fn an_interrupted_transfer_goes_on_and_a_damaged_one_begins_anew() {
         assert!(!partial.exists());
         cluster.shutdown().await;
     }
+}
+
+/// A payload may be collected after the sender has asked what is lacking, and was told that this one is not.
+#[tokio::test]
+async fn a_snapshot_whose_payload_is_gone_is_refused_and_sent_again() {
+    let mut cluster = Cluster::start(3, small).await;
+    let leader = cluster.leader().await;
+    let behind = if leader == 3 { 2 } else { 3 };
+    cluster.stop(behind).await;
+    cluster.propose(leader, submission(1, 64 << 10)).await;
+    let last = fill(&cluster, 100, 400).await;
+    let (_, bytes) = newest_snapshot(&cluster.dir_of(1));
+    // Nobody else sends it one before.
+    cluster.net.reach(behind, false);
+    cluster.run(behind).await;
+    cluster.net.reach(behind, true);
+    let mut client = RaftServiceClient::new(cluster.net.channel(behind).unwrap());
+    cluster.net.reach(behind, false);
+    let tail = crc32c::crc32c(&bytes[bytes.len().saturating_sub(4096)..]);
+    let id = SnapshotIdV1 { last: None, len: bytes.len() as u64, tail };
+    let vote = VoteV1 { term: 1_000, node: leader, committed: true };
+    let begin = SnapshotPartV1::Begin { vote, id, membership: StoredMembershipV1::default() };
+    let file = SnapshotPartV1::File { offset: 0, crc: crc32c::crc32c(&bytes), bytes: bytes.into() };
+    let parts = [begin, file].map(|part| RaftMessage {
+        cluster_id: CLUSTER.to_string(),
+        from: leader,
+        to: behind,
+        payload: codec::encode(&part).into(),
+    });
+    let refused = client.snapshot(futures::stream::iter(parts)).await.unwrap_err();
+    assert!(refused.message().contains("is gone"), "{refused:?}");
+    cluster.net.reach(behind, true);
+    until("the node has caught up", || cluster.node(behind).view().state.job(JobId(last)).is_some()).await;
+    cluster.converged().await;
+    cluster.shutdown().await;
 }
 
 #[tokio::test]

@@ -41,7 +41,7 @@ use self::payloads::Payloads;
 pub(crate) use self::{
     behind::{Stage, WriteBehind},
     files::sync_dir,
-    payloads::{PayloadDigest, digest_of, hex, write_payload},
+    payloads::{PayloadDigest, Pins, digest_of, hex, write_payload},
     replica::{Held, Replica},
     snapshot::{Builder, SnapshotFile, Snapshots},
 };
@@ -207,8 +207,15 @@ impl RaftStateMachine<TypeConfig> for Machine {
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {
+        let pins = Pins::new(self.replica.clone(), self.snapshots.token());
+        // Under the lock: what the state refers to now is not collected before it is pinned.
+        let held = self.replica.with(|held| {
+            pins.add(hodei_state::payload_digests(&held.state));
+            held.clone()
+        });
         Builder {
-            held: self.replica.held(),
+            held,
+            pins,
             replica: self.replica.clone(),
             snapshots: self.snapshots.clone(),
             stage: self.stage.clone(),

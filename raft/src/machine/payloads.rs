@@ -8,7 +8,10 @@ use std::{
     collections::{HashMap, HashSet},
     fs, io,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -19,7 +22,7 @@ use hodei_state::{
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
-use super::files;
+use super::{files, replica::Replica};
 
 /// Bodies up to this many bytes stay in their row.
 pub const INLINE_LIMIT: usize = hodei_state::validate::MAX_INLINE_BODY;
@@ -106,15 +109,6 @@ impl Payloads {
         Ok(())
     }
 
-    /// Spares these digests until [`Payloads::unpin`].
-    pub(crate) fn pin(&self, token: u64, digests: impl IntoIterator<Item = PayloadDigest>) {
-        self.pinned.lock().entry(token).or_default().extend(digests);
-    }
-
-    pub(crate) fn unpin(&self, token: u64) {
-        self.pinned.lock().remove(&token);
-    }
-
     /// Removes files that nothing refers to. Only the write-behind thread: whatever `apply` refers to anew while this
     /// runs is among the unwritten, and written (again) after it.
     pub(super) fn collect(&self, live: &HashSet<PayloadDigest>) -> io::Result<usize> {
@@ -124,9 +118,11 @@ impl Payloads {
             let Some(digest) = path.file_name().and_then(|name| name.to_str()).and_then(from_hex) else {
                 continue;
             };
+            // Held until it is gone: what is pinned and found to be here stays.
+            let pinned = self.pinned.lock();
             let spared = live.contains(&digest)
                 || self.unwritten.lock().contains_key(&digest)
-                || self.pinned.lock().values().any(|pinned| pinned.contains(&digest));
+                || pinned.values().any(|pinned| pinned.contains(&digest));
             if !spared {
                 fs::remove_file(&path)?;
                 removed += 1;
@@ -137,6 +133,30 @@ impl Payloads {
 
     pub(crate) fn path(&self, digest: &PayloadDigest) -> PathBuf {
         self.dir.join(hex(digest))
+    }
+}
+
+/// Spares payloads from collection as long as it lives: those of a snapshot that is being built or received.
+pub(crate) struct Pins {
+    replica: Arc<Replica>,
+    token: u64,
+}
+
+impl Pins {
+    /// `token`: its own.
+    pub(crate) fn new(replica: Arc<Replica>, token: u64) -> Self {
+        Self { replica, token }
+    }
+
+    /// Those that are here stay here. Blocking: it may have to wait for a file to be removed.
+    pub(crate) fn add(&self, digests: impl IntoIterator<Item = PayloadDigest>) {
+        self.replica.payloads.pinned.lock().entry(self.token).or_default().extend(digests);
+    }
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        self.replica.payloads.pinned.lock().remove(&self.token);
     }
 }
 

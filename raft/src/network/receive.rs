@@ -5,6 +5,7 @@ use std::{
     fs::{File, OpenOptions},
     io::{self, Write},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -17,7 +18,7 @@ use super::wire::{OffsetRequestV1, OffsetResponseV1, SnapshotIdV1, SnapshotPartV
 use crate::{
     codec,
     handle::Handle,
-    machine::{PayloadDigest, SnapshotFile, digest_of},
+    machine::{PayloadDigest, Pins, SnapshotFile, digest_of, hex},
     seam,
     types::{TypeConfig, Vote},
 };
@@ -59,7 +60,7 @@ pub(super) async fn snapshot(
         return Err(Status::invalid_argument("a snapshot begins with its description"));
     };
     let token = handle.inner.snapshots.token();
-    let _pins = Pins { handle, token };
+    let pins = Arc::new(Pins::new(handle.inner.replica.clone(), token));
     let path = partial(handle, &id);
     let mut receiver = Receiver::open(handle, path.clone(), &id).await?;
     loop {
@@ -71,13 +72,26 @@ pub(super) async fn snapshot(
             SnapshotPartV1::Begin { .. } => return Err(Status::invalid_argument("a second beginning")),
             SnapshotPartV1::File { offset, crc, bytes } => blocking(move || receiver.file(offset, crc, &bytes)).await?,
             SnapshotPartV1::Payload { digest, offset, len, bytes } => {
-                handle.inner.replica.payloads.pin(token, [digest]);
-                blocking(move || receiver.payload(digest, offset, len, &bytes)).await?
+                let pins = pins.clone();
+                blocking(move || {
+                    pins.add([digest]);
+                    receiver.payload(digest, offset, len, &bytes)
+                })
+                .await?
             }
         };
     }
-    let (meta, file) = blocking(move || receiver.finish()).await?;
-    handle.inner.replica.payloads.pin(token, file.digests.iter().copied());
+    let (kept, replica) = (pins.clone(), handle.inner.replica.clone());
+    let (meta, file) = blocking(move || {
+        let (meta, file) = receiver.finish()?;
+        kept.add(file.digests.iter().copied());
+        // What was here when the sender asked may have been collected since. Then it has to ask once more.
+        match file.digests.iter().find(|digest| !replica.payloads.holds(digest)) {
+            Some(gone) => Err(io::Error::new(io::ErrorKind::NotFound, format!("payload {} is gone", hex(gone)))),
+            None => Ok((meta, file)),
+        }
+    })
+    .await?;
     hodei_state::failpoint!("snapshot::before-install");
     let snapshot = SnapshotOf::<TypeConfig, _> { meta, snapshot: file };
     let installed = handle.inner.raft.install_full_snapshot(Vote::from(vote), snapshot).await;
@@ -85,18 +99,6 @@ pub(super) async fn snapshot(
     // Where it was not installed (a higher vote, or older than what is here) nobody will ask for the rest of it.
     let _ = seam::blocking(move || std::fs::remove_file(&path)).await;
     Ok(SnapshotResponseV1 { vote: response.vote.into() })
-}
-
-/// Spares the payloads of this transfer from collection until the snapshot itself does, or the transfer is given up.
-struct Pins<'a> {
-    handle: &'a Handle,
-    token: u64,
-}
-
-impl Drop for Pins<'_> {
-    fn drop(&mut self) {
-        self.handle.inner.replica.payloads.unpin(self.token);
-    }
 }
 
 struct Receiver {

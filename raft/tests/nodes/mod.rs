@@ -144,17 +144,29 @@ impl Cluster {
         self.dir.path().join(format!("n{id}"))
     }
 
-    /// The node that leads, ready for commands.
+    /// The node that leads, ready for commands, in the newest term that any node knows of: one that was replaced may not
+    /// have heard of it yet.
     pub async fn leader(&self) -> NodeId {
         let mut found = None;
         until("a leader", || {
-            found = self.nodes.iter().find_map(|(id, node)| {
-                matches!(*node.handle.leadership().borrow(), Leadership::Leading { .. }).then_some(*id)
+            let newest = self.nodes.values().map(|node| node.handle.status().term).max();
+            found = self.nodes.iter().find_map(|(id, node)| match *node.handle.leadership().borrow() {
+                Leadership::Leading { term } if Some(term) >= newest => Some(*id),
+                _ => None,
             });
             found.is_some()
         })
         .await;
         found.unwrap()
+    }
+
+    /// Has a node lead. On a busy machine another one may be elected instead: then it is asked again.
+    pub async fn hand_over(&self, to: NodeId) {
+        let deadline = soon();
+        while self.leader().await != to {
+            assert!(Instant::now() < deadline, "node {to} does not get to lead");
+            let _ = self.node(to).transfer_leader(Some(to)).await;
+        }
     }
 
     pub async fn follower(&self) -> NodeId {

@@ -29,7 +29,7 @@ use super::{
     LogDurable,
     behind::Stage,
     files,
-    payloads::PayloadDigest,
+    payloads::{PayloadDigest, Pins},
     replica::{Held, Replica},
 };
 use crate::{
@@ -184,6 +184,9 @@ pub(super) fn write(path: &Path, held: &Held, mut digests: Vec<PayloadDigest>) -
 /// Builds one snapshot of the state as it was when the builder was made.
 pub(crate) struct Builder {
     pub(super) held: Held,
+    /// Spares its payloads until the snapshot itself does.
+    #[expect(dead_code, reason = "it is there to be dropped")]
+    pub(super) pins: Pins,
     pub(super) replica: Arc<Replica>,
     pub(super) snapshots: Arc<Snapshots>,
     pub(super) stage: Stage,
@@ -199,12 +202,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
             let waited = tokio::time::timeout(LOG_PATIENCE, self.log.through(applied)).await;
             waited.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the log does not become durable"))??;
         }
-        let digests: Vec<PayloadDigest> = hodei_state::payload_digests(&self.held.state).collect();
-        let token = self.snapshots.token();
-        self.replica.payloads.pin(token, digests.iter().copied());
-        let built = self.write(digests).await;
-        self.replica.payloads.unpin(token);
-        let file = built?;
+        let file = self.write(hodei_state::payload_digests(&self.held.state).collect()).await?;
         hodei_state::failpoint!("snapshot::after-build");
         self.replica.snapshot_taken(file.len);
         self.stage.collect();
