@@ -257,7 +257,7 @@ impl App {
         let leads = matches!(*self.handle.leadership().borrow(), Leadership::Leading { .. });
         if leads && self.handle.status().voters.len() > 1 {
             match timeout(HAND_OVER, self.handle.transfer_leader(None)).await {
-                Ok(Ok(())) => tracing::info!("handed over"),
+                Ok(Ok(_)) => tracing::info!("handed over"),
                 Ok(Err(error)) => tracing::warn!(%error, "nobody to hand over to"),
                 Err(_) => tracing::warn!("nobody took over in time"),
             }

@@ -76,9 +76,12 @@ pub enum MembershipError {
     /// It cannot be done at all.
     #[error("{0}")]
     Refused(String),
-    /// Not confirmed by a majority in time; it may still take effect.
+    /// There is no majority for it, and nothing was done.
     #[error("no quorum: {0}")]
     NoQuorum(String),
+    /// Not confirmed by a majority in time; it may still take effect.
+    #[error("{0}")]
+    Unknown(String),
     /// The node is shutting down.
     #[error("the node is stopping")]
     Stopped,

@@ -58,6 +58,6 @@ pub mod wal;
 
 pub use config::{Config, Dialer, Storage, Timing};
 pub use error::{Fatal, MembershipError, NotDone, ProposeError, ReadError, StartError};
-pub use handle::{Handle, Leadership, PeerStatus, Position, Reply, Status, View, start, start_simulated};
+pub use handle::{Handle, Leadership, Led, PeerStatus, Position, Reply, Status, View, start, start_simulated};
 pub use machine::{INLINE_LIMIT, Topic, salvage::Remains};
 pub use network::{MAX_MESSAGE, Service};

@@ -14,8 +14,14 @@ use std::{
 
 use bytes::Bytes;
 use hodei_proto::v1::{RaftMessage, raft_service_client::RaftServiceClient};
-use hodei_raft::{Config, Dialer, Handle, NotDone, ProposeError, ReadError};
-use hodei_state::{ids::JobId, outcome::Outcome};
+use hodei_raft::{
+    Config, Dialer, Handle, NotDone, ProposeError, ReadError,
+    seam::{Clock, SystemClock},
+};
+use hodei_state::{
+    ids::{JobId, Millis, Mono},
+    outcome::Outcome,
+};
 use nodes::{Cluster, soon, submission, until};
 use tokio::time::Instant;
 use tonic::Code;
@@ -211,14 +217,35 @@ async fn leadership_is_handed_over_from_any_node() {
     let old = cluster.leader().await;
     let to = cluster.follower().await;
     let asked = 6 - old - to;
-    cluster.node(asked).transfer_leader(Some(to)).await.unwrap();
-    assert_eq!(cluster.leader().await, to);
+    let led = cluster.node(asked).transfer_leader(Some(to)).await.unwrap();
+    assert_eq!((cluster.leader().await, led.leader), (to, to));
     cluster.submit(old, 1).await;
     // And to nobody in particular, on the leader itself.
-    cluster.node(to).transfer_leader(None).await.unwrap();
-    until("somebody else leads", || cluster.node(asked).leader().is_some_and(|leader| leader != to)).await;
+    let led = cluster.node(to).transfer_leader(None).await.unwrap();
+    assert_ne!(led.leader, to);
+    until("it is known everywhere", || cluster.node(asked).leader() == Some(led.leader)).await;
     cluster.submit(to, 2).await;
     cluster.converged().await;
+    cluster.shutdown().await;
+}
+
+#[tokio::test]
+async fn leadership_is_not_handed_over_to_whom_nobody_hears() {
+    let mut cluster = Cluster::start(3, as_is).await;
+    let (old, dead) = (cluster.leader().await, cluster.follower().await);
+    cluster.stop(dead).await;
+    let asked = 6 - old - dead;
+    let heard = || cluster.node(old).status().peers.iter().find(|peer| peer.node == dead).and_then(|peer| peer.heard);
+    until("it is silent", || heard().is_some_and(|silent| silent > Duration::from_secs(2))).await;
+    let term = cluster.node(old).status().term;
+    for node in [old, asked] {
+        let refusal = cluster.node(node).transfer_leader(Some(dead)).await.unwrap_err().to_string();
+        assert!(refusal.starts_with(&format!("node {dead} has not answered for ")), "{refusal}");
+        assert_eq!(cluster.node(node).status().term, term);
+    }
+    let led = cluster.node(old).transfer_leader(None).await.unwrap();
+    assert_eq!(led.leader, asked);
+    cluster.submit(old, 1).await;
     cluster.shutdown().await;
 }
 
@@ -299,6 +326,52 @@ async fn stamps_go_on_under_a_new_leader() {
     cluster.submit(1, 2).await;
     assert!(cluster.read(1).await.state.stamp() >= before);
     cluster.shutdown().await;
+}
+
+const HOUR_MS: u64 = 3_600_000;
+
+/// The machine's clocks, but for a wall clock that is set wrong.
+struct Wrong {
+    right: SystemClock,
+    by_ms: i64,
+}
+
+impl Clock for Wrong {
+    fn mono(&self) -> Mono {
+        self.right.mono()
+    }
+
+    fn wall(&self) -> Millis {
+        Millis(self.right.wall().0.saturating_add_signed(self.by_ms))
+    }
+}
+
+fn set_clock_of_2(config: &mut Config, by_ms: i64) {
+    if config.node_id == 2 {
+        config.clock = Arc::new(Wrong { right: SystemClock::default(), by_ms });
+    }
+}
+
+async fn stamp_of(cluster: &Cluster, job: u128) -> Millis {
+    cluster.submit(2, job).await;
+    cluster.read(2).await.state.stamp()
+}
+
+#[tokio::test]
+async fn a_leader_with_a_wrong_clock_moves_no_time() {
+    let ahead: fn(&mut Config) = |config| set_clock_of_2(config, HOUR_MS.cast_signed());
+    let behind: fn(&mut Config) = |config| set_clock_of_2(config, -HOUR_MS.cast_signed());
+    for wrong in [ahead, behind] {
+        let cluster = Cluster::start(3, wrong).await;
+        let before = stamp_of(&cluster, 1).await;
+        cluster.hand_over(2).await;
+        let after = stamp_of(&cluster, 2).await;
+        assert!(before <= after && after < before.plus(HOUR_MS / 2), "from {before:?} to {after:?}");
+        // Nor does time stand still.
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        assert!(stamp_of(&cluster, 3).await > after);
+        cluster.shutdown().await;
+    }
 }
 
 #[tokio::test]

@@ -59,6 +59,7 @@ impl Conn {
 enum Kind {
     Read,
     Write,
+    WriteOnce,
 }
 
 /// The cluster, as the command line sees it.
@@ -153,6 +154,19 @@ impl Client {
         self.call(Kind::Write, Instant::now() + self.request_timeout, call).await
     }
 
+    /// Asks for a change that would be another one if it were asked for again: only what certainly did nothing is tried
+    /// again.
+    ///
+    /// # Errors
+    /// As [`Client::write`].
+    pub async fn write_once<T, F, Fut>(&self, call: F) -> Result<T, Failure>
+    where
+        F: FnMut(Conn) -> Fut,
+        Fut: Future<Output = Result<Response<T>, Status>>,
+    {
+        self.call(Kind::WriteOnce, Instant::now() + self.request_timeout, call).await
+    }
+
     /// Opens a stream on whichever server answers first in turn. The stream itself has no deadline: what bounds the
     /// wait for the response's head is `within`, by default the request timeout.
     ///
@@ -206,6 +220,9 @@ impl Client {
                     foreign = 0;
                     *self.trouble.lock() = Some(why.clone());
                     open.add(sent, code, why);
+                    if sent && kind == Kind::WriteOnce {
+                        return Err(open.failure(kind));
+                    }
                 }
             }
             self.next_server();
@@ -311,7 +328,7 @@ impl Open {
 
     fn failure(self, kind: Kind) -> Failure {
         let why = if self.last.is_empty() { "the request timeout is too short".to_owned() } else { self.last };
-        if kind == Kind::Write && self.may_have_had_effect {
+        if kind != Kind::Read && self.may_have_had_effect {
             Failure::unknown(format!("outcome unknown: {why}"))
         } else {
             let failure = Failure::unreachable(format!("no answer within the request timeout: {why}"));

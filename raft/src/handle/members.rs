@@ -2,25 +2,17 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use super::{Handle, Leadership};
+use crate::{error::MembershipError, types::TypeConfig};
 use hodei_state::ids::NodeId;
 use openraft::{
     ChangeMembers,
     async_runtime::watch::WatchReceiver,
     errors::{ChangeMembershipError, ClientWriteError, Fatal, InitializeError, RaftError},
 };
-use tokio::time::Instant;
-
-use super::{Handle, Leadership};
-use crate::{
-    error::MembershipError,
-    network::wire::{TransferRequestV1, TransferResponseV1},
-    types::TypeConfig,
-};
 
 /// For one change, confirmed by a majority.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
-/// For a leader to be followed by another.
-const TRANSFER_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Handle {
     /// Makes this node the first, and so far only, voter. Succeeds again where it had been done before.
@@ -94,7 +86,15 @@ impl Handle {
             metrics.membership_config.membership().get_joint_config().last().cloned().unwrap_or_default()
         };
         if !next.contains(&self.node_id()) {
-            return self.leave_it_to(next.first().copied()).await;
+            let mut refused = MembershipError::Refused("no voter is left".to_owned());
+            for node in next {
+                // Whoever does not answer cannot go on with it.
+                match self.leave_it_to(Some(node)).await {
+                    Err(error @ MembershipError::Refused(_)) => refused = error,
+                    over => return over,
+                }
+            }
+            return Err(refused);
         }
         // To add nobody is the second step alone.
         self.change(ChangeMembers::AddVoterIds(BTreeSet::new())).await
@@ -121,7 +121,7 @@ impl Handle {
             Ok(Err(RaftError::Fatal(Fatal::StorageError(_) | Fatal::Panicked | Fatal::Stopped))) => {
                 return Err(MembershipError::Stopped);
             }
-            Err(_) => return Err(MembershipError::NoQuorum("the change is not confirmed by a majority".to_owned())),
+            Err(_) => return Err(MembershipError::Unknown("the change is not confirmed by a majority".to_owned())),
         };
         Err(match error {
             ClientWriteError::ForwardToLeader(_) => MembershipError::NotLeader { leader: self.leader() },
@@ -133,76 +133,6 @@ impl Handle {
             }
             other => MembershipError::Refused(other.to_string()),
         })
-    }
-
-    /// Hands leadership over, to `to` or to the voter that is furthest. May be called on any node. Returns once another
-    /// node leads.
-    pub async fn transfer_leader(&self, to: Option<NodeId>) -> Result<(), MembershipError> {
-        let deadline = Instant::now() + TRANSFER_TIMEOUT;
-        let Some(old) = self.leader() else {
-            return Err(MembershipError::NoQuorum("no leader is known".to_owned()));
-        };
-        if Some(old) == to {
-            return Ok(());
-        }
-        if old == self.node_id() {
-            self.hand_over(to).await?;
-        } else {
-            self.ask_to_hand_over(old, to).await?;
-        }
-        let mut metrics = self.inner.raft.server_metrics();
-        let followed = async {
-            loop {
-                let leader = metrics.borrow_watched().current_leader;
-                if leader.is_some_and(|leader| leader != old) {
-                    return Ok(());
-                }
-                metrics.changed().await.map_err(|_| MembershipError::Stopped)?;
-            }
-        };
-        tokio::time::timeout_at(deadline, followed)
-            .await
-            .unwrap_or_else(|_| Err(MembershipError::NoQuorum("no other node took over in time".to_owned())))
-    }
-
-    /// On the leader: starts the transfer.
-    pub(crate) async fn hand_over(&self, to: Option<NodeId>) -> Result<(), MembershipError> {
-        let successor = {
-            let metrics = self.inner.raft.metrics();
-            let metrics = metrics.borrow_watched();
-            let Some(replication) = &metrics.replication else {
-                return Err(MembershipError::NotLeader { leader: metrics.current_leader });
-            };
-            let voters = metrics.membership_config.voter_ids().filter(|id| *id != metrics.id);
-            let furthest = voters.max_by_key(|id| replication.get(id).copied().flatten());
-            match (to, furthest) {
-                (Some(to), _) if metrics.membership_config.voter_ids().any(|id| id == to) => to,
-                (Some(to), _) => return Err(MembershipError::Refused(format!("node {to} is not a voter"))),
-                (None, Some(furthest)) => furthest,
-                (None, None) => return Err(MembershipError::Refused("there is no other voter".to_owned())),
-            }
-        };
-        self.inner.raft.trigger().transfer_leader(successor).await.map_err(|_| MembershipError::Stopped)
-    }
-
-    async fn ask_to_hand_over(&self, leader: NodeId, to: Option<NodeId>) -> Result<(), MembershipError> {
-        let question = TransferRequestV1::HandOver { to };
-        let answer = self
-            .inner
-            .peers
-            .call(leader, TRANSFER_TIMEOUT, &question, |mut client, request| async move {
-                client.transfer_leader(request).await
-            })
-            .await
-            .map_err(|error| MembershipError::NoQuorum(format!("leader {leader} cannot be asked: {error}")))?;
-        match answer {
-            TransferResponseV1::Accepted => Ok(()),
-            TransferResponseV1::NotLeader { leader } => Err(MembershipError::NotLeader { leader }),
-            TransferResponseV1::Refused(why) => Err(MembershipError::Refused(why)),
-            TransferResponseV1::VoteChanged { .. } | TransferResponseV1::LogNotFlushed { .. } => {
-                Err(MembershipError::NoQuorum("leadership changed in between".to_owned()))
-            }
-        }
     }
 
     /// Who leads, as far as this node knows; itself as soon as it is elected.

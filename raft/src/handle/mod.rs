@@ -22,6 +22,7 @@ mod quorum;
 mod read;
 mod start;
 mod status;
+mod transfer;
 
 use std::sync::Arc;
 
@@ -42,6 +43,7 @@ pub use self::{
     propose::MAX_COMMAND,
     start::{start, start_simulated},
     status::{PeerStatus, Status},
+    transfer::Led,
 };
 pub(crate) use self::{propose::Answer, read::confirm_here};
 use crate::{

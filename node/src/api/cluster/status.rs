@@ -153,13 +153,10 @@ impl Shared {
         {
             return Err(error::not_found(error::code::UNKNOWN_NODE, format!("node {to} is no voter")));
         }
-        timeout_at(by, self.handle.transfer_leader(to))
-            .await
-            .map_err(|_| error::outcome_unknown("no other leader is known yet"))?
-            .map_err(membership)?;
-        let now = self.handle.status();
-        let leader = now.leader.ok_or_else(|| error::outcome_unknown("no other leader is known yet"))?;
-        Ok(TransferLeaderResponse { leader, term: now.term })
+        let transferred = timeout_at(by, self.handle.transfer_leader(to)).await;
+        let led =
+            transferred.map_err(|_| error::outcome_unknown("no other leader is known yet"))?.map_err(membership)?;
+        Ok(TransferLeaderResponse { leader: led.leader, term: led.term })
     }
 }
 
@@ -191,5 +188,6 @@ fn membership(error: MembershipError) -> Status {
         MembershipError::NotLeader { .. } => error::no_quorum(error),
         MembershipError::InProgress | MembershipError::Stopped => error::unavailable(error.to_string()),
         MembershipError::Refused(why) => error::failed_precondition(why),
+        MembershipError::Unknown(why) => error::outcome_unknown(why),
     }
 }

@@ -14,7 +14,7 @@ use crate::cli::{
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  hodei-node cluster transfer-leader 2")]
 pub struct Args {
-    /// Which; by default the voter that is furthest
+    /// Which; by default the voter that is furthest of those that answer
     #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     id: Option<u64>,
 }
@@ -39,7 +39,7 @@ impl Args {
     pub async fn run(self, global: &Global) -> CommandResult {
         let client = Client::new(global)?;
         let answer = client
-            .write(|conn| {
+            .write_once(|conn| {
                 let request = conn.request(TransferLeaderRequest { to: self.id.unwrap_or(0) });
                 async move { ClusterServiceClient::new(conn.channel).transfer_leader(request).await }
             })
