@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use cluster_tests::{Cluster, cluster::START, net, wait};
+use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -111,6 +112,40 @@ async fn the_only_copy_of_a_log_is_not_removed_by_mistake() {
     let other = cluster.id_of(1).await.to_string();
     cluster.cli().ok(&["cluster", "remove", &other]).await;
     cluster.cli().ok(&["cluster", "remove", &id, "--lose-logs"]).await;
+}
+
+#[tokio::test]
+async fn who_was_a_gateway_for_a_while_has_not_all_of_the_log() {
+    let mut cluster = Cluster::start(3).await;
+    let agent = cluster.agent(&[1, 2], &[]).await;
+    let worker = cluster.agents[agent].worker.clone();
+    let go = cluster.dir().join("go");
+    let script = format!("echo first; until [[ -e {} ]]; do sleep 0.05; done; echo last", go.display());
+    let job = cluster.submit(&[], &["bash", "-c", &script]).await;
+    wait::until_true("the first line is there", SOON, || async {
+        cluster.cli().run(&["job", "logs", &job]).await.stdout == b"first\n"
+    })
+    .await;
+    let gateway = async |cluster: &Cluster, other_than: Option<usize>| {
+        let status = cluster.status(0).await.unwrap();
+        let of = |row: &Value| cluster.index_of(&status, &row["gateway"]);
+        let row = cluster.wait_worker(&worker, |row| of(row).is_some_and(|node| Some(node) != other_than)).await;
+        of(&row).unwrap()
+    };
+    let old = gateway(&cluster, None).await;
+    let old_id = cluster.id_of(old).await.to_string();
+    cluster.nodes[old].stop().await;
+    let new = gateway(&cluster, Some(old)).await;
+    cluster.nodes[old].restart().await;
+    cluster.wait_healthy(3).await;
+    std::fs::write(&go, "").unwrap();
+    cluster.wait_state(&job, "Succeeded").await;
+
+    let new_id = cluster.id_of(new).await.to_string();
+    let refused = cluster.cli().run(&["cluster", "remove", &new_id]).await.expect(1);
+    assert!(refused.stderr.contains("only copy of the output of 1 attempt,"), "{}", refused.stderr);
+    cluster.cli().ok(&["cluster", "remove", &old_id]).await;
+    assert_eq!(cluster.cli_at(0).run(&["job", "logs", &job]).await.expect(0).stdout, b"first\nlast\n");
 }
 
 #[tokio::test]

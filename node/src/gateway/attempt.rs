@@ -143,9 +143,10 @@ impl Attempt {
         if !matches!(truth, Truth::Owned { started: false, .. }) {
             self.started = Errand::Settled;
         }
+        // Where the agent has come back to an earlier holder, that is the last one again.
         let placed = state
             .segments(self.id.job, self.id.attempt)
-            .any(|segment| segment.holders.iter().any(|holder| state.heir(*holder) == me));
+            .any(|segment| segment.holders.last().is_some_and(|holder| state.heir(*holder) == me));
         if placed || *truth == Truth::Unknown {
             self.place = Errand::Settled;
         }

@@ -350,6 +350,7 @@ pub struct Segment {
     pub number: u32,
     /// Sequence of its first entry.
     pub first_sequence: u64,
-    /// Nodes that hold it.
+    /// Nodes that hold some of it, in the order in which the agent came to them. To each it delivers all of it anew: the
+    /// last one has the most, once the agent is done.
     pub holders: Vec<NodeId>,
 }

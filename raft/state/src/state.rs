@@ -7,7 +7,7 @@ use crate::{
     flapping::SetAsidePolicy,
     ids::{Caller, JobId, Millis, NodeId, SecretId, TokenId, WorkerId},
     index::{Counts, Indexes},
-    job::{Attempt, Job, Segment},
+    job::{Attempt, EndedBy, Job, Segment},
     queue::Order,
     registry::{Cluster, Identity, Member, Token, TokenUse, Tombstone, Worker, WorkerState},
     rows::{Meta, RowKey},
@@ -311,22 +311,23 @@ impl State {
         self.segments.range((job, attempt, 0)..=(job, attempt, u32::MAX)).map(|(_, segment)| segment)
     }
 
-    /// Attempts of which some of the log lies on this node and on no other member: how many, and some of them.
+    /// Attempts of which some of the log lies on this node and, as far as anybody can tell, on no other member: how many,
+    /// and some of them. What an earlier holder has, the last one has too; but an agent that is lost may not have been
+    /// done with the last one.
     #[must_use]
     pub fn only_holder_of(&self, node: NodeId, some: usize) -> (usize, Vec<(JobId, u32)>) {
-        let members: BTreeSet<_> = self.members().filter(|one| one.removed_at.is_none()).map(|one| one.id).collect();
-        let alone = |segment: &&Segment| {
-            let mut holders =
-                segment.holders.iter().map(|holder| self.heir(*holder)).filter(|one| members.contains(one));
-            holders.next() == Some(node) && holders.all(|other| other == node)
+        let is_member = |one: NodeId| self.member(one).is_some_and(|member| member.removed_at.is_none());
+        let is_lost = |segment: &Segment| {
+            let end = self.attempt(segment.job, segment.attempt).and_then(|attempt| attempt.end.as_ref());
+            end.is_some_and(|end| end.by != EndedBy::Result)
         };
-        let attempts: BTreeSet<_> = self
-            .segments
-            .iter()
-            .map(|(_, segment)| segment)
-            .filter(alone)
-            .map(|segment| (segment.job, segment.attempt))
-            .collect();
+        let alone = |segment: &&Segment| {
+            let last = segment.holders.last().map(|holder| self.heir(*holder));
+            let elsewhere = last.is_some_and(|last| last != node && is_member(last)) && !is_lost(segment);
+            segment.holders.iter().any(|holder| self.heir(*holder) == node) && !elsewhere
+        };
+        let segments = self.segments.iter().map(|(_, segment)| segment).filter(|_| is_member(node));
+        let attempts: BTreeSet<_> = segments.filter(alone).map(|segment| (segment.job, segment.attempt)).collect();
         (attempts.len(), attempts.into_iter().rev().take(some).collect())
     }
 

@@ -210,15 +210,12 @@ impl State {
         Ok(Outcome::Done)
     }
 
-    /// The process runs. Late, after the result: nothing to do.
+    /// The process runs. Late, or once more: only where its log lies may be news.
     pub(super) fn job_started(&mut self, id: AttemptRef, by: SessionRef, segment: Option<PlaceSegment>) -> Result {
-        let Some(attempt) = self.owned_attempt(id, by, EndedBy::Result)? else {
-            return Ok(Outcome::Unchanged);
+        let attempt = match self.owned_attempt(id, by, EndedBy::Result)? {
+            Some(attempt) if attempt.started_at.is_none() => attempt.clone(),
+            _ => return self.place_further(id, segment),
         };
-        if attempt.started_at.is_some() {
-            return Ok(Outcome::Unchanged);
-        }
-        let attempt = attempt.clone();
         let segment = segment.map(|segment| self.placed(id, segment)).transpose()?.flatten();
         self.begin(attempt);
         self.put_segments(segment);
@@ -256,8 +253,9 @@ impl State {
         Ok(Outcome::Done)
     }
 
-    /// The attempt ended. The first result stands; the same report again is no news. A process that ended before its agent
-    /// had said that it runs has run all the same, as far as is known in the moment of its end.
+    /// The attempt ended. The first result stands; the same report again is no news, except for where the rest of the log
+    /// lies: the agent delivers it wherever it has repeated the report. A process that ended before its agent had said that
+    /// it runs has run all the same, as far as is known in the moment of its end.
     pub(super) fn job_result(
         &mut self,
         id: AttemptRef,
@@ -267,7 +265,7 @@ impl State {
         segment: Option<PlaceSegment>,
     ) -> Result {
         let Some(attempt) = self.owned_attempt(id, by, EndedBy::Result)? else {
-            return Ok(Outcome::Unchanged);
+            return self.place_further(id, segment);
         };
         let mut attempt = attempt.clone();
         let cancelled = self.job(id.job).is_some_and(|job| job.cancel.is_some());
@@ -321,13 +319,18 @@ impl State {
         }
     }
 
+    /// The same with a report that says nothing else that is new.
+    fn place_further(&mut self, id: AttemptRef, segment: Option<PlaceSegment>) -> Result {
+        segment.map_or(Ok(Outcome::Unchanged), |segment| self.place_log(id, segment))
+    }
+
     fn put_segments(&mut self, segment: Option<Segment>) {
         if let Some(segment) = segment {
             self.put_segment(segment);
         }
     }
 
-    /// The segment row that records a placement: a further holder of a stretch that is known, or a new stretch. `None`
+    /// The segment row that records a placement: the last holder of a stretch that is known, or a new stretch. `None`
     /// where it is recorded already.
     fn placed(&self, id: AttemptRef, place: PlaceSegment) -> std::result::Result<Option<Segment>, Refusal> {
         if self.member(place.holder).is_none() {
@@ -336,11 +339,12 @@ impl State {
         if let Some(known) =
             self.segments(id.job, id.attempt).find(|known| known.first_sequence == place.first_sequence)
         {
-            if known.holders.contains(&place.holder) {
+            if known.holders.last() == Some(&place.holder) {
                 return Ok(None);
             }
-            check(known.holders.len() < 16, "segment.holder", "at most 16 holders")?;
             let mut known = known.clone();
+            known.holders.retain(|holder| *holder != place.holder);
+            check(known.holders.len() < 16, "segment.holder", "at most 16 holders")?;
             known.holders.push(place.holder);
             return Ok(Some(known));
         }
