@@ -97,6 +97,11 @@ impl Replica {
         self.done(Caller::Agent(WORKER), Command::AttachWorker { worker: ON, stream, gateway });
     }
 
+    /// That stream is broken.
+    pub fn detach(&self, stream: u64) {
+        self.done(Caller::Agent(WORKER), Command::DetachWorker { worker: ON, stream });
+    }
+
     /// Submits [`JOB`] and assigns its first attempt.
     pub fn assigned(&self) -> AttemptRef {
         let Envelope { caller, command } = submission();

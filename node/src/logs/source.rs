@@ -71,6 +71,7 @@ struct Task {
     key: LogKey,
     feed: watch::Sender<Feed>,
     cache: Option<Arc<LogFile>>,
+    /// Holders that did not answer when they were asked last.
     failed: Vec<NodeId>,
     broken: Option<String>,
 }
@@ -112,7 +113,7 @@ impl Task {
         let mut wakes = Wakes::new(&self.hub, self.key);
         loop {
             let place = wakes.look(&self.hub, self.key);
-            self.failed.clear();
+            self.failed.retain(|holder| place.holders.contains(holder));
             match self.round(&place, &mut wakes).await {
                 Turn::Moved => {}
                 Turn::Complete => wakes.changed().await,
@@ -147,6 +148,7 @@ impl Task {
         for &holder in &place.holders {
             let turn = match (holder == self.hub.node(), &own) {
                 (true, Some(own)) => {
+                    self.answered(holder);
                     // Somebody else may have the rest.
                     self.publish(own.clone(), place.figures.is_none());
                     if place.figures.is_some() { Turn::Short } else { self.until_moved(place, wakes).await }
@@ -155,6 +157,7 @@ impl Task {
                 (false, _) => self.pull(holder, place, wakes).await,
             };
             match turn {
+                Turn::Failed if self.failed.contains(&holder) => {}
                 Turn::Failed => self.failed.push(holder),
                 Turn::Broken(why) => self.broken = Some(why),
                 Turn::Short => {}
@@ -213,7 +216,7 @@ impl Task {
                     }
                 }
                 message = pulled.next() => match message {
-                    Some(Ok(v1::PullLogResponse { kind: Some(kind) })) => match self.take(&cache, kind).await {
+                    Some(Ok(v1::PullLogResponse { kind: Some(kind) })) => match self.take(holder, &cache, kind).await {
                         Some(turn) => return turn,
                         None => continue,
                     },
@@ -224,7 +227,7 @@ impl Task {
     }
 
     /// Takes one answer of a holder; `Some` ends the pull.
-    async fn take(&mut self, cache: &Arc<LogFile>, kind: Kind) -> Option<Turn> {
+    async fn take(&mut self, holder: NodeId, cache: &Arc<LogFile>, kind: Kind) -> Option<Turn> {
         let mark = match kind {
             Kind::Batch(batch) if entries::check(&batch).is_ok() => {
                 return self.hub.append(cache, batch, 0).await.err().map(|_| Turn::Failed);
@@ -236,7 +239,10 @@ impl Task {
         let written = |p: &Progress| p.failed || p.tally.last_sequence >= mark.last_sequence;
         let waited = timeout(PULL_TIMEOUT, progress.wait_for(written)).await.map(|progress| progress.map(|p| p.failed));
         match waited {
-            Ok(Ok(false)) => self.broken = None,
+            Ok(Ok(false)) => {
+                self.answered(holder);
+                self.broken = None;
+            }
             Ok(Ok(true)) => return Some(Turn::Broken("its disk does not take it".to_owned())),
             _ => return Some(Turn::Failed),
         }
@@ -247,6 +253,11 @@ impl Task {
             Some(_) => Some(Turn::Short),
             None => None,
         }
+    }
+
+    /// Until then who failed is missing, also while it is asked once more.
+    fn answered(&mut self, holder: NodeId) {
+        self.failed.retain(|failed| *failed != holder);
     }
 
     async fn open_cache(&mut self) -> io::Result<Arc<LogFile>> {

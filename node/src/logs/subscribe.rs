@@ -1,6 +1,6 @@
 //! One client's view of a job's logs: history, then live, attempt after attempt, until the job ends.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, sync::Arc};
 
 use hodei_proto::v1::{AttemptLogEnd, LogBatch, LogEvent, LogNotice, SubscribeLogsRequest, log_event::Kind};
 use hodei_state::{
@@ -20,7 +20,7 @@ use super::{
     hub::{Hub, blocking},
     source::Feed,
     tally::Tally,
-    verdict::{Patience, Situation, Verdict, verdict},
+    verdict::{Patience, Situation, Verdict, is_awaited, verdict},
 };
 use crate::{convert::to_proto, error};
 
@@ -28,11 +28,6 @@ use crate::{convert::to_proto, error};
 const QUEUE: usize = 16;
 /// Bytes read from a file at once.
 const CHUNK: usize = 256 << 10;
-/// How long what is known to be lacking is waited for: long enough for an agent to come to another gateway.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// The same for who does not follow.
-const PATIENCE_ONCE: Duration = Duration::from_secs(3);
-
 /// Begins to serve a client. The job must exist in the state as it is applied here.
 #[must_use]
 pub fn serve(hub: &Hub, job: JobId, request: &SubscribeLogsRequest) -> mpsc::Receiver<Result<LogEvent, Status>> {
@@ -162,7 +157,7 @@ impl Subscriber {
             feed: source.feed(),
             progress: None,
             cursor: Cursor::default(),
-            patience: Patience::new(if self.follow { PATIENCE } else { PATIENCE_ONCE }, Instant::now()),
+            patience: Patience::new(Instant::now()),
             positioned: self.tail == 0,
         };
         loop {
@@ -194,9 +189,10 @@ impl Subscriber {
         if end.is_some() {
             reading.patience.ended(Instant::now());
         }
-        let patience_over = reading.patience.is_over(Instant::now());
+        let awaited = attempt.is_some_and(|attempt| is_awaited(state, attempt, &feed.missing)) && feed.broken.is_none();
+        reading.patience.allow(self.follow, awaited);
         if !reading.positioned {
-            if !feed.settled && !patience_over {
+            if !feed.settled && !reading.patience.is_over(Instant::now()) {
                 return Ok(Verdict::Wait { impatient: true });
             }
             let last = feed.file.as_ref().map_or(0, |file| file.progress().tally.last_sequence);
@@ -212,7 +208,8 @@ impl Subscriber {
             // Removed while it was read.
             return Ok(Verdict::End { complete: false, missing: Vec::new() });
         }
-        let follow = self.follow;
+        // After whatever was sent just now.
+        let (follow, patience_over) = (self.follow, reading.patience.is_over(Instant::now()));
         let verdict =
             verdict(&Situation { end, tally, settled: feed.settled, missing: &feed.missing, follow, patience_over });
         match (&verdict, &feed.broken) {

@@ -1,6 +1,10 @@
 //! The log plane as its clients see it, over a scripted state and other nodes' copies that are kept in memory.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture};
 use hodei_proto::v1::{self, LogBatch, log_event::Kind};
@@ -51,9 +55,11 @@ impl Ledger for Replica {
     }
 }
 
-/// The other nodes: each has a log plane of its own over the same state. A dead one refuses and breaks its streams.
+/// The other nodes: each has a log plane of its own over the same state. A dead one refuses and breaks its streams, a frozen
+/// one does not answer.
 #[derive(Clone, Default)]
 struct Others {
+    frozen: Arc<Mutex<HashSet<NodeId>>>,
     nodes: Arc<Mutex<HashMap<NodeId, (Hub, CancellationToken)>>>,
     pulls: Arc<Mutex<Vec<(NodeId, u64)>>>,
 }
@@ -62,7 +68,11 @@ impl Upstream for Others {
     fn pull(&self, holder: NodeId, request: v1::PullLogRequest) -> BoxFuture<'_, Result<Pulled, Status>> {
         self.pulls.lock().push((holder, request.from_sequence));
         let node = self.nodes.lock().get(&holder).cloned();
+        let is_frozen = self.frozen.lock().contains(&holder);
         async move {
+            if is_frozen {
+                return std::future::pending().await;
+            }
             let (hub, dead) = node.ok_or_else(|| Status::unavailable("dead"))?;
             let answers = ReceiverStream::new(pull::serve(&hub, &request)?);
             Ok(answers.take_until(dead.cancelled_owned()).boxed())
@@ -293,17 +303,53 @@ async fn a_lost_attempt_ends_incomplete_and_the_next_one_follows() {
     assert!(matches!(reader.next().await, Some(Kind::JobEnd(_))));
 }
 
+/// Also while they are asked once more.
 #[tokio::test(start_paused = true)]
 async fn holders_that_do_not_answer_are_named() {
-    let nodes = Nodes::new();
-    let reading = nodes.start(3);
-    let attempt = nodes.replica.assigned();
-    nodes.place(attempt, 2);
-    nodes.replica.result(attempt, figures(&[lines(1, &["a\n"])]));
-    let mut reader = Reader::follow(&reading);
-    let end = reader.attempt_end().await;
-    assert_eq!((end.complete, end.missing_holders), (false, vec!["2".to_owned()]));
-    assert!(matches!(reader.next().await, Some(Kind::JobEnd(_))));
+    for is_frozen in [false, true] {
+        let nodes = Nodes::new();
+        let reading = nodes.start(3);
+        let attempt = nodes.replica.assigned();
+        nodes.place(attempt, 2);
+        if is_frozen {
+            nodes.others.frozen.lock().insert(2);
+        }
+        nodes.replica.result(attempt, figures(&[lines(1, &["a\n"])]));
+        nodes.replica.detach(1);
+        let mut reader = Reader::follow(&reading);
+        let end = reader.attempt_end().await;
+        assert_eq!((end.complete, end.missing_holders), (false, vec!["2".to_owned()]), "frozen: {is_frozen}");
+        assert!(matches!(reader.next().await, Some(Kind::JobEnd(_))));
+    }
+}
+
+/// Its gateway's disk may be full for a while; nobody else is said to have the rest.
+#[tokio::test]
+async fn what_an_agent_has_yet_to_deliver_is_waited_for() {
+    for is_delivered in [true, false] {
+        let nodes = Nodes::new();
+        let (gateway, elsewhere) = (nodes.start(1), nodes.start(2));
+        let attempt = nodes.replica.assigned();
+        let batches = [lines(1, &["a\n"]), lines(2, &["b\n"])];
+        write(&gateway, attempt, batches[0].clone()).await;
+        nodes.place(attempt, 1);
+        nodes.replica.result(attempt, figures(&batches));
+        let mut reader = Reader::follow(&elsewhere);
+        assert_eq!(reader.text(1).await, "a\n");
+        tokio::time::pause();
+        assert!(timeout(Duration::from_secs(45), reader.events.recv()).await.is_err(), "it gave up");
+        if is_delivered {
+            // What threads do takes its time.
+            tokio::time::resume();
+            write(&gateway, attempt, batches[1].clone()).await;
+            assert_eq!(reader.text(1).await, "b\n");
+        }
+        let end = reader.attempt_end().await;
+        assert_eq!((end.complete, end.missing_holders), (is_delivered, vec![]));
+        if !is_delivered {
+            tokio::time::resume();
+        }
+    }
 }
 
 /// Where the disk of the node that is asked takes nothing, no holder is blamed.

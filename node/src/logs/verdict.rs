@@ -3,13 +3,21 @@
 use std::time::Duration;
 
 use hodei_state::{
+    State,
     ids::NodeId,
-    job::{AttemptEnd, EndedBy},
+    job::{Attempt, AttemptEnd, EndedBy},
 };
 use tokio::time::Instant;
 
 use super::tally::Tally;
 use crate::convert::to_proto;
+
+/// How long what is known to be lacking is waited for: long enough for an agent to come to another gateway.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The same for who does not follow.
+const PATIENCE_ONCE: Duration = Duration::from_secs(3);
+/// From an attempt's end on, how long its agent may take to deliver what nobody else has: its gateway's disk may be full.
+const DELIVERY_MS: u64 = 60_000;
 
 /// What a subscriber knows when it has sent all that its file holds.
 pub struct Situation<'a> {
@@ -39,10 +47,19 @@ pub struct Patience {
 }
 
 impl Patience {
-    /// Begins to wait, for as long as `bound`.
+    /// Begins to wait.
     #[must_use]
-    pub fn new(bound: Duration, now: Instant) -> Self {
-        Self { bound, since: now, has_ended: false }
+    pub fn new(now: Instant) -> Self {
+        Self { bound: PATIENCE, since: now, has_ended: false }
+    }
+
+    /// Waits for so long from now on: who follows, for an agent that is still [awaited](is_awaited) longer than for others.
+    pub fn allow(&mut self, follow: bool, awaited: bool) {
+        self.bound = match (follow, awaited) {
+            (true, true) => Duration::from_millis(DELIVERY_MS),
+            (true, false) => PATIENCE,
+            (false, _) => PATIENCE_ONCE,
+        };
     }
 
     /// Something came.
@@ -68,6 +85,15 @@ impl Patience {
     pub fn is_over(&self, now: Instant) -> bool {
         now >= self.until()
     }
+}
+
+/// Whether an agent must still have what is lacking of an attempt's log: nobody else is said to, its stream stands, and the
+/// end is not long ago.
+#[must_use]
+pub fn is_awaited(state: &State, attempt: &Attempt, missing: &[NodeId]) -> bool {
+    let stands = state.worker(attempt.worker).is_some_and(|worker| worker.gateway.is_some());
+    let lately = |end: &AttemptEnd| end.log.is_some() && state.stamp() < end.at.plus(DELIVERY_MS);
+    missing.is_empty() && stands && attempt.end.as_ref().is_some_and(lately)
 }
 
 /// What to do next.
@@ -148,9 +174,9 @@ mod tests {
 
     #[test]
     fn patience_begins_with_the_end_and_anew_with_whatever_comes() {
-        let (begun, bound) = (Instant::now(), Duration::from_secs(10));
+        let begun = Instant::now();
         let at = |seconds| begun + Duration::from_secs(seconds);
-        let mut patience = Patience::new(bound, begun);
+        let mut patience = Patience::new(begun);
         assert!(!patience.is_over(at(9)) && patience.is_over(at(10)));
         patience.came(at(5));
         // The job was silent for a minute.
@@ -159,6 +185,10 @@ mod tests {
         patience.came(at(65));
         patience.ended(at(70));
         assert_eq!(patience.until(), at(75));
+        for (follow, awaited, until) in [(true, true, 125), (true, false, 75), (false, true, 68), (false, false, 68)] {
+            patience.allow(follow, awaited);
+            assert_eq!(patience.until(), at(until), "follow {follow}, awaited {awaited}");
+        }
     }
 
     #[test]
