@@ -82,7 +82,7 @@ impl Operation {
             Self::Promote(other) => handle.promote(other).await,
             Self::Remove(other) => handle.remove_member(other).await,
             Self::Swap(old, new) => handle.swap(old, new).await,
-            Self::Transfer(to) => handle.transfer_leader(to).await,
+            Self::Transfer(to) => handle.transfer_leader(to).await.map(drop),
         };
         world.borrow_mut().told(node, &self, changed.is_ok());
     }
