@@ -27,6 +27,7 @@ silent damages | none
 simulated seeds | 100
 simulated steps | 2000000
 jobs under faults | 5000
+further attempts witnessed | 50
 runs under faults | 50
 green runs in a row | 50 | longest
 promises judged | 25
@@ -34,7 +35,7 @@ runs that were not valid | none
 violations of S1-S17 | none
 known-bad histories | 54
 deliberate bugs caught | 24
-deliberate bugs caught in runs | 12
+deliberate bugs caught in runs | 14
 '
 
 sed 's/\x1b\[[0-9;]*m//g' "$@" | awk -v bars="$bars" -v release="$release" '

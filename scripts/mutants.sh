@@ -22,12 +22,10 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 scripts/build-failpoints.sh
-HODEI_BIN_DIR=$(realpath "${CARGO_TARGET_DIR:-target}")/failpoints
-export HODEI_BIN_DIR
 
 # runs [NAME…]: the checker that is named must find a violation in the run, whatever others find.
 runs() {
-  local bug checker kinds verdict caught=0 total=0 seed=0 begun points
+  local bug checker kinds verdict caught=0 total=0 seed=0 begun
   printf '%-30s %-12s %-8s %5s  %s\n' bug checker verdict s 'all that is not valid'
   while IFS='|' read -r bug checker kinds; do
     read -r bug checker kinds <<< "$bug $checker $kinds"
@@ -35,10 +33,9 @@ runs() {
     seed=$((seed + 1))
     [[ $# == 0 || " $* " == *" $bug "* ]] || continue
     total=$((total + 1)) begun=$SECONDS verdict=MISSED
-    # Logs are cut short, so that snapshots are taken and installed.
-    points="tune::small-logs=return;bug::${bug//+/=return;bug::}=return"
-    FAILPOINTS=$points "${CARGO_TARGET_DIR:-target}/debug/soak" --kind "$kinds" --seed "$seed" \
-      --keep "$work/$bug" > "$work/output" 2>&1 || true
+    # With small logs, so that snapshots are taken and installed.
+    FAILPOINTS="bug::${bug//+/=return;bug::}=return" "${CARGO_TARGET_DIR:-target}/debug/soak" --small-logs \
+      --kind "$kinds" --seed "$seed" --keep "$work/$bug" > "$work/output" 2>&1 || true
     if grep -qE "^$checker .* INVALID " "$work/output"; then verdict=caught caught=$((caught + 1)); fi
     printf '%-30s %-12s %-8s %5d  %s\n' "$bug" "$checker" "$verdict" $((SECONDS - begun)) \
       "$(sed -n 's/^\([a-z]*\) .* INVALID .*/\1/p' "$work/output" | paste -sd ' ')"
@@ -56,6 +53,8 @@ if [[ ${1-} == --runs ]]; then
   exit
 fi
 
+HODEI_BIN_DIR=$(realpath "${CARGO_TARGET_DIR:-target}")/failpoints
+export HODEI_BIN_DIR
 say "building the tests"
 features=hodei-node/failpoints,hodei-agent/failpoints
 cargo test --workspace --no-run --locked --features "$features" --message-format json > "$work/built.json"

@@ -123,6 +123,8 @@ voters_are() { [[ $(status "$alive" | rows | count '"role":"voter"') == "$1" ]];
 workers_are() { [[ $(hodei "$alive" worker list --output json | rows | count '"state":"Ready"') == "$1" ]]; }
 running() { [[ $(job_field state) == Running ]]; }
 leads() { [[ $(leader_at "$1") == "$1" ]]; }
+# On a busy machine another one may be elected instead.
+lead() { leads "$1" || { hodei 1,2,3 cluster transfer-leader "$(node_id "$1")" > /dev/null 2>&1 || true; leads "$1"; }; }
 lines_reach() { kill -0 "${pid[follow]}" 2> /dev/null && (($(wc -l < "$work/follow.out") >= $1)); }
 now_ms() { printf '%s' $((${EPOCHREALTIME/[.,]/} / 1000)); }
 
@@ -188,7 +190,7 @@ done
 within 30 "both agents are ready" workers_are 2
 
 # Node 3 has no agent: the job is submitted there, so it must follow.
-! leads 3 || hodei 1,2,3 cluster transfer-leader "$(node_id 1)" > /dev/null
+! leads 3 || within 10 "node 1 leads" lead 1
 within 10 "node 3 follows" eval '[[ -n $(leader_at 3) && $(leader_at 3) != 3 ]]'
 job=$(hodei 3 job submit --name compress-and-checksum --env "ROOT=$root" --env "FILES=$work/files" --env "PACE=$pace" \
   --output quiet -- bash "$work/job.sh")
@@ -200,10 +202,7 @@ third=$((3 - gateway))
 say "job $job runs; its agent is connected to node $gateway; its log is followed on node $third"
 start follow hodei "$third" job logs -f "$job"
 
-if ! leads "$gateway"; then
-  hodei 1,2,3 cluster transfer-leader "$(node_id "$gateway")" > /dev/null
-  within 10 "node $gateway leads" leads "$gateway"
-fi
+within 10 "node $gateway leads" lead "$gateway"
 
 # --- the fault -------------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs clusters under random faults for some hours and judges everything that happened.
 #
-#   scripts/soak.sh --hours 2 [--seed S] [--nodes 3|5] [--faults N] [--keep DIR]
+#   scripts/soak.sh --hours 2 [--seed S] [--nodes 3|5] [--faults N] [--keep DIR] [--keep-valid]
 #   scripts/soak.sh --points [--seed S]        a process dies at each named place in the code
 #   scripts/soak.sh --power [--cuts 200]       the power of a log's disk is cut, over and over
 #   scripts/soak.sh --simulation [--seeds 100] [--steps 20000] [--seed S] [--jobs J]
@@ -94,7 +94,7 @@ fi
 
 keep=(--keep "$PWD/target/soak")
 for argument in "$@"; do
-  [[ $argument != --keep* ]] || keep=()
+  [[ $argument != --keep && $argument != --keep=* ]] || keep=()
 done
 
 # Built with checks of arithmetic and debug assertions, which are faults to be found, too.

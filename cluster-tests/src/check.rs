@@ -8,6 +8,7 @@
 //! | [`set`] | S1: an acknowledged job is never lost; S17: what definitely failed never takes effect |
 //! | [`automaton`] | S2: only legal transitions, a terminal state never changes; S8: no success after an acknowledged cancel |
 //! | [`overlap`] | S3: two attempts of a job never overlap, as their witnesses see it |
+//! | [`executed`] | S2, S3: what a job's witness saw agrees with what the cluster says of it |
 //! | [`fence`] | S4: a result with a stale fence is never accepted |
 //! | [`idempotency`] | S5: one key, one job; another payload is an error |
 //! | [`token`] | S6: a one-time token lets in one party; the same nonce again succeeds |
@@ -17,6 +18,7 @@
 //! | [`watch`] | S10: streams of events are filtered, ordered, unique, resumable and complete |
 //! | [`raft`] | S11: election safety, log matching, leader completeness, monotonic term, commit, applied |
 //! | [`hash`] | S12: equal state hashes at equal applied index |
+//! | [`placement`] | S7, S14: an attempt runs where it was scheduled, and all nodes say so |
 //! | [`residue`] | S13: nothing without an owner is left over |
 //! | [`overcommit`] | S14: no worker is over-committed |
 //! | [`identity`] | S15: a removed or revoked identity is never served again |
@@ -31,6 +33,7 @@ pub mod automaton;
 pub mod coverage;
 pub mod damage;
 mod events;
+pub mod executed;
 pub mod fence;
 pub mod hash;
 pub mod idempotency;
@@ -41,6 +44,7 @@ pub mod logs;
 pub mod order;
 pub mod overcommit;
 pub mod overlap;
+pub mod placement;
 pub mod raft;
 pub mod residue;
 pub mod set;
@@ -136,6 +140,13 @@ impl Judge<'_> {
         self.findings.push(Finding { verdict: Verdict::Unknown, text: text.into() });
     }
 
+    /// In a run that names this promise there must have been such things to judge, too.
+    fn lacks(&mut self, promise: &str, what: &str) {
+        if self.evidence.run().promises.iter().any(|name| name == promise) {
+            self.unknown(format!("{promise}: {what}"));
+        }
+    }
+
     fn remark(&mut self, text: impl Into<String>) {
         self.remark = text.into();
     }
@@ -187,6 +198,7 @@ pub const CHECKERS: &[Checker] = checkers! {
     set: "S1 S17",
     automaton: "S2 S8",
     overlap: "S3",
+    executed: "S2 S3",
     fence: "S4",
     idempotency: "S5",
     token: "S6",
@@ -198,6 +210,7 @@ pub const CHECKERS: &[Checker] = checkers! {
     hash: "S12",
     residue: "S13",
     overcommit: "S14",
+    placement: "S7 S14",
     identity: "S15",
     damage: "S16",
     liveness: "L1-L8",

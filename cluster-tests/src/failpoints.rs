@@ -4,7 +4,7 @@
 //! that `failpoint!` names in the sources of the product.
 
 use std::{
-    fs,
+    env, fs,
     path::{Path, PathBuf},
 };
 
@@ -23,10 +23,12 @@ impl Failpoints {
     }
 
     /// What the process has to have in its environment. Its logs are small: snapshots and new segments come every few seconds.
+    /// What this process has been told of failpoints holds there as well.
     #[must_use]
     pub fn environment(&self) -> [(&'static str, String); 3] {
+        let told = env::var("FAILPOINTS").map(|told| format!("{told};")).unwrap_or_default();
         [
-            ("FAILPOINTS", "tune::small-logs=return".to_owned()),
+            ("FAILPOINTS", format!("{told}tune::small-logs=return")),
             ("FAILPOINTS_FILE", self.orders.display().to_string()),
             ("FAILPOINTS_ENDED", self.ended.display().to_string()),
         ]

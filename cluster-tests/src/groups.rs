@@ -250,17 +250,18 @@ mod tests {
         if !can(Controller::Freezer) {
             return;
         }
-        let mut owner = Command::new("true").spawn().expect("true runs");
-        let dead = owner.id();
-        let _ = owner.wait();
+        // It lives until the group has somebody in it: other tests sweep too.
+        let mut owner = Running::sh("exec sleep 60", &[]);
         let dir = Controller::Freezer.dir();
-        let [left, held] = [dead, std::process::id()].map(|pid| dir.join(format!("{PREFIX}{pid}-sweep")));
+        let [left, held] = [owner.0.id(), std::process::id()].map(|pid| dir.join(format!("{PREFIX}{pid}-sweep")));
         for group in [&left, &held] {
             fs::create_dir(group).expect("a group can be made");
         }
         let mut child = Running::sh("exec sleep 60", &[]);
         fs::write(left.join("cgroup.procs"), child.pid().to_string()).expect("a process can be moved");
         fs::write(left.join("freezer.state"), "FROZEN").expect("a group can be frozen");
+        let _ = owner.0.kill();
+        owner.wait();
         // Nobody frozen can die.
         let _ = child.0.kill();
         Controller::Freezer.sweep();

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     check::{Report, Reports, Verdict, timeline},
-    history::{Evidence, Outcome, Reply, Request},
+    history::{Evidence, Mark, MarkKind, Note, Outcome, Reply, Request},
     nemesis::{self, Class},
 };
 
@@ -32,6 +32,8 @@ pub struct Summary {
     promises: BTreeSet<&'static str>,
     ended: [usize; 3],
     jobs: usize,
+    /// Witnessed attempts after the first of their job: what S3 has to tell from it.
+    further: usize,
     leader_changes: usize,
     faults: Vec<Span>,
     /// Accepted writes in each second.
@@ -63,6 +65,7 @@ impl Summary {
             promises: BTreeSet::new(),
             ended: [0; 3],
             jobs: 0,
+            further: 0,
             leader_changes: 0,
             faults: Vec::new(),
             writes: Vec::new(),
@@ -127,11 +130,16 @@ impl Summary {
             promises: reports.0.iter().flat_map(|report| report.promises.clone()).collect(),
             ended,
             jobs: jobs.len(),
+            further: evidence.notes().filter(|(_, note)| is_further(note)).count(),
             leader_changes: leaders.windows(2).filter(|pair| pair[0].2 != pair[1].2).count(),
             faults: timeline::faults(evidence).0.iter().filter(|stretch| !stretch.missed).map(span).collect(),
             writes,
         }
     }
+}
+
+fn is_further(note: &Note) -> bool {
+    matches!(note, Note::Witness(Mark { mark: MarkKind::Start, attempt: 2.., .. }))
 }
 
 /// The kinds of fault that there were.
@@ -155,6 +163,7 @@ pub fn bars(summaries: &[Summary]) -> Vec<String> {
         ("green runs in a row", streak(summaries)),
         ("runs that were not valid", sum(|run| usize::from(!run.valid))),
         ("jobs under faults", sum(|run| run.jobs)),
+        ("further attempts witnessed", sum(|run| run.further)),
         ("power cuts", cuts.map(|span| span.nodes).sum()),
         ("violations of S1-S17", sum(|run| run.violations)),
         ("acknowledged writes lost", sum(|run| run.lost)),
@@ -292,6 +301,7 @@ mod tests {
             promises: BTreeSet::from(["S1", "L8"]),
             ended: [10, 2, 1],
             jobs: 7,
+            further: 1,
             leader_changes: 1,
             faults: vec![span("kill_leader"), span("halves"), span("power_all"), span("vote::after-save")],
             writes: vec![3, 0, 4],

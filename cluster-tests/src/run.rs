@@ -9,8 +9,10 @@
 //! Where a node does not come back, a client does not end, or anything panics, that is recorded, and the folder is written
 //! and judged all the same.
 
+mod clock;
 pub mod field;
 mod folder;
+mod inventory;
 mod ready;
 mod task;
 pub mod world;
@@ -42,6 +44,8 @@ use crate::{
 };
 
 const WARM_UP: Duration = Duration::from_secs(3);
+/// By when somebody must have been seen to be busy.
+const BUSY_BY: Duration = Duration::from_secs(10);
 /// How often the driver looks whether something is to be done.
 const TICK: Duration = Duration::from_millis(50);
 /// How long a fault waits for somebody to act upon.
@@ -98,9 +102,19 @@ pub async fn run_in(mut world: World, plan: &Plan, keep: Option<&Path>) -> Judge
 
 async fn go(world: &mut World, plan: &Plan) {
     let clients = Clients::start(world, plan);
-    sleep(WARM_UP).await;
+    warm_up(world).await;
     drive(world, &plan.steps).await;
-    settle(world, clients).await;
+    settle(world, plan, clients).await;
+}
+
+/// Until everybody is busy, and an inventory sees that. One that never does is told by its absence.
+async fn warm_up(world: &World) {
+    let begun = Instant::now();
+    let mut is_seen = false;
+    while begun.elapsed() < WARM_UP || !is_seen && begun.elapsed() < BUSY_BY {
+        is_seen = is_seen || world.busy_inventory();
+        sleep(TICK).await;
+    }
 }
 
 /// A run that is over.
@@ -235,7 +249,7 @@ fn end(world: &mut World, key: &str, fault: Active) {
 }
 
 /// Nothing is done to it any more: it comes to rest, and everything is looked at.
-async fn settle(world: &mut World, clients: Clients) {
+async fn settle(world: &mut World, plan: &Plan, clients: Clients) {
     let field = world.field.clone();
     let healed = Instant::now();
     field.look_anew();
@@ -257,7 +271,7 @@ async fn settle(world: &mut World, clients: Clients) {
     let (auditor, _) = field.process();
     let found = ended(world, &field, auditor).await;
     let witnessed = clients.witnessed.joined(&field, witnessed::READERS_END + CLIENTS_END).await.unwrap_or_default();
-    clients.late.joined(&field, late::ROUND).await;
+    clients.late.joined(&field, late::ROUNDS_END).await;
     let mut removed = clients.identities.joined(&field, CLIENTS_END).await.unwrap_or_default();
     // Until then nobody need have all logs at hand again.
     sleep_until(healed + SETTLED).await;
@@ -270,6 +284,9 @@ async fn settle(world: &mut World, clients: Clients) {
     field.look_anew();
     until(Instant::now() + SETTLED, || field.is_seen(LOOKS) && field.is_told(STREAMS.len())).await;
     let live = found.values().filter(|job| !is_over(job)).map(|job| format!("{}/{}", job.id, job.attempt));
+    if plan.small_logs {
+        world.snapshots();
+    }
     world.inventory(&found.keys().map(String::as_str).collect(), live.collect());
     field.end();
     for client in clients.polls.into_iter().chain(clients.events) {
@@ -332,9 +349,10 @@ async fn audit(field: &Field, auditor: u32, found: &BTreeMap<String, Job>, witne
                 break;
             }
         }
-        // The newest first: those ran when faults were about.
-        let over = witnessed.iter().rev().filter_map(|id| found.get(id)).filter(|job| is_over(job));
-        for job in over.take(LOGS) {
+        // The newest first: those ran when faults were about; and before them those that ran more than once.
+        let over = || witnessed.iter().rev().filter_map(|id| found.get(id)).filter(|job| is_over(job));
+        let (again, once) = (over().filter(|job| job.attempt > 1), over().filter(|job| job.attempt <= 1));
+        for job in again.chain(once).take(LOGS) {
             witnessed::read_at(field, seat, &job.id, job.attempt).await;
         }
     }

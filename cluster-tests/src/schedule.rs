@@ -58,13 +58,17 @@ pub struct Plan {
     pub nodes: usize,
     /// How many agents.
     pub agents: usize,
+    /// Nodes take snapshots every few kilobytes of log, and followers that lag are sent them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub small_logs: bool,
     /// In the order in which they begin.
     pub steps: Vec<Step>,
 }
 
 impl Plan {
     /// Each of these kinds once, in an order that the seed chooses, in rounds of up to `overlap` faults at a time. Kinds that
-    /// are to be judged by themselves are alone in their round.
+    /// are to be judged by themselves are alone in their round. Every other seed has small logs: runs are too short for others
+    /// to see a snapshot.
     #[must_use]
     pub fn of(scenario: &str, seed: u64, nodes: usize, kinds: &[&'static Kind], overlap: usize) -> Self {
         let mut rng = SmallRng::seed_from_u64(seed);
@@ -95,7 +99,8 @@ impl Plan {
             }
             at_ms = end + CALM_MS;
         }
-        Self { scenario: scenario.to_owned(), seed, nodes, agents: 2, steps }
+        let small_logs = seed.is_multiple_of(2) || kinds.iter().any(|kind| kind.class == Class::Points);
+        Self { scenario: scenario.to_owned(), seed, nodes, agents: 2, small_logs, steps }
     }
 
     /// What keeps it from being run anywhere.
@@ -123,9 +128,15 @@ impl Plan {
         self.steps.iter().any(sets)
     }
 
-    /// Whether processes have to have failpoints.
+    /// Whether processes have to have failpoints: to die at named places, or for small logs.
     #[must_use]
     pub fn needs_failpoints(&self) -> bool {
+        self.small_logs || self.has_points()
+    }
+
+    /// Whether somebody dies at a named place.
+    #[must_use]
+    pub fn has_points(&self) -> bool {
         let names = |step: &Step| nemesis::kinds().any(|kind| kind.class == Class::Points && kind.name == step.kind);
         self.steps.iter().any(names)
     }

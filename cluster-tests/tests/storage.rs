@@ -69,34 +69,96 @@ async fn a_power_cut_of_all_nodes_at_once_loses_nothing_that_was_acknowledged() 
     check_submissions(&cluster, &field).await;
 }
 
+/// A job that has printed its last lines to a gateway, the second node, whose disk has no room for them.
+struct Short {
+    agent: usize,
+    job: String,
+    filler: PathBuf,
+    log: String,
+}
+
+impl Short {
+    async fn of(cluster: &mut Cluster, gateways: &[usize], dir: &Path, disk: &Disk) -> Self {
+        let agent = cluster.agent(gateways, &[]).await;
+        let (gate, filler) = (dir.join("gate"), disk.path().join("filler"));
+        let script = format!("echo 0; while [ ! -e {} ]; do sleep 0.02; done; seq -f %0200.f 50", gate.display());
+        let job = cluster.submit(&[], &["bash", "-c", &script]).await;
+        // What comes after this is one batch, and does not fit into the file's first block.
+        let began = || async { cluster.cli().run(&["job", "logs", &job]).await.text() == "0" };
+        wait::until_true("the first line is there", SOON, began).await;
+        disk::fill(&filler).expect("a disk can be filled");
+        fs::write(&gate, "").expect("a gate can be opened");
+        cluster.wait_state(&job, "Succeeded").await;
+        let lines: String = (1..=50).map(|line| format!("{line:0200}\n")).collect();
+        Self { agent, job, filler, log: format!("0\n{lines}") }
+    }
+
+    /// The third node tells all of it, and the agent need not keep it any more.
+    async fn is_whole_in_the_end(&self, cluster: &Cluster) {
+        let log = tokio::time::timeout(SOON, cluster.client(2).follow(&self.job)).await;
+        let log = log.expect("the log comes to its end").expect("a log can be followed");
+        let lines = log.bytes(STDOUT);
+        assert!(lines == self.log.as_bytes(), "{} of {} bytes", lines.len(), self.log.len());
+        let attempts = cluster.agents[self.agent].data.join("attempts");
+        let forgotten = || async { fs::read_dir(&attempts).expect("an agent has attempts").next().is_none() };
+        wait::until_true("the agent is told that the log is safe", SOON, forgotten).await;
+    }
+}
+
+/// Three nodes of which the second has a small disk of its own. Dropped in this order: processes first.
+struct Small {
+    cluster: Cluster,
+    disk: Disk,
+    dir: tempfile::TempDir,
+}
+
+impl Small {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let disk = Disk::new(dir.path(), "disk", 256);
+        let places = [dir.path().join("first"), disk.path().join("data"), dir.path().join("third")];
+        Self { cluster: Cluster::start_on(places.to_vec()).await, disk, dir }
+    }
+
+    async fn short(&mut self, gateways: &[usize]) -> Short {
+        Short::of(&mut self.cluster, gateways, self.dir.path(), &self.disk).await
+    }
+}
+
 #[tokio::test]
 async fn the_last_lines_of_a_log_that_find_no_room_come_when_there_is_some() {
     if !disk::permitted() {
         return;
     }
-    let dir = tempfile::tempdir().unwrap();
-    let disk = Disk::new(dir.path(), "disk", 256);
-    let places = [dir.path().join("first"), disk.path().join("data"), dir.path().join("third")];
-    let mut cluster = Cluster::start_on(places.to_vec()).await;
-    let agent = cluster.agent(&[1], &[]).await;
-    let (gate, filler) = (dir.path().join("gate"), disk.path().join("filler"));
-    let script = format!("echo 0; while [ ! -e {} ]; do sleep 0.02; done; seq -f %0200.f 50", gate.display());
-    let job = cluster.submit(&[], &["bash", "-c", &script]).await;
-    // What comes after this is one batch, and does not fit into the file's first block.
-    let began = || async { cluster.cli().run(&["job", "logs", &job]).await.text() == "0" };
-    wait::until_true("the first line is there", SOON, began).await;
-    disk::fill(&filler).unwrap();
-    fs::write(&gate, "").unwrap();
-    cluster.wait_state(&job, "Succeeded").await;
-    fs::remove_file(&filler).unwrap();
-    let log = tokio::time::timeout(SOON, cluster.client(2).follow(&job)).await;
-    let log = log.expect("the log comes to its end").unwrap();
-    let lines: String = (1..=50).map(|line| format!("{line:0200}\n")).collect();
-    let lines = format!("0\n{lines}");
-    assert!(log.bytes(STDOUT) == lines.as_bytes(), "{} of {} bytes", log.bytes(STDOUT).len(), lines.len());
-    let attempts = cluster.agents[agent].data.join("attempts");
-    let forgotten = || async { fs::read_dir(&attempts).unwrap().next().is_none() };
-    wait::until_true("the agent is told that the log is safe", SOON, forgotten).await;
+    let mut small = Small::new().await;
+    let short = small.short(&[1]).await;
+    fs::remove_file(&short.filler).unwrap();
+    short.is_whole_in_the_end(&small.cluster).await;
+}
+
+/// The result is known by then: that the rest of the log lies elsewhere is all that is new.
+#[tokio::test]
+async fn the_last_lines_of_a_log_that_find_no_room_are_found_where_there_is_some() {
+    if !disk::permitted() {
+        return;
+    }
+    let mut small = Small::new().await;
+    small.cluster.lead(0).await;
+    let short = small.short(&[1, 0]).await;
+    let cluster = &mut small.cluster;
+    let worker = cluster.agents[short.agent].worker.clone();
+    let row = cluster.wait_worker(&worker, |row| !row["gateway"].is_null()).await;
+    let status = cluster.status(0).await.unwrap();
+    assert_eq!(
+        cluster.index_of(&status, &row["gateway"]),
+        Some(1),
+        "the agent keeps to the first node that it was told"
+    );
+    cluster.nodes[1].freeze();
+    cluster.wait_worker(&worker, |new| !new["gateway"].is_null() && new["gateway"] != row["gateway"]).await;
+    fs::remove_file(&short.filler).unwrap();
+    cluster.nodes[1].thaw();
+    short.is_whole_in_the_end(cluster).await;
 }
 
 /// All files below `dir`.

@@ -45,11 +45,14 @@ struct Cli {
     /// How many of them may be there at once
     #[arg(long, default_value_t = 1)]
     overlap: usize,
+    /// Snapshots every few kilobytes of log in each run, not in every other one
+    #[arg(long)]
+    small_logs: bool,
     /// Has somebody die at every named place in the code, some in each run
     #[arg(long, conflicts_with_all = ["hours", "kind"])]
     points: bool,
     /// The plan of an earlier run: its plan.json
-    #[arg(long, conflicts_with_all = ["hours", "kind", "points", "seed", "nodes", "faults", "overlap"])]
+    #[arg(long, conflicts_with_all = ["hours", "kind", "points", "seed", "nodes", "faults", "overlap", "small_logs"])]
     plan: Option<PathBuf>,
     /// Prints the kinds of fault
     #[arg(long)]
@@ -60,6 +63,9 @@ struct Cli {
     /// Where the folders of runs are kept
     #[arg(long)]
     keep: Option<PathBuf>,
+    /// Keeps those of valid ones among many, too, for stricter checkers: some 15 MB each
+    #[arg(long, requires = "keep")]
+    keep_valid: bool,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -79,8 +85,8 @@ async fn main() -> ExitCode {
         }
     };
     if cli.binaries {
-        let mut plans = plans;
-        let needs = plans.next().is_some_and(|plan| plan.needs_failpoints());
+        // Any two that follow each other show what all of them take.
+        let needs = plans.take(2).any(|plan| plan.needs_failpoints());
         println!("{}", if needs { "failpoints" } else { "ordinary" });
         return ExitCode::SUCCESS;
     }
@@ -165,9 +171,13 @@ fn plans(cli: &Cli) -> Result<Plans, String> {
     } else {
         let names: Vec<&str> = kinds.iter().map(|kind| kind.name).collect();
         let scenario = names.join("-");
-        let plan = move |seed| match kinds.as_slice() {
-            [] => Plan::random(seed, nodes, faults),
-            kinds => Plan::of(&scenario, seed, nodes, kinds, overlap),
+        let small_logs = cli.small_logs;
+        let plan = move |seed| {
+            let plan = match kinds.as_slice() {
+                [] => Plan::random(seed, nodes, faults),
+                kinds => Plan::of(&scenario, seed, nodes, kinds, overlap),
+            };
+            Plan { small_logs: small_logs || plan.small_logs, ..plan }
         };
         plan(seed).check()?;
         if cli.hours.is_some() {
@@ -201,7 +211,8 @@ fn kind(name: &str) -> Result<&'static Kind, String> {
 /// A run; gives what it came to, and whether its cluster came up.
 async fn once(cli: &Cli, plan: &Plan) -> (Summary, bool) {
     let kinds: Vec<_> = plan.steps.iter().map(|step| step.kind.as_str()).collect();
-    println!("seed {}: {}", plan.seed, kinds.join(", "));
+    let logs = if plan.small_logs { " (small logs)" } else { "" };
+    println!("seed {}{logs}: {}", plan.seed, kinds.join(", "));
     // The folder that a plan came from stays as it is.
     let again = if cli.plan.is_some() { "-again" } else { "" };
     let keep = cli.keep.as_ref().map(|dir| dir.join(format!("seed-{}{again}", plan.seed)));
@@ -219,7 +230,7 @@ async fn once(cli: &Cli, plan: &Plan) -> (Summary, bool) {
     let judged = run_in(world, plan, keep.as_deref()).await;
     println!("{}", judged.reports);
     // Of a valid run its seed is enough.
-    if let (Some(dir), true) = (keep, judged.is_valid() && cli.hours.is_some()) {
+    if let (Some(dir), true) = (keep, judged.is_valid() && cli.hours.is_some() && !cli.keep_valid) {
         let _ = fs::remove_dir_all(dir);
     }
     (Summary::of(&judged.evidence, &judged.reports), true)

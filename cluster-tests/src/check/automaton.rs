@@ -2,7 +2,8 @@
 //! acknowledged cancel.
 //!
 //! Sights of a job are put in order twice: by their place in the log, whoever saw them, and by real time, where one read
-//! was answered before the next was asked. Within a stream of all events, each must be the very next step.
+//! was answered before the next was asked. Within a stream of all events, each must be the very next step. Whoever may not
+//! cancel a job since it has ended is told how it did.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -23,6 +24,7 @@ pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
     by_time(evidence, judge);
     by_stream(evidence, judge);
     exit_codes(evidence, judge);
+    refused_cancels(evidence, judge, &sights);
     if judge.judged > 0 {
         judge.part("S2");
     }
@@ -120,6 +122,25 @@ fn by_stream(evidence: &Evidence, judge: &mut Judge<'_>) {
                 }
             }
             _ => {}
+        }
+    }
+}
+
+/// A job that was said to have ended did so as it was said, and is not read as live after that.
+fn refused_cancels(evidence: &Evidence, judge: &mut Judge<'_>, sights: &BTreeMap<&str, Vec<Sight>>) {
+    for op in evidence.ops() {
+        let (Some(state), Some(told), Some(to_ns)) = (sights::refused_as_ended(&op), op.returned, op.to_ns) else {
+            continue;
+        };
+        for Sight { at, view, asked_ns, .. } in sights.get(op.key).into_iter().flatten() {
+            let later = asked_ns.is_some_and(|asked| to_ns < asked);
+            let otherwise = view.state.is_terminal() && format!("{:?}", view.state) != state;
+            if otherwise || later && !view.state.is_terminal() {
+                let lines = (judge.line(told), judge.line(*at));
+                let text = format!("job {} was said to have ended as {state}, and is {view}", op.key);
+                judge.invalid(format!("{}, {}: {text}", lines.0, lines.1));
+                break;
+            }
         }
     }
 }

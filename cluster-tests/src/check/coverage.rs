@@ -2,13 +2,16 @@
 //! leader. What did not happen proves nothing: it makes a run unknown, and so rejected. What its driver saw go wrong, such as
 //! a node that does not come back or a client that does not end, makes it invalid.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{
     CHECKERS, Judge,
-    timeline::{self, Stretch},
+    timeline::{self, Polled, Stretch},
 };
 use crate::history::{Evidence, Note, Outcome, Run};
+
+/// How long after a fault a node may still end by it: the next write to a disk that has failed may come then.
+const AFTERMATH: u64 = 2_000_000_000;
 
 /// See the module.
 pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
@@ -32,6 +35,7 @@ pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
         judge.unknown(format!("{ok} operations ended well, the floor is {}", run.least_operations));
     }
     let (faults, odd) = timeline::faults(evidence);
+    by_themselves(evidence, judge, &faults);
     for at in odd {
         judge.unknown(format!("{}: a fault begins twice, or ends without a beginning", judge.line(at)));
     }
@@ -46,6 +50,25 @@ pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
     let kinds = kinds(judge, run, &faults);
     let changes = leaders(evidence, judge, run, &faults);
     judge.remark(format!("ok {ok}, fail {fail}, info {info}; {changes} changes of leader; faults: {kinds}"));
+}
+
+/// A node that ends in no fault of its own has met something that it does not survive, however fast it is back.
+fn by_themselves(evidence: &Evidence, judge: &mut Judge<'_>, faults: &[Stretch<'_>]) {
+    // Whoever comes to a place first dies there.
+    let names = |stretch: &Stretch<'_>, node| stretch.fault.nodes.contains(&node) || stretch.fault.kind.contains("::");
+    let mut last: HashMap<u64, Polled<'_>> = HashMap::new();
+    for polled in timeline::polls(evidence) {
+        let Some(before) = last.insert(polled.node, polled).filter(|last| last.poll.start != polled.poll.start) else {
+            continue;
+        };
+        let near = |stretch: &Stretch<'_>| {
+            stretch.from_ns <= polled.t_ns && stretch.to_ns.is_none_or(|to_ns| to_ns + AFTERMATH >= before.t_ns)
+        };
+        if !faults.iter().any(|stretch| near(stretch) && names(stretch, polled.node)) {
+            let lines = (judge.line(before.at), judge.line(polled.at));
+            judge.invalid(format!("{}, {}: node {} ended by itself", lines.0, lines.1, polled.node));
+        }
+    }
 }
 
 fn kinds(judge: &mut Judge<'_>, run: &Run, faults: &[Stretch<'_>]) -> String {
@@ -73,7 +96,7 @@ fn leaders(evidence: &Evidence, judge: &mut Judge<'_>, run: &Run, faults: &[Stre
         let targets: HashSet<_> = stretch.fault.nodes.iter().collect();
         known.is_some_and(|(.., leader)| targets.contains(leader))
     };
-    if run.hits_leader && !faults.iter().any(hit) {
+    if run.hits_leader && !faults.iter().filter(|stretch| !stretch.missed).any(hit) {
         judge.unknown("no fault hit the leader");
     }
     changes

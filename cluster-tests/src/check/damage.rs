@@ -7,7 +7,10 @@
 use std::collections::HashMap;
 
 use super::{Judge, sights, timeline};
-use crate::history::{At, Damage, DamageClass, DamageEnd, Evidence, Note};
+use crate::{
+    history::{At, Damage, DamageClass, DamageEnd, Evidence, Note},
+    nemesis::{self, Class},
+};
 
 /// See the module.
 pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
@@ -37,9 +40,21 @@ pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
     for injected in open {
         judge.invalid(format!("{}: nobody knows what became of {}", judge.line(injected.at), injected.what()));
     }
+    all_done(evidence, judge);
     let [repaired, quarantined, exited, silent] = counts;
     if counts != [0; 4] {
         judge.remark(format!("{repaired} repaired, {quarantined} quarantined, {exited} exited, {silent} silent"));
+    }
+}
+
+/// A fault that damages files and finds none to damage proves nothing.
+fn all_done(evidence: &Evidence, judge: &mut Judge<'_>) {
+    let damages = |name: &str| nemesis::kinds().any(|kind| kind.class == Class::Damage && kind.name == name);
+    let faults = timeline::faults(evidence).0;
+    let faults = faults.iter().filter(|stretch| !stretch.missed && damages(&stretch.fault.kind)).count();
+    let done = evidence.notes().filter(|(_, note)| matches!(note, Note::Damage(_))).count();
+    if done < faults {
+        judge.unknown(format!("{faults} faults were to damage files, and {done} did"));
     }
 }
 

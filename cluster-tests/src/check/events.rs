@@ -4,6 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use crate::history::{At, Event, Evidence, Note, Place, Subscribe};
 
+/// How far a stream may be behind.
+pub const LAG_NS: u64 = 5_000_000_000;
+
 /// An event with the job that it is about, and where it was told.
 #[derive(Clone, Copy, Debug)]
 pub struct Told<'a> {
@@ -24,6 +27,10 @@ pub struct Segment<'a> {
     pub through: Place,
     /// In the order in which they came.
     pub events: Vec<Told<'a>>,
+    /// Where it said last how far it has looked.
+    looked: Option<(At, Place)>,
+    /// Events that it told although it had looked beyond them, each with where it had said so.
+    pub behind: Vec<(At, At)>,
 }
 
 impl Segment<'_> {
@@ -53,18 +60,21 @@ impl<'a> EventLog<'a> {
                 (Note::Subscribe(filter), _) => {
                     current.insert(record.proc, log.segments.len());
                     let after = filter.after.unwrap_or_default();
-                    log.segments.push(Segment { at, filter, after, through: after, events: Vec::new() });
+                    let (events, behind) = (Vec::new(), Vec::new());
+                    log.segments.push(Segment { at, filter, after, through: after, events, looked: None, behind });
                 }
                 (Note::Event(event), Some(segment)) => {
                     let told = Told { at, job: &record.key, event };
-                    log.segments[segment].events.push(told);
-                    let through = &mut log.segments[segment].through;
-                    *through = (*through).max(event.at);
+                    let segment = &mut log.segments[segment];
+                    segment.events.push(told);
+                    segment.through = segment.through.max(event.at);
+                    segment.behind.extend(segment.looked.filter(|(_, to)| event.at <= *to).map(|(said, _)| (said, at)));
                     log.events.entry(event.at).or_insert(told);
                 }
                 (Note::Through(through), Some(segment)) => {
-                    let known = &mut log.segments[segment].through;
-                    *known = (*known).max(through.at);
+                    let segment = &mut log.segments[segment];
+                    segment.through = segment.through.max(through.at);
+                    segment.looked = Some((at, segment.looked.map_or(through.at, |(_, to)| to.max(through.at))));
                 }
                 (Note::Event(_) | Note::Through(_), None) => log.strays.push(at),
                 _ => {}

@@ -8,6 +8,7 @@
 //! Whether a log may end as it does, with a gap, incomplete or not at all, is `excuse`'s to say.
 
 mod excuse;
+mod lives;
 pub mod seeded;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -34,20 +35,22 @@ pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
         let of = |attempt: u32| (record.proc, (record.key.as_str(), attempt));
         let fault = match note {
             Note::LogFrom(from) => {
-                excuses.asks(record);
+                excuses.asks(record, from);
                 readers.entry(of(from.attempt)).or_default().from(at, from.sequence)
             }
             Note::Log(part) => {
                 judge.judged(1);
                 let told = contents.entry((&record.key, part.attempt)).or_default().put(at, part);
-                let fault = readers.entry(of(part.attempt)).or_default().part(at, part).or(told);
-                fault.or_else(|| excuses.of_gap(at, record, part))
+                let reader = readers.entry(of(part.attempt)).or_default();
+                let fault = reader.part(at, part).or(told);
+                excuses.reaches(at, (&record.key, part.attempt), reader.next);
+                fault.or_else(|| excuses.of_part(at, record, part))
             }
             Note::LogEnd(end) => {
                 judge.judged(1);
                 let printed = printed.get(&(record.key.as_str(), end.attempt)).copied();
                 let reader = readers.entry(of(end.attempt)).or_default();
-                let fault = reader.end(at, end, printed).or_else(|| excuses.of_end(at, record, end, reader));
+                let fault = reader.end(at, end, printed).or_else(|| excuses.of_end(evidence, at, end, reader));
                 if end.complete && fault.is_none() {
                     complete.extend(record.node);
                 }

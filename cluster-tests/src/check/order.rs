@@ -1,11 +1,12 @@
 //! S7, over all operations: positions in the log follow real time.
 //!
 //! What was asked after another operation was answered must have been read at its position or later, and a new job after
-//! one that was acknowledged before lies later. One index has one term, and terms grow with the index.
+//! one that was acknowledged before lies later. One index has one term, and terms grow with the index. Stale reads do not go
+//! back on one node.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
-use super::{Judge, sights};
+use super::{Judge, sights, timeline};
 use crate::history::{At, Evidence, Op, Reply};
 
 /// See the module.
@@ -15,6 +16,60 @@ pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
     judge.judged(ops.len());
     real_time(judge, &ops);
     terms(evidence, judge);
+    without_a_position(evidence, judge);
+    each_node(evidence, judge);
+}
+
+/// What nobody can compare is not shown to be new. Histories of whole runs only: others may leave positions out.
+fn without_a_position(evidence: &Evidence, judge: &mut Judge<'_>) {
+    if !evidence.run().promises.iter().any(|promise| promise == "S7") {
+        return;
+    }
+    for op in evidence.ops().filter(|op| op.position.is_none() && sights::is_linearizable(op.request)) {
+        let tells = match op.reply() {
+            Some(Reply::Get(view)) => view.state.is_some(),
+            Some(Reply::Submit(_) | Reply::List(_) | Reply::Cancel(_) | Reply::RevokeToken | Reply::Revoke) => true,
+            _ => false,
+        };
+        if tells {
+            judge.judged(1);
+            let line = judge.line(op.returned.unwrap_or(op.invoked));
+            judge.invalid(format!("{line}: {} was answered without a position", op.request.name()));
+        }
+    }
+}
+
+/// No read of a node shows less than an earlier one, stale ones included, as long as its process lives.
+fn each_node(evidence: &Evidence, judge: &mut Judge<'_>) {
+    let mut starts: HashMap<u64, Vec<(u64, u64)>> = HashMap::new();
+    for polled in timeline::polls(evidence) {
+        starts.entry(polled.node).or_default().push((polled.t_ns, polled.poll.start));
+    }
+    let mut reads: BTreeMap<u64, Vec<Op<'_>>> = BTreeMap::new();
+    for op in evidence.ops().filter(|op| op.position.is_some() && matches!(op.reply(), Some(Reply::Get(_)))) {
+        reads.entry(op.node.unwrap_or(0)).or_default().push(op);
+    }
+    for (node, reads) in reads {
+        let none = Vec::new();
+        let starts = starts.get(&node).unwrap_or(&none);
+        let start = |at: usize| starts.get(at).map(|(_, start)| *start);
+        let after = |t_ns: u64| starts.partition_point(|(at, _)| *at < t_ns);
+        let mut answered: Vec<_> = reads.iter().collect();
+        answered.sort_by_key(|op| op.to_ns);
+        let mut answered = answered.into_iter().peekable();
+        let mut newest: Option<&Op<'_>> = None;
+        for op in &reads {
+            while let Some(earlier) = answered.next_if(|earlier| earlier.precedes(op)) {
+                newest = newest.filter(|newest| newest.position >= earlier.position).or(Some(earlier));
+            }
+            judge.judged(usize::from(!sights::is_linearizable(op.request)));
+            let Some(earlier) = newest.filter(|newest| op.position < newest.position) else { continue };
+            let before = after(earlier.to_ns.unwrap_or(0)).checked_sub(1).and_then(start);
+            if before.is_some() && before == start(after(op.to_ns.unwrap_or(u64::MAX))) {
+                tell(judge, earlier, op, "on the same node before");
+            }
+        }
+    }
 }
 
 fn real_time(judge: &mut Judge<'_>, ops: &[Op<'_>]) {

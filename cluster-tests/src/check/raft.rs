@@ -1,5 +1,6 @@
-//! S11, as polls of the nodes show it: one leader per term, one entry per index among what is committed, leaders that have
-//! all that was committed before, and terms, commits, what logs hold of them, and applied indices that never go back.
+//! S11, as polls of the nodes show it: one leader per term, one entry per index among what is committed, which holds for
+//! whatever positions clients are told, leaders that have all that was committed before, and terms, commits, what logs hold
+//! of them, and applied indices that never go back. Nor do terms leap: nobody begins one without a majority's word.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -7,16 +8,35 @@ use super::{
     Judge,
     timeline::{self, Polled},
 };
-use crate::history::{At, Evidence};
+use crate::history::{At, Body, Evidence, Note};
+
+/// So many terms may pass from one leader to the next. Elections that nobody wins are rare, and no two were ever seen in a
+/// row; who is cut off for seconds and begins terms all the same gets much further.
+const LEAP: u64 = 6;
 
 /// See the module.
 pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
     let polls: Vec<_> = timeline::polls(evidence).collect();
     judge.judged(polls.len());
     election_safety(judge, &polls);
-    log_matching(judge, &polls);
+    log_matching(evidence, judge, &polls);
     leader_completeness(judge, &polls);
     monotonic(judge, &polls);
+    leaps(judge, &polls);
+}
+
+/// Terms rise by elections, for which a majority has to be willing.
+fn leaps(judge: &mut Judge<'_>, polls: &[Polled<'_>]) {
+    let led = polls.iter().filter(|polled| polled.poll.leader.is_some());
+    let mut terms: Vec<(u64, At)> = led.map(|polled| (polled.poll.term, polled.at)).collect();
+    terms.sort_unstable();
+    terms.dedup_by_key(|(term, _)| *term);
+    for (&(before, first), &(term, at)) in terms.iter().zip(terms.iter().skip(1)) {
+        if term - before > LEAP {
+            let lines = (judge.line(first), judge.line(at));
+            judge.invalid(format!("{}, {}: from term {before} the next one with a leader is {term}", lines.0, lines.1));
+        }
+    }
 }
 
 fn election_safety(judge: &mut Judge<'_>, polls: &[Polled<'_>]) {
@@ -31,7 +51,7 @@ fn election_safety(judge: &mut Judge<'_>, polls: &[Polled<'_>]) {
     }
 }
 
-fn log_matching(judge: &mut Judge<'_>, polls: &[Polled<'_>]) {
+fn log_matching(evidence: &Evidence, judge: &mut Judge<'_>, polls: &[Polled<'_>]) {
     let mut terms: BTreeMap<u64, (u64, At)> = BTreeMap::new();
     for Polled { at, node, poll, .. } in polls {
         let applied = poll.applied_term.map(|term| (term, poll.applied));
@@ -45,6 +65,25 @@ fn log_matching(judge: &mut Judge<'_>, polls: &[Polled<'_>]) {
         }
         if poll.committed.is_some_and(|(_, index)| poll.applied > index) {
             judge.invalid(format!("{}: node {node} has applied more than is committed", judge.line(*at)));
+        }
+    }
+    let committed = polls.iter().filter_map(|polled| polled.poll.committed).map(|(_, index)| index).max();
+    let Some(committed) = committed else { return };
+    for (at, record) in evidence.records() {
+        let (index, term) = match (&record.body, record.index) {
+            (Body::Ok(_), Some(index)) => (index, record.term),
+            (Body::Note(Note::Event(event)), _) => (event.at.0, None),
+            (Body::Note(Note::Through(through)), _) => (through.at.0, None),
+            _ => continue,
+        };
+        if index > committed {
+            judge.invalid(format!("{}: {index} was told, and {committed} is all that is committed", judge.line(at)));
+        }
+        if let (Some(term), Some((known, first))) = (term, terms.get(&index))
+            && term != *known
+        {
+            let lines = (judge.line(*first), judge.line(at));
+            judge.invalid(format!("{}, {}: {index} was told with term {term}, not {known}", lines.0, lines.1));
         }
     }
 }

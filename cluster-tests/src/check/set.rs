@@ -1,13 +1,14 @@
 //! S1: an acknowledged job is in every later list of every node. S17: what definitely failed never takes effect.
 //!
-//! A job that is listed was submitted by somebody, and one that is said to be there before it was submitted was made by
-//! another submission which did not fail. Every node that is to serve must have given a list after the last submission was
-//! answered, or the verdict is unknown. What was acknowledged before a fault that may lose acknowledged work is not missed.
+//! What anybody has seen is not forgotten either, whatever became of its submission. A job that is listed was submitted by
+//! somebody, and one that is said to be there before it was submitted was made by another submission which did not fail. Every
+//! node that is to serve must have given a list after the last submission was answered, or the verdict is unknown. What was
+//! acknowledged before a fault that may lose acknowledged work is not missed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::{Judge, sights};
-use crate::history::{Evidence, JobState, Note, Op, Reply, Request};
+use crate::history::{At, Evidence, JobState, Note, Op, Reply, Request};
 
 /// See the module.
 pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
@@ -16,6 +17,7 @@ pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
     let lists: Vec<_> = ops.iter().filter_map(list).collect();
     judge.judged(submits.len());
     lost(evidence, judge, &submits, &lists);
+    forgotten(evidence, judge, &submits, &lists);
     undead(evidence, judge, &submits, &lists);
     strangers(judge, &submits, &lists);
     made_by_nobody(judge, &submits);
@@ -36,12 +38,44 @@ fn list<'a>(op: &'a Op<'a>) -> Option<List<'a>> {
     }
 }
 
-fn lost(evidence: &Evidence, judge: &mut Judge<'_>, submits: &[&Op<'_>], lists: &[List<'_>]) {
+/// When work that was acknowledged was last permitted to be lost.
+fn forgiven(evidence: &Evidence) -> u64 {
     let forgiven = evidence.notes().filter_map(|(at, note)| match note {
         Note::Fault(fault) if fault.may_lose => Some(evidence.record(at).t_ns),
         _ => None,
     });
-    let forgiven = forgiven.max().unwrap_or(0);
+    forgiven.max().unwrap_or(0)
+}
+
+/// What somebody has seen was there, whoever made it, and is in every list that is asked for later.
+fn forgotten(evidence: &Evidence, judge: &mut Judge<'_>, submits: &[&Op<'_>], lists: &[List<'_>]) {
+    let forgiven = forgiven(evidence);
+    let wanted: HashSet<&str> = submits.iter().map(|op| op.key).collect();
+    let mut seen: BTreeMap<&str, At> = BTreeMap::new();
+    let mut strange: BTreeSet<&str> = BTreeSet::new();
+    let asked: HashMap<At, &List<'_>> = lists.iter().map(|list| (list.0.invoked, list)).collect();
+    let answered: HashMap<At, &List<'_>> = lists.iter().filter_map(|list| Some((list.0.returned?, list))).collect();
+    for (at, record) in evidence.records().filter(|(_, record)| record.t_ns >= forgiven) {
+        if let Some(job) = sights::exists(record) {
+            if !wanted.contains(job) && !submits.is_empty() && strange.insert(job) {
+                judge.invalid(format!("{}: there is job {job}, which nobody submitted", judge.line(at)));
+            }
+            seen.entry(job).or_insert(at);
+        }
+        if let Some((_, held, _)) = answered.get(&at) {
+            held.iter().for_each(|job| _ = seen.entry(job).or_insert(at));
+        }
+        let Some((list, held, _)) = asked.get(&at) else { continue };
+        for (job, first) in seen.iter().filter(|(job, _)| !held.contains(*job)) {
+            let lines = (judge.line(*first), judge.line(list.returned.unwrap_or(at)));
+            let node = node(list);
+            judge.invalid(format!("{}: job {job} was seen, and {}: node {node} has forgotten it", lines.0, lines.1));
+        }
+    }
+}
+
+fn lost(evidence: &Evidence, judge: &mut Judge<'_>, submits: &[&Op<'_>], lists: &[List<'_>]) {
+    let forgiven = forgiven(evidence);
     for (list, held, len) in lists {
         let (line, node) = (judge.line(list.returned.unwrap_or(list.invoked)), node(list));
         if held.len() != *len {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::life::View;
-use crate::history::{At, Body, Event, Evidence, JobState, JobView, Note, Place, Record, Reply, Request};
+use crate::history::{At, Body, Event, Evidence, JobState, JobView, Note, Op, Outcome, Place, Record, Reply, Request};
 
 /// A job as somebody saw it.
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +70,12 @@ pub fn exists(record: &Record) -> Option<&str> {
         _ => false,
     };
     there.then_some(record.key.as_str())
+}
+
+/// How a job had ended by the time at which its cancel was refused for that, as the answer spells it.
+pub fn refused_as_ended<'a>(op: &Op<'a>) -> Option<&'a str> {
+    let (Request::Cancel, Outcome::Fail(failure)) = (op.request, op.outcome) else { return None };
+    failure.message.rsplit_once("has already ended: ").map(|(_, state)| state)
 }
 
 /// Whether a request is answered from the newest state.

@@ -4,6 +4,11 @@ use std::collections::{BTreeMap, HashMap};
 
 use crate::history::{At, Effect, Evidence, Fault, Note, Phase, Poll};
 
+/// How long what was frozen may live on once its machine wakes up.
+const WAKE_NS: u64 = 100_000_000;
+/// How long it may take from waking a machine up to telling so.
+const TOLD_NS: u64 = 1_000_000_000;
+
 /// A fault from its beginning to its end.
 #[derive(Clone, Copy, Debug)]
 pub struct Stretch<'a> {
@@ -57,6 +62,35 @@ pub fn frozen(evidence: &Evidence) -> HashMap<&str, Vec<(u64, u64)>> {
     frozen
 }
 
+/// When what stood still on each worker's machine may live on: from, to. A machine has woken up when anything on it writes a
+/// mark, which is shortly before the end is told; at the latest then.
+pub fn wakes(evidence: &Evidence) -> HashMap<&str, Vec<(u64, u64)>> {
+    let mut wakes = frozen(evidence);
+    let mut woken: HashMap<(&str, usize), u64> = HashMap::new();
+    for (at, note) in evidence.notes() {
+        let Note::Witness(mark) = note else { continue };
+        let t_ns = evidence.record(at).t_ns;
+        for (number, (from, to)) in wakes.get(mark.worker.as_str()).into_iter().flatten().enumerate() {
+            if (to.saturating_sub(TOLD_NS).max(*from)..=*to).contains(&t_ns) {
+                woken.entry((&mark.worker, number)).or_insert(t_ns);
+            }
+        }
+    }
+    for (worker, stretches) in &mut wakes {
+        for (number, (from, to)) in stretches.iter_mut().enumerate() {
+            *from = woken.get(&(*worker, number)).copied().unwrap_or(*to);
+            *to = from.saturating_add(WAKE_NS);
+        }
+    }
+    wakes
+}
+
+/// Whether a time lies in a stretch of a worker's.
+pub fn within(stretches: &HashMap<&str, Vec<(u64, u64)>>, worker: &str, t_ns: u64) -> bool {
+    let stretches = stretches.get(worker).into_iter().flatten();
+    stretches.into_iter().any(|(from, to)| (from..=to).contains(&&t_ns))
+}
+
 /// A poll of a node.
 #[derive(Clone, Copy, Debug)]
 pub struct Polled<'a> {
@@ -94,8 +128,16 @@ pub fn leaders(evidence: &Evidence) -> Vec<(u64, u64, u64)> {
 
 /// The nodes that are to serve in the end.
 pub fn members(evidence: &Evidence) -> Option<&[u64]> {
-    evidence.notes().rev().find_map(|(_, note)| match note {
-        Note::Cluster(members) => Some(members.nodes.as_slice()),
+    members_at(evidence, u64::MAX - LEARNS)
+}
+
+/// Who goes on under another id after a fault says so as soon as it answers.
+const LEARNS: u64 = 2_000_000_000;
+
+/// The nodes that were to serve from a time on.
+pub fn members_at(evidence: &Evidence, t_ns: u64) -> Option<&[u64]> {
+    evidence.notes().rev().find_map(|(at, note)| match note {
+        Note::Cluster(members) if evidence.record(at).t_ns <= t_ns + LEARNS => Some(members.nodes.as_slice()),
         _ => None,
     })
 }

@@ -4,8 +4,9 @@
 //! everything of that log that its filter lets through, and nothing else.
 //!
 //! Nobody ends a stream before the history ends: what is known `LAG_NS` before that is told by then, by every stream that
-//! was told it or not. What is known is what other streams tell, every acknowledged submission and removal of a worker, and
-//! what reads show: each attempt was scheduled, what runs was started, and what has ended was told to have.
+//! was told it or not. What is known is what other streams tell, every acknowledged submission, cancel and removal of a
+//! worker, and what reads show: each attempt was scheduled, what runs or has succeeded was started, and what has ended was
+//! told to have.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -14,12 +15,10 @@ use std::{
 
 use super::{
     Judge,
-    events::{EventLog, Segment, Told},
+    events::{EventLog, LAG_NS, Segment, Told},
+    sights,
 };
 use crate::history::{Body, Event, Evidence, JobState, JobView, Place, Reply, Request, Subscribe};
-
-/// How far a stream may be behind.
-const LAG_NS: u64 = 5_000_000_000;
 
 /// Events by their places.
 type Events<'a> = BTreeMap<Place, Told<'a>>;
@@ -65,6 +64,7 @@ pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
     if let Some((_, to)) = covered.first().filter(|(from, _)| *from == Place::default()) {
         reads(evidence, judge, &by_job, *to);
         removals(evidence, judge, &log, *to);
+        cancels(evidence, judge, &by_job, (*to, over));
     }
 }
 
@@ -94,6 +94,10 @@ fn in_order(judge: &mut Judge<'_>, segment: &Segment<'_>) {
             judge.invalid(format!("{}, {}: {text}", judge.line(segment.at), judge.line(told.at)));
         }
         last = (*at, told.at);
+    }
+    for (said, at) in &segment.behind {
+        let lines = (judge.line(*said), judge.line(*at));
+        judge.invalid(format!("{}, {}: an event came although the stream had looked beyond it", lines.0, lines.1));
     }
 }
 
@@ -139,7 +143,7 @@ fn reads(evidence: &Evidence, judge: &mut Judge<'_>, by_job: &HashMap<&str, Even
         let has = |kind: &str| of.iter().any(|event| event.kind == kind && event.attempt == *attempt);
         let what = if !(1..=*attempt).all(|number| scheduled.contains(&number)) {
             "was scheduled"
-        } else if *state == JobState::Running && !has("job_started") {
+        } else if matches!(state, JobState::Running | JobState::Succeeded) && !has("job_started") {
             "was started"
         } else if state.is_terminal() && !has("job_ended") {
             "has ended"
@@ -163,6 +167,29 @@ fn removals(evidence: &Evidence, judge: &mut Judge<'_>, log: &EventLog<'_>, to: 
         if removed.get(worker).is_none_or(|place| place.0 > index) {
             let at = judge.line(op.returned.unwrap_or(op.invoked));
             judge.invalid(format!("{at}: worker {worker} was removed at {index}, and no stream tells it"));
+        }
+    }
+}
+
+/// So has every cancel that was acknowledged, and the end that another was refused for.
+fn cancels(evidence: &Evidence, judge: &mut Judge<'_>, by_job: &HashMap<&str, Events<'_>>, (to, over): (Place, u64)) {
+    for op in evidence.ops().filter(|op| matches!(op.request, Request::Cancel)) {
+        let events = by_job.get(op.key).into_iter().flatten();
+        let mut kinds = events.map(|(place, told)| (place.0, told.event.kind.as_str()));
+        let in_time = op.to_ns.is_some_and(|told| told.saturating_add(LAG_NS) <= over);
+        let text = match (op.reply(), op.position) {
+            (Some(_), Some((_, index))) if (index, u32::MAX) <= to => {
+                let tells = |(at, kind)| at <= index && ["job_cancel_requested", "job_ended"].contains(&kind);
+                (!kinds.any(tells)).then(|| format!("was cancelled at {index}, and no stream tells it"))
+            }
+            _ if sights::refused_as_ended(&op).is_some() && in_time => {
+                let ended = kinds.any(|(_, kind)| kind == "job_ended");
+                (!ended).then(|| "could not be cancelled any more, and no stream tells its end".to_owned())
+            }
+            _ => None,
+        };
+        if let Some(text) = text {
+            judge.invalid(format!("{}: job {} {text}", judge.line(op.returned.unwrap_or(op.invoked)), op.key));
         }
     }
 }

@@ -386,6 +386,9 @@ pub struct Inventory {
     pub found: Vec<Found>,
     /// Attempts (`job/attempt`) that live, by the cluster's state.
     pub live: Vec<String>,
+    /// It was taken while jobs ran: whatever was found may be there, and shows what inventories can see.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub busy: bool,
 }
 
 /// A container, process or control group.

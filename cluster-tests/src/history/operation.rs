@@ -65,6 +65,9 @@ pub struct Failure {
     pub message: String,
 }
 
+/// How the payload of a job begins that is its own outside witness.
+pub const WITNESS: &str = "witness ";
+
 /// See [`Request::Submit`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -212,6 +215,9 @@ pub struct Attempted {
 pub struct CreateToken {
     /// How many parties it lets in.
     pub uses: u32,
+    /// For how long it may be used; absent: longer than the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_ms: Option<u64>,
 }
 
 /// See [`Request::Enroll`].

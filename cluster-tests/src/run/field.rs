@@ -150,6 +150,15 @@ impl Field {
         *self.seats().choose(rng).expect("there are nodes")
     }
 
+    /// Another one than that which has just failed somebody.
+    ///
+    /// # Panics
+    /// If there is no other one.
+    pub fn elsewhere(&self, than: Option<u64>, rng: &mut SmallRng) -> Seat {
+        let others: Vec<Seat> = self.seats().into_iter().filter(|seat| Some(seat.id) != than).collect();
+        *others.choose(rng).expect("there are other nodes")
+    }
+
     /// Somebody names the leader of a term.
     pub fn leads(&self, term: u64, leader: u64) {
         let mut known = self.inner.leader.lock().expect("comparing terms does not panic");

@@ -1,10 +1,10 @@
 //! Whether this machine has what a run takes. What it lacks is no fault of the product, and another run lacks it, too.
 
-use std::{env, path::Path};
+use std::env;
 
 use nix::unistd::geteuid;
 
-use super::world::FAKETIME;
+use super::clock;
 use crate::{binaries, schedule::Plan};
 
 /// Programs that make networks and disks.
@@ -27,8 +27,8 @@ pub fn ready(plan: &Plan) -> Result<(), String> {
             .into_iter()
             .try_for_each(|name| binaries::find_with_failpoints(name).map(drop))?;
     }
-    if plan.needs_clocks() && !Path::new(FAKETIME).exists() {
-        return Err(format!("{FAKETIME} is missing: install the package libfaketime"));
+    if plan.needs_clocks() {
+        clock::ready()?;
     }
     let path = env::var_os("PATH").unwrap_or_default();
     let is_there = |program: &&str| env::split_paths(&path).any(|dir| dir.join(program).is_file());

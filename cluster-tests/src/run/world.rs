@@ -1,10 +1,10 @@
 //! What faults act upon: nodes and agents, each on a host of its own, and each node on a disk of its own.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::BTreeSet,
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -12,13 +12,17 @@ use futures::future::join_all;
 use hodei_proto::v1::StatusRequest;
 use tempfile::TempDir;
 
-use super::field::{Field, Seat};
+use super::{
+    clock,
+    field::{Field, Seat},
+    inventory,
+};
 use crate::{
     Cluster,
+    check::residue,
     disk::{self, Disk},
-    history::{Body, Damage, DamageClass, DamageEnd, Found, Inventory, Members, Note, Record},
+    history::{Body, Damage, DamageClass, DamageEnd, Inventory, Members, Note, Record},
     netns::{Host, Net},
-    processes,
     schedule::Plan,
 };
 
@@ -61,6 +65,8 @@ pub struct World {
     held: Vec<u32>,
     /// Whether clocks of nodes can be set.
     clocks: bool,
+    /// Whether agents are told to die, and so are started again: another one that ends by itself stays away, and is missed.
+    revives: bool,
     ids: Vec<u64>,
     /// Nodes with damaged files, of which it is not known yet what became: index, id and damage.
     damaged: Vec<(usize, u64, String)>,
@@ -92,30 +98,7 @@ impl World {
         let agent_hosts: Vec<Host> = (0..agents).map(|_| net.host()).collect();
         let disk = |index| Disk::in_memory(dir.path(), &format!("disk{index}"), DISK_MIB);
         let disks: Vec<Disk> = (1..=nodes).map(disk).collect();
-        let clocks = plan.needs_clocks();
-        assert!(!clocks || Path::new(FAKETIME).exists(), "{FAKETIME} is missing: install the package libfaketime");
-        let orders = plan.needs_failpoints().then(|| dir.path().to_owned());
-        let mut cluster = Cluster::start_with(hosts.iter().zip(&disks), |node, (host, disk)| {
-            node.at(host);
-            node.die_by(orders.as_deref());
-            node.data = disk.path().join("data");
-            if clocks {
-                let clock = clock_of(dir.path(), disk);
-                set_clock(&clock, 0);
-                node.env = faked(&clock);
-            }
-        })
-        .await;
-        cluster.failpoints = orders;
-        let everywhere: Vec<usize> = (0..nodes).collect();
-        for (index, host) in agent_hosts.iter().enumerate() {
-            // Each begins at another node.
-            let mut gateways = everywhere.clone();
-            gateways.rotate_left(index % nodes);
-            cluster.agent_at(Some(host), &gateways, &["--capacity", &SLOTS.to_string()]).await;
-        }
-        // Faults come again and again to one agent. Set aside, it would leave the other one with twice the work.
-        cluster.cli().ok(&["scheduler", "set", "--set-aside-flaps", "0"]).await;
+        let mut cluster = start(plan, dir.path(), [&hosts, &agent_hosts], &disks).await;
         let mut tokens = Vec::new();
         for _ in 0..plan.joins() {
             tokens.push(cluster.token("node").await);
@@ -135,7 +118,8 @@ impl World {
             field,
             reserved: [vec![0; nodes], vec![0; agents]],
             held: vec![0; nodes],
-            clocks,
+            clocks: plan.needs_clocks(),
+            revives: plan.has_points(),
             ids: Vec::new(),
             damaged: Vec::new(),
             damages: 0,
@@ -274,7 +258,7 @@ impl World {
 
     /// Sets a node's wall clock so many seconds ahead.
     pub fn set_clock(&self, node: usize, ahead: i64) {
-        set_clock(&clock_of(self.dir(), &self.disks[node]), ahead);
+        clock::set(&clock::of(self.dir(), &self.disks[node]), ahead);
     }
 
     /// kill -9, and lets it listen at another port from then on. It is told where the others are now.
@@ -345,8 +329,7 @@ impl World {
         if changed {
             self.seat();
         }
-        for agent in self.cluster.agents.iter_mut().filter(|agent| agent.failpoints.is_some() && agent.pid().is_some())
-        {
+        for agent in self.cluster.agents.iter_mut().filter(|agent| self.revives && agent.pid().is_some()) {
             if agent.process().is_gone() {
                 agent.kill();
                 agent.start();
@@ -396,93 +379,61 @@ impl World {
         Some(said.ok()?.ok()?.into_inner().answered_by)
     }
 
+    /// It is a violation where a node has no snapshot.
+    pub fn snapshots(&self) {
+        for (node, id) in self.cluster.nodes.iter().zip(&self.ids) {
+            if fs::read_dir(node.data.join("snapshots")).map_or(0, Iterator::count) == 0 {
+                self.field.violation(format!("node {id} has no snapshot, although logs are small"));
+            }
+        }
+    }
+
     /// Records what attempts of these jobs have left on this machine; `live` are those that may.
     pub fn inventory(&self, jobs: &BTreeSet<&str>, live: Vec<String>) {
-        let workers: HashMap<&str, ()> = self.cluster.agents.iter().map(|agent| (agent.worker.as_str(), ())).collect();
-        let mut found = Vec::new();
-        for pid in processes::all() {
-            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            let variable = |name: &str| {
-                let prefix = format!("{name}=");
-                let of = environment.split(|&byte| byte == 0).find_map(|var| var.strip_prefix(prefix.as_bytes()));
-                of.map(|value| String::from_utf8_lossy(value).into_owned())
-            };
-            let Some(worker) = variable("HODEI_WORKER_ID") else { continue };
-            if let (true, Some(job), Some(attempt)) =
-                (workers.contains_key(worker.as_str()), variable("HODEI_JOB_ID"), variable("HODEI_ATTEMPT"))
-            {
-                found.push(Found {
-                    what: "process".to_owned(),
-                    id: pid.to_string(),
-                    owner: format!("{job}/{attempt}"),
-                });
-            }
+        let found = inventory::of(&self.cluster.agents, |job| jobs.contains(job));
+        self.field.history().note(DRIVER, "", Note::Inventory(Inventory { found, live, busy: false }));
+    }
+
+    /// Records what attempts that run have on this machine, if it finds something of each sort; whether it did.
+    pub fn busy_inventory(&self) -> bool {
+        let found = inventory::of_running(&self.cluster.agents);
+        let has = |what: &&str| found.iter().any(|found| found.what == **what);
+        let shows_all = residue::OF_EACH.iter().all(has);
+        if shows_all {
+            self.field.history().note(DRIVER, "", Note::Inventory(Inventory { found, live: Vec::new(), busy: true }));
         }
-        for agent in &self.cluster.agents {
-            for name in attempts_below(&agent.data.join("attempts")) {
-                found.push(Found { what: "directory".to_owned(), id: name.clone(), owner: name });
-            }
-        }
-        for group in groups_below(Path::new("/sys/fs/cgroup")) {
-            if let Some((job, attempt)) = attempt_of(&group).filter(|(job, _)| jobs.contains(job)) {
-                let owner = format!("{job}/{attempt}");
-                found.push(Found { what: "cgroup".to_owned(), id: group.clone(), owner });
-            }
-        }
-        self.field.history().note(DRIVER, "", Note::Inventory(Inventory { found, live }));
+        shows_all
     }
 }
 
-/// The names of all control groups.
-fn groups_below(dir: &Path) -> Vec<String> {
-    let entries = fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
-    let groups = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    let named = groups.flat_map(|group| {
-        let mut below = groups_below(&group.path());
-        below.extend(group.file_name().into_string());
-        below
-    });
-    named.collect()
-}
-
-/// The job and the attempt that a control group is of: `hodei-<job>-<attempt>-<fence>`.
-fn attempt_of(group: &str) -> Option<(&str, &str)> {
-    let (of, _fence) = group.strip_prefix("hodei-")?.rsplit_once('-')?;
-    of.rsplit_once('-')
-}
-
-/// A library that tells processes another time than the kernel's.
-pub(super) const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
-
-/// The environment of a process that goes by the clock in this file.
-fn faked(clock: &Path) -> Vec<(String, String)> {
-    let clock = clock.display().to_string();
-    let variables = [
-        ("LD_PRELOAD", FAKETIME),
-        ("FAKETIME_TIMESTAMP_FILE", &clock),
-        ("FAKETIME_NO_CACHE", "1"),
-        ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
-        ("DONT_FAKE_MONOTONIC", "1"),
-    ];
-    variables.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec()
-}
-
-/// The file that a node's clock is in: not on its disk, which may fail.
-fn clock_of(dir: &Path, disk: &Disk) -> PathBuf {
-    dir.join(disk.path().file_name().unwrap_or_default()).with_extension("clock")
-}
-
-/// In one step: a process may read it at any time.
-fn set_clock(clock: &Path, ahead: i64) {
-    let new = clock.with_extension("new");
-    fs::write(&new, format!("{ahead:+}")).expect("a clock can be set");
-    fs::rename(&new, clock).expect("a clock can be set");
-}
-
-/// Directories of attempts, which an agent removes once the cluster knows all about them.
-fn attempts_below(dir: &Path) -> Vec<String> {
-    let entries = fs::read_dir(dir).into_iter().flatten();
-    entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect()
+/// Nodes and agents, on these hosts and disks.
+async fn start(plan: &Plan, dir: &Path, [hosts, agent_hosts]: [&[Host]; 2], disks: &[Disk]) -> Cluster {
+    let clocks = plan.needs_clocks();
+    if clocks {
+        clock::ready().unwrap_or_else(|why| panic!("{why}"));
+    }
+    let orders = plan.needs_failpoints().then_some(dir);
+    let mut cluster = Cluster::start_with(hosts.iter().zip(disks), |node, (host, disk)| {
+        node.at(host);
+        node.die_by(orders);
+        node.data = disk.path().join("data");
+        if clocks {
+            let clock = clock::of(dir, disk);
+            clock::set(&clock, 0);
+            node.env = clock::faked(&clock);
+        }
+    })
+    .await;
+    cluster.failpoints = orders.map(Path::to_owned);
+    for (index, host) in agent_hosts.iter().enumerate() {
+        // Each begins at another node.
+        let mut gateways: Vec<usize> = (0..hosts.len()).collect();
+        gateways.rotate_left(index % hosts.len());
+        cluster.agent_at(Some(host), &gateways, &["--capacity", &SLOTS.to_string()]).await;
+    }
+    // Faults come again and again to one agent. Set aside, it would leave the other one with twice the work.
+    cluster.cli().ok(&["scheduler", "set", "--set-aside-flaps", "0"]).await;
+    cluster
 }
 
 fn last_line(text: &str) -> &str {

@@ -15,7 +15,7 @@ use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
 use tonic::{Status, transport::Channel};
 use uuid::Uuid;
 
-use super::tokens::{self, Party, Token};
+use super::tokens::{self, NewToken, Party, Token};
 use crate::{
     Client,
     history::{Call, Reply, Request},
@@ -118,7 +118,8 @@ pub async fn try_as_node(field: &Field, proc: u32, id: u64, [ca, certificate, ke
 /// Somebody who has what it takes to be an agent.
 pub(super) async fn let_in(field: &Field, proc: u32, rng: &mut SmallRng) -> Option<Agent> {
     // Of its two uses one is left.
-    let token = tokens::create(field, proc, field.any(rng), (Role::Agent, 2), rng).await.ok()?;
+    let wanted = NewToken { role: Role::Agent, uses: 2, ttl: tokens::LONG };
+    let token = tokens::create(field, proc, field.any(rng), wanted, rng).await.ok()?;
     let party = Party::new(rng);
     for _ in 0..REPEATS {
         if let Ok(done) = tokens::enroll(field, proc, field.any(rng), &token, &party).await {

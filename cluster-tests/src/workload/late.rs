@@ -29,8 +29,8 @@ use crate::{
     run::field::{DEADLINE, Field, Seat, within},
 };
 
-/// The longest that a round takes: the bounds below, one after the other.
-pub const ROUND: Duration = Duration::from_secs(90);
+/// The longest that the last rounds take: the bounds below, one after the other, in each that may begin then.
+pub const ROUNDS_END: Duration = Duration::from_secs(90 * (1 + FURTHER as u64));
 /// The label of a round's agents.
 const LABEL: &str = "label.round";
 /// Jobs of a round.
@@ -50,6 +50,8 @@ const SILENCE: Duration = Duration::from_millis(2_500);
 /// How often a job is cancelled that nobody will run, and the first pause between; the next one is twice as long.
 const CANCELS: u32 = 4;
 const CANCEL_AGAIN: Duration = Duration::from_secs(2);
+/// Rounds after everything else has become quiet.
+const FURTHER: u32 = 2;
 /// How often the late one tries.
 const TIMES: u32 = 2;
 /// The exit codes that the second agent reports, and the first one too late.
@@ -62,15 +64,17 @@ pub fn elsewhere() -> Constraint {
     Constraint { attribute: LABEL.to_owned(), operator: "not_exists".to_owned(), value: String::new() }
 }
 
-/// One round after the other, until the end.
+/// One round after the other, until the end; and until somebody was too late, or has tried so often in vain.
 pub async fn report(field: Field) {
     let (proc, mut rng) = field.process();
-    while !field.is_quiet() {
+    let (mut was_late, mut further) = (false, 0);
+    while !field.is_quiet() || !was_late && further < FURTHER {
+        further += u32::from(field.is_quiet());
         let name = Uuid::now_v7().to_string();
         let first = Hand::new(&field, proc, &name, &mut rng).await;
         let second = Hand::new(&field, proc, &name, &mut rng).await;
         if let (Some(mut first), Some(mut second)) = (first, second) {
-            round(&field, proc, &mut rng, &name, [&mut first, &mut second]).await;
+            was_late |= round(&field, proc, &mut rng, &name, [&mut first, &mut second]).await;
             for hand in [first, second] {
                 identities::remove(&field, proc, hand.agent.key(), &mut rng).await;
             }
@@ -79,7 +83,8 @@ pub async fn report(field: Field) {
     }
 }
 
-async fn round(field: &Field, proc: u32, rng: &mut SmallRng, name: &str, [first, second]: [&mut Hand; 2]) {
+/// Whether somebody came too late.
+async fn round(field: &Field, proc: u32, rng: &mut SmallRng, name: &str, [first, second]: [&mut Hand; 2]) -> bool {
     let submitting = async {
         let mut rng = SmallRng::from_rng(rng);
         let mut ids = Vec::new();
@@ -101,8 +106,9 @@ async fn round(field: &Field, proc: u32, rng: &mut SmallRng, name: &str, [first,
         // Tells that another fence is out.
         let _ = jobs::get(field, proc, field.any(rng), &attempt.job_id, false).await;
     }
+    let mut was_late = false;
     if !late.is_empty() && line.is_some() {
-        tokio::join!(first.repeat(field, &late), second.finish(field, line));
+        (was_late, ()) = tokio::join!(first.repeat(field, &late), second.finish(field, line));
     }
     let mut left = Vec::new();
     for id in ids {
@@ -112,6 +118,7 @@ async fn round(field: &Field, proc: u32, rng: &mut SmallRng, name: &str, [first,
         }
     }
     give_up(field, proc, rng, left).await;
+    was_late
 }
 
 fn is_newer(new: &AttemptRef, old: &AttemptRef) -> bool {
@@ -210,20 +217,24 @@ impl Hand {
     }
 
     /// Reports attempts that are not its own any more: that is, again and again, each time at another node.
-    async fn repeat(&mut self, field: &Field, late: &[AttemptRef]) {
+    /// Gives whether one was refused.
+    async fn repeat(&mut self, field: &Field, late: &[AttemptRef]) -> bool {
         let by = Instant::now() + TOLD;
+        let mut was_refused = false;
         for time in 0..TIMES {
-            if time > 0 && field.is_quiet() {
-                return;
+            if time > 0 && field.is_quiet() && was_refused {
+                break;
             }
             sleep(Duration::from_millis(self.rng.random_range(0..600))).await;
             let Ok(Ok(mut line)) = timeout_at(by, self.attach(field)).await else { continue };
             for attempt in late {
-                if self.report(field, &mut line, attempt, WRONG).await.is_err() {
-                    break;
+                match self.report(field, &mut line, attempt, WRONG).await {
+                    Ok(counts) => was_refused |= !counts,
+                    Err(_) => break,
                 }
             }
         }
+        was_refused
     }
 
     /// Reports what it holds until nothing is left.
@@ -310,25 +321,30 @@ impl Hand {
 
     /// Says how an attempt ended, recorded: it counts where the end is acknowledged, and not where the attempt is told to
     /// be none of this agent's. Of the same attempt nothing may be said twice on one stream, or answers could not be told
-    /// apart.
+    /// apart. Gives whether it counts.
     async fn report(
         &mut self,
         field: &Field,
         line: &mut Line,
         attempt: &AttemptRef,
         exit_code: i32,
-    ) -> Result<(), Status> {
+    ) -> Result<bool, Status> {
         let asked = Attempted { attempt: attempt.attempt, fence: attempt.fence, exit_code: Some(exit_code) };
         let open = field.history().invoke(self.proc, line.seat.id, &attempt.job_id, Request::Result(asked));
         match self.tell(line, attempt, exit_code).await {
-            Ok(None) => open.ok(Reply::Result, None),
-            Ok(Some(why)) => open.refused("released", &why),
+            Ok(None) => {
+                open.ok(Reply::Result, None);
+                Ok(true)
+            }
+            Ok(Some(why)) => {
+                open.refused("released", &why);
+                Ok(false)
+            }
             Err(status) => {
                 open.failed(&status);
-                return Err(status);
+                Err(status)
             }
         }
-        Ok(())
     }
 
     /// Why it does not count, if it does not. Both are followed by the end of the matter, which is waited for: the cluster

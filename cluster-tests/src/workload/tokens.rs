@@ -1,12 +1,13 @@
-//! One-time tokens, raced by several parties at several nodes, repeated and revoked.
+//! One-time tokens, raced by several parties at several nodes, repeated and revoked, kept for later, and grown too old.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 use futures::future::join_all;
 use hodei_proto::v1::{CreateTokenRequest, EnrollRequest, EnrollResponse, RevokeTokenRequest, Role};
 use rand::{Rng as _, RngCore as _, rngs::SmallRng};
 use rcgen::{CertificateParams, KeyPair, PublicKeyData as _};
 use sha2::{Digest as _, Sha256};
+use tokio::time::{Instant, sleep_until};
 use tonic::Status;
 use uuid::Uuid;
 
@@ -19,6 +20,14 @@ use crate::{
 const PAUSE: Duration = Duration::from_millis(1_500);
 /// How often a party asks again that got no answer.
 const REPEATS: u32 = 3;
+/// For how long a token may be used: longer than a run, and shorter than most jumps of a clock.
+pub(super) const LONG: Duration = Duration::from_secs(300);
+/// For how long one that is to grow too old.
+const BRIEF: Duration = Duration::from_secs(4);
+/// From when on it is too old for certain: leaders agree on the time by asking each other.
+const OVER: Duration = Duration::from_secs(6);
+/// How many tokens are kept for later.
+const KEPT: usize = 3;
 
 /// Somebody who wants to be let in.
 #[derive(Debug)]
@@ -55,6 +64,14 @@ impl Party {
     }
 }
 
+/// What a token is to be like.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NewToken {
+    pub(super) role: Role,
+    pub(super) uses: u32,
+    pub(super) ttl: Duration,
+}
+
 /// A token that somebody holds.
 #[derive(Debug)]
 pub(super) struct Token {
@@ -67,10 +84,13 @@ pub async fn race(field: Field) {
     let (proc, mut rng) = field.process();
     // Each party is a process of its own: they ask at the same time.
     let procs = [field.process().0, field.process().0, field.process().0];
+    let mut kept = VecDeque::new();
     while !field.is_quiet() {
         let uses = if rng.random_bool(0.2) { 2 } else { 1 };
+        let ttl = if rng.random_bool(0.15) { BRIEF } else { LONG };
         let seat = field.any(&mut rng);
-        if let Ok(token) = create(&field, proc, seat, (Role::User, uses), &mut rng).await {
+        if let Ok(token) = create(&field, proc, seat, NewToken { role: Role::User, uses, ttl }, &mut rng).await {
+            let made = Instant::now();
             let parties: Vec<Party> = (0..rng.random_range(1..=3)).map(|_| Party::new(&mut rng)).collect();
             let seeds: Vec<SmallRng> = parties.iter().map(|_| rand::SeedableRng::from_rng(&mut rng)).collect();
             let entering = parties
@@ -79,12 +99,30 @@ pub async fn race(field: Field) {
                 .zip(seeds)
                 .map(|((party, proc), rng)| enter(&field, proc, &token, party, rng));
             join_all(entering).await;
-            if rng.random_bool(0.25) {
+            if ttl == BRIEF {
+                sleep_until(made + OVER).await;
+                // Whoever was let in is so again, and nobody else.
+                for party in [&parties[0], &Party::new(&mut rng)] {
+                    let _ = enroll(&field, proc, field.any(&mut rng), &token, party).await;
+                }
+            } else if rng.random_bool(0.25) {
                 revoke(&field, proc, field.any(&mut rng), &token.id).await;
                 let _ = enroll(&field, proc, field.any(&mut rng), &token, &Party::new(&mut rng)).await;
             }
         }
+        keep(&field, proc, &mut kept, &mut rng).await;
         Field::pause(&mut rng, PAUSE).await;
+    }
+}
+
+/// Keeps one token more, and uses one that was kept for long: no clock that jumped since may have made it too old.
+async fn keep(field: &Field, proc: u32, kept: &mut VecDeque<Token>, rng: &mut SmallRng) {
+    let wanted = NewToken { role: Role::User, uses: 1, ttl: LONG };
+    kept.extend(create(field, proc, field.any(rng), wanted, rng).await.ok());
+    if kept.len() > KEPT
+        && let Some(token) = kept.pop_front()
+    {
+        let _ = enroll(field, proc, field.any(rng), &token, &Party::new(rng)).await;
     }
 }
 
@@ -99,20 +137,22 @@ async fn enter(field: &Field, proc: u32, token: &Token, party: &Party, mut rng: 
     }
 }
 
-/// A token for parties in a role, and for how many of them.
+/// A new token.
 pub(super) async fn create(
     field: &Field,
     proc: u32,
     seat: Seat,
-    (role, uses): (Role, u32),
+    NewToken { role, uses, ttl }: NewToken,
     rng: &mut SmallRng,
 ) -> Result<Token, Status> {
     let id = Uuid::now_v7().to_string();
     let mut secret = [0; 32];
     rng.fill_bytes(&mut secret);
-    let open = field.history().invoke(proc, seat.id, &id, Request::CreateToken(CreateToken { uses }));
+    let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+    let open =
+        field.history().invoke(proc, seat.id, &id, Request::CreateToken(CreateToken { uses, ttl_ms: Some(ttl_ms) }));
     let secret_sha256 = Sha256::digest(secret).to_vec();
-    let request = CreateTokenRequest { role: role.into(), ttl_ms: 0, uses, id: id.clone(), secret_sha256 };
+    let request = CreateTokenRequest { role: role.into(), ttl_ms, uses, id: id.clone(), secret_sha256 };
     let mut client = field.client(seat, proc).cluster();
     let answer = within(client.create_token(Field::ask(request))).await.map(tonic::Response::into_inner);
     open.answer(&answer, |_| (Reply::CreateToken, None));

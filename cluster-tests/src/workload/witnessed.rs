@@ -19,7 +19,7 @@ use crate::{
     binaries,
     check::logs::seeded::{Fold, Lines, Sent},
     client::{GAP, shell},
-    history::{Body, Capacity, LogEnd, LogFrom, LogRead, Note, Record, Submit},
+    history::{Body, Capacity, LogEnd, LogFrom, LogRead, Note, Record, Submit, WITNESS},
     run::field::{Field, Pace, Seat},
 };
 
@@ -43,6 +43,10 @@ const CANCELS: u32 = 3;
 const NEEDY: u32 = 4;
 /// One job in so many is a child of a shell, whom nobody's death kills by itself.
 const CHILDREN: u32 = 2;
+/// One job in so many prints nothing, so that it goes on while nobody takes what it would print; and how many lines others
+/// print at each beat.
+const SILENT: u32 = 4;
+const LINES: u64 = 3;
 /// One log in so many has a slow reader, too.
 const SLOW: u32 = 3;
 /// How long readers may go on once nothing new is begun: longer than jobs may.
@@ -66,7 +70,9 @@ pub async fn submit(field: Field) -> Vec<String> {
         let id = Uuid::now_v7().to_string();
         let runs = RUNS[usize::from(rng.random_ratio(1, LONG))].clone();
         let run_ms = rng.random_range(runs);
-        let args = [&field.dir().display().to_string(), "--for-ms", &run_ms.to_string(), "--lines", "3"];
+        let lines = if rng.random_ratio(1, SILENT) { 0 } else { LINES };
+        let [run, lines] = [run_ms, lines].map(|number| number.to_string());
+        let args = [&field.dir().display().to_string(), "--for-ms", &run, "--lines", &lines];
         let needs = needs(&field, &mut rng);
         let Capacity { cpu_millis, memory_mb, .. } = needs;
         let resources = Some(Resources { cpu_millis, memory_mb, ..Resources::default() });
@@ -76,7 +82,7 @@ pub async fn submit(field: Field) -> Vec<String> {
             shell(&program, &args)
         };
         let spec = JobSpec { resources, ..jobs::patient(command) };
-        let (seat, payload) = (field.any(&mut rng), format!("witness {run_ms}"));
+        let (seat, payload) = (field.any(&mut rng), format!("{WITNESS}{run_ms}"));
         let asked = Submit { payload, run_ms: Some(run_ms), needs, ..Submit::default() };
         if jobs::queue_as(&field, proc, seat, &id, spec, asked).await.is_ok() {
             let slow = rng.random_ratio(1, SLOW).then_some(Pace::Slow);
@@ -130,9 +136,11 @@ pub async fn read(field: Field, job: String, pace: Pace) {
     let (proc, mut rng) = field.process();
     let rests = SmallRng::from_rng(&mut rng);
     let mut reader = Reader { field: &field, proc, job, attempts: BTreeMap::new(), current: 1, pace, rests };
+    let mut failed = None;
     // A job that nobody runs any more has no end to be waited for; what it has printed is read in the end.
     while !field.is_over() {
-        let seat = field.any(&mut rng);
+        let seat = field.elsewhere(failed, &mut rng);
+        failed = Some(seat.id);
         if reader.follow(seat, true).await.is_ok_and(|ended| ended) {
             return;
         }

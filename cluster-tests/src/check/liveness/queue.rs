@@ -1,15 +1,15 @@
-//! L5: where a slot is free and a job waits that needs no more than one, something is scheduled within a second.
+//! L5: a job that needs no more than a slot is scheduled within a second in which one worker has a free one all the time.
 //!
 //! Events are taken at the time at which they were told. Only first attempts count, since further ones may have to wait
-//! for their backoff, and only workers whose streams stand and that are not set aside; what is reserved is for nobody else. Each assignment begins the
-//! second anew, and so does a fault.
+//! for their backoff, and only workers whose streams stand and that are not set aside; what is reserved is for nobody
+//! else. A fault begins the second anew.
 
 use std::collections::{HashMap, HashSet};
 
 use super::{SECOND, Scene};
 use crate::{
     check::{Judge, events::EventLog},
-    history::{Capacity, Note, Request},
+    history::{At, Capacity, Note, Request},
 };
 
 /// After a fault, before the second begins: a leader must be found first, and workers come back.
@@ -17,7 +17,10 @@ const SETTLES: u64 = 10 * SECOND;
 
 #[derive(Default)]
 struct Queue<'a> {
-    waiting: HashSet<&'a str>,
+    /// Since when, and by which record.
+    waiting: HashMap<&'a str, (u64, At)>,
+    /// Since when workers have had a free slot.
+    free: HashMap<&'a str, u64>,
     /// Slots of workers whose streams stand, and attempts that hold one.
     slots: HashMap<&'a str, u64>,
     held: HashMap<&'a str, HashSet<(&'a str, u32)>>,
@@ -49,27 +52,26 @@ pub(super) fn check(scene: &Scene<'_>, judge: &mut Judge<'_>) {
         })
         .collect();
     let mut queue = Queue::default();
-    // Since when something could have been scheduled, and was not.
-    let mut since: Option<(u64, usize)> = None;
     let mut clock = 0;
     for told in log.events.values() {
         // A stream that was resumed tells old events late; time does not go back.
         clock = scene.evidence.record(told.at).t_ns.max(clock);
-        starved(scene, judge, since, clock);
-        queue.take(told.job, told.event, &small, &capacities);
-        let scheduled = told.event.kind == "job_scheduled";
-        judge.judged(usize::from(scheduled));
-        since = match since {
-            _ if !queue.could_schedule() => None,
-            Some(since) if !scheduled => Some(since),
-            _ => Some((clock, told.at)),
-        };
+        starved(scene, judge, &queue, clock);
+        if told.event.kind == "job_submitted" && small.contains(told.job) {
+            queue.waiting.insert(told.job, (clock, told.at));
+        }
+        queue.take(told.job, told.event, &capacities);
+        queue.look(clock);
+        judge.judged(usize::from(told.event.kind == "job_scheduled"));
     }
-    starved(scene, judge, since, scene.end_ns);
+    starved(scene, judge, &queue, scene.end_ns);
 }
 
-fn starved(scene: &Scene<'_>, judge: &mut Judge<'_>, since: Option<(u64, usize)>, now: u64) {
-    let Some((from, at)) = since else { return };
+/// Of all that wait, who has waited longest, beside whoever has been free longest.
+fn starved(scene: &Scene<'_>, judge: &mut Judge<'_>, queue: &Queue<'_>, now: u64) {
+    let longest = queue.waiting.iter().min_by_key(|(_, since)| **since);
+    let (Some((job, (waits, at))), Some(free)) = (longest, queue.free.values().min()) else { return };
+    let (from, at) = (*waits.max(free), *at);
     // The part of the time before the first fault, or after the last one has settled.
     let first_fault = scene.faults.iter().map(|stretch| stretch.from_ns).filter(|t_ns| *t_ns >= from).min();
     let settled = scene.faults.iter().filter(|stretch| stretch.from_ns < from);
@@ -77,23 +79,14 @@ fn starved(scene: &Scene<'_>, judge: &mut Judge<'_>, since: Option<(u64, usize)>
     let (from, to) = (from.max(settled), first_fault.unwrap_or(u64::MAX).min(now));
     if to.saturating_sub(from) > SECOND {
         let ms = (to - from) / 1_000_000;
-        judge.invalid(format!("L5: {}: from here on a job waited {ms} ms beside a free slot", judge.line(at)));
+        judge.invalid(format!("L5: {}: job {job} waited {ms} ms beside a free slot", judge.line(at)));
     }
 }
 
 impl<'a> Queue<'a> {
-    fn take(
-        &mut self,
-        job: &'a str,
-        event: &'a crate::history::Event,
-        small: &HashSet<&str>,
-        capacities: &HashMap<&str, u64>,
-    ) {
+    fn take(&mut self, job: &'a str, event: &'a crate::history::Event, capacities: &HashMap<&str, u64>) {
         let worker = event.worker.as_str();
         match event.kind.as_str() {
-            "job_submitted" if small.contains(job) => {
-                self.waiting.insert(job);
-            }
             "job_scheduled" => {
                 self.waiting.remove(job);
                 self.held.entry(worker).or_default().insert((job, event.attempt));
@@ -118,10 +111,13 @@ impl<'a> Queue<'a> {
         }
     }
 
-    fn could_schedule(&self) -> bool {
-        let free = |(worker, slots): (&&str, &u64)| {
-            !self.set_aside.contains(worker) && self.held.get(worker).map_or(0, HashSet::len) < *slots as usize
+    /// Who has a free slot now, and since when.
+    fn look(&mut self, now: u64) {
+        let is_free = |(worker, slots): &(&&'a str, &u64)| {
+            !self.set_aside.contains(*worker) && self.held.get(*worker).map_or(0, HashSet::len) < **slots as usize
         };
-        !self.waiting.is_empty() && self.slots.iter().any(free)
+        let free: Vec<&str> = self.slots.iter().filter(is_free).map(|(worker, _)| *worker).collect();
+        self.free.retain(|worker, _| free.contains(worker));
+        free.into_iter().for_each(|worker| _ = self.free.entry(worker).or_insert(now));
     }
 }

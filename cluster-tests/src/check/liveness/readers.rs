@@ -1,13 +1,17 @@
 //! L8: a reader of a log that goes on gets more of it within five seconds of a change of leader.
 //!
 //! A log goes on where the witness of its job says so within that time. One whose worker is itself acted upon by a fault
-//! cannot be read at times, and is not judged; nor is a reader that is slow on purpose.
+//! cannot be read at times, and is not judged; nor is a reader that is slow on purpose, or a change after which the next
+//! fault takes the new leader or its majority away.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{SECOND, Scene};
 use crate::{
-    check::{Judge, timeline},
+    check::{
+        Judge,
+        timeline::{self, Stretch},
+    },
     history::{At, Note},
 };
 
@@ -32,7 +36,9 @@ pub(super) fn check(scene: &Scene<'_>, judge: &mut Judge<'_>) {
         }
     }
     let leaders = timeline::leaders(scene.evidence);
-    let changes: Vec<_> = leaders.windows(2).filter(|pair| pair[0].2 != pair[1].2).map(|pair| pair[1].0).collect();
+    let changes = leaders.windows(2).filter(|pair| pair[0].2 != pair[1].2).map(|pair| (pair[1].0, pair[1].2));
+    let lasting = changes.filter(|&(change, leader)| !is_struck(scene, change, leader));
+    let changes: Vec<_> = lasting.map(|(change, _)| change).collect();
     let marks = marks(scene);
     for (reader, got) in readers.iter().filter(|(reader, _)| !slow.contains(*reader)) {
         let marks = marks.get(reader.1).map(Vec::as_slice).unwrap_or_default();
@@ -56,16 +62,38 @@ pub(super) fn check(scene: &Scene<'_>, judge: &mut Judge<'_>) {
     }
 }
 
-/// When each job's witness said something, and on which worker.
+/// When each job's witness said something, and on which worker. Of one that prints nothing there is nothing to read.
 fn marks<'a>(scene: &Scene<'a>) -> HashMap<&'a str, Vec<(u64, &'a str)>> {
     let mut marks: HashMap<&str, Vec<(u64, &str)>> = HashMap::new();
     for (at, note) in scene.evidence.notes() {
-        if let Note::Witness(mark) = note {
+        if let Note::Witness(mark) = note
+            && mark.lines != Some(0)
+        {
             let record = scene.evidence.record(at);
             marks.entry(&record.key).or_default().push((record.t_ns, &mark.worker));
         }
     }
     marks
+}
+
+/// Whether a fault begins right after a change that acts upon the new leader, or leaves no majority upon which none acts.
+fn is_struck(scene: &Scene<'_>, change: u64, leader: u64) -> bool {
+    let soon = scene.faults.iter().filter(|stretch| stretch.from_ns < change + RESUMES);
+    soon.into_iter().any(|stretch| {
+        // Who polls learns of a leader some time after it was elected.
+        let strikes_leader = stretch.from_ns + SECOND > change && stretch.fault.nodes.contains(&leader);
+        strikes_leader || stretch.from_ns >= change && !leaves_majority(scene, stretch.from_ns)
+    })
+}
+
+/// Whether a majority is left upon which no fault acts at a time.
+fn leaves_majority(scene: &Scene<'_>, at_ns: u64) -> bool {
+    let is_open = |stretch: &&Stretch<'_>| stretch.from_ns <= at_ns && stretch.to_ns.is_none_or(|to_ns| at_ns < to_ns);
+    let open = scene.faults.iter().filter(is_open);
+    let struck: HashSet<u64> = open.flat_map(|stretch| stretch.fault.nodes.iter().copied()).collect();
+    let members = timeline::members_at(scene.evidence, at_ns).unwrap_or_default();
+    let whole = members.iter().filter(|node| !struck.contains(node)).count();
+    members.is_empty() || whole * 2 > members.len()
 }
 
 /// Whether a job printed something soon after a change, on a worker that nothing was done to.
