@@ -97,7 +97,7 @@ async fn a_removed_node_is_refused_for_good() {
 async fn the_only_copy_of_a_log_is_not_removed_by_mistake() {
     let mut cluster = Cluster::start(3).await;
     // Its logs lie on that node.
-    cluster.agent(&[2], &[]).await;
+    let agent = cluster.agent(&[2], &[]).await;
     let job = cluster.submit(&[], &["echo", "precious"]).await;
     cluster.wait_state(&job, "Succeeded").await;
     let id = cluster.id_of(2).await.to_string();
@@ -112,6 +112,16 @@ async fn the_only_copy_of_a_log_is_not_removed_by_mistake() {
     let other = cluster.id_of(1).await.to_string();
     cluster.cli().ok(&["cluster", "remove", &other]).await;
     cluster.cli().ok(&["cluster", "remove", &id, "--lose-logs"]).await;
+    cluster.nodes[2].kill();
+    // It might have the rest, for a minute from the end on.
+    cluster.agents[agent].kill();
+    let cli = cluster.cli_at(0);
+    for verb in [&["job", "logs", &job] as &[_], &["job", "logs", "-f", &job]] {
+        let told = cli.run(verb).await.expect(0).stderr;
+        let lost =
+            format!("lost with nodes that have left the cluster ({id}): the last line of the output of attempt 1");
+        assert!(told.contains(&lost), "{told}");
+    }
 }
 
 #[tokio::test]

@@ -40,6 +40,8 @@ pub struct Feed {
     pub settled: bool,
     /// Holders that do not answer, while something of theirs may be lacking.
     pub missing: Vec<NodeId>,
+    /// All holders were asked, and either do not answer or lack something.
+    pub asked_all: bool,
     /// Why this node cannot keep what holders send, if it cannot.
     pub broken: Option<String>,
 }
@@ -61,7 +63,8 @@ impl Source {
 pub(super) fn start(hub: &Hub, key: LogKey) -> Arc<Source> {
     let stop = hub.stop().child_token();
     let (sender, feed) = watch::channel(Feed::default());
-    let task = Task { hub: hub.clone(), key, feed: sender, cache: None, failed: Vec::new(), broken: None };
+    let task =
+        Task { hub: hub.clone(), key, feed: sender, cache: None, failed: Vec::new(), asked_all: false, broken: None };
     hub.spawn(task.run(stop.clone()));
     Arc::new(Source { feed, _stop: stop.drop_guard() })
 }
@@ -73,6 +76,8 @@ struct Task {
     cache: Option<Arc<LogFile>>,
     /// Holders that did not answer when they were asked last.
     failed: Vec<NodeId>,
+    /// All were asked since the state last said something else of the log.
+    asked_all: bool,
     broken: Option<String>,
 }
 
@@ -115,13 +120,14 @@ impl Task {
             let place = wakes.look(&self.hub, self.key);
             self.failed.retain(|holder| place.holders.contains(holder));
             match self.round(&place, &mut wakes).await {
-                Turn::Moved => {}
+                Turn::Moved => self.asked_all = false,
                 Turn::Complete => wakes.changed().await,
                 Turn::Failed | Turn::Broken(_) | Turn::Short => {
+                    self.asked_all = true;
                     let (missing, broken) = (self.failed.clone(), self.broken.clone());
                     self.feed.send_modify(|feed| {
                         feed.settled = missing.is_empty() && broken.is_none();
-                        (feed.missing, feed.broken) = (missing, broken);
+                        (feed.missing, feed.broken, feed.asked_all) = (missing, broken, true);
                     });
                     tokio::select! {
                         () = wakes.changed() => {}
@@ -154,6 +160,8 @@ impl Task {
                     if place.figures.is_some() { Turn::Short } else { self.until_moved(place, wakes).await }
                 }
                 (true, None) => Turn::Failed,
+                // Who has left the cluster does not serve it.
+                (false, _) if !self.hub.ledger().state().is_member(holder) => Turn::Failed,
                 (false, _) => self.pull(holder, place, wakes).await,
             };
             match turn {
@@ -271,7 +279,7 @@ impl Task {
 
     fn publish(&self, file: Arc<LogFile>, settled: bool) {
         let (missing, broken) = (self.failed.clone(), self.broken.clone());
-        self.feed.send_replace(Feed { file: Some(file), settled, missing, broken });
+        self.feed.send_replace(Feed { file: Some(file), settled, missing, asked_all: self.asked_all, broken });
     }
 }
 

@@ -20,7 +20,7 @@ use super::{
     hub::{Hub, blocking},
     source::Feed,
     tally::Tally,
-    verdict::{Patience, Situation, Verdict, is_awaited, verdict},
+    verdict::{Patience, Situation, Verdict, is_awaited, is_gone, verdict},
 };
 use crate::{convert::to_proto, error};
 
@@ -166,7 +166,9 @@ impl Subscriber {
             let state = self.hub.ledger().state();
             let now = self.advance(&mut reading, &feed, &state).await?;
             let impatient = match now {
-                Verdict::End { complete, missing } => return self.attempt_end(key, &state, complete, &missing).await,
+                Verdict::End { complete, missing, gone } => {
+                    return self.attempt_end(key, &state, complete, &missing, gone).await;
+                }
                 Verdict::Stop { missing } if missing.is_empty() => return Ok(()),
                 Verdict::Stop { missing } => return self.notice_missing(&missing).await,
                 Verdict::Wait { impatient } => impatient,
@@ -206,12 +208,13 @@ impl Subscriber {
         };
         if attempt.is_none() {
             // Removed while it was read.
-            return Ok(Verdict::End { complete: false, missing: Vec::new() });
+            return Ok(Verdict::End { complete: false, missing: Vec::new(), gone: None });
         }
-        // After whatever was sent just now.
-        let (follow, patience_over) = (self.follow, reading.patience.is_over(Instant::now()));
-        let verdict =
-            verdict(&Situation { end, tally, settled: feed.settled, missing: &feed.missing, follow, patience_over });
+        let (follow, settled, missing) = (self.follow, feed.settled, feed.missing.as_slice());
+        let gone = attempt.is_some_and(|attempt| is_gone(state, attempt, feed.asked_all, missing));
+        // After whatever was sent just now. What never comes is not waited for.
+        let patience_over = gone && !awaited || reading.patience.is_over(Instant::now());
+        let verdict = verdict(&Situation { end, tally, settled, missing, gone, follow, patience_over });
         match (&verdict, &feed.broken) {
             (Verdict::End { complete: false, .. } | Verdict::Stop { .. }, Some(why)) => {
                 // Others may have it, and could give it to a node that can keep it.
@@ -247,7 +250,14 @@ impl Subscriber {
         }
     }
 
-    async fn attempt_end(&self, key: LogKey, state: &State, complete: bool, missing: &[NodeId]) -> Result<(), Over> {
+    async fn attempt_end(
+        &self,
+        key: LogKey,
+        state: &State,
+        complete: bool,
+        missing: &[NodeId],
+        gone: Option<u64>,
+    ) -> Result<(), Over> {
         let attempt = state.attempt(key.job, key.attempt);
         let end = attempt.and_then(|attempt| attempt.end.as_ref());
         let event = AttemptLogEnd {
@@ -255,6 +265,8 @@ impl Subscriber {
             complete,
             log: end.and_then(|end| end.log.as_ref()).map(to_proto::log_end),
             missing_holders: missing.iter().map(ToString::to_string).collect(),
+            gone: gone.is_some(),
+            lost: gone.unwrap_or_default(),
             reason: end.map(|end| to_proto::reason(&end.reason)),
         };
         self.send(Kind::AttemptEnd(event)).await

@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     convert::{from_proto, to_proto},
-    testing::{JOB, Replica},
+    testing::{ADMIN, JOB, Replica},
 };
 
 impl Ledger for Replica {
@@ -320,6 +320,32 @@ async fn holders_that_do_not_answer_are_named() {
         let end = reader.attempt_end().await;
         assert_eq!((end.complete, end.missing_holders), (false, vec!["2".to_owned()]), "frozen: {is_frozen}");
         assert!(matches!(reader.next().await, Some(Kind::JobEnd(_))));
+    }
+}
+
+/// Unless a member, or somebody who was not asked yet, may have the rest.
+#[tokio::test(start_paused = true)]
+async fn what_has_left_the_cluster_with_its_holder_is_told_to_be_lost() {
+    let cases: [(&[NodeId], _, _); 4] =
+        [(&[2], false, Some(1)), (&[1, 2], false, None), (&[2, 1], false, None), (&[2], true, Some(1))];
+    for (holders, is_frozen, gone) in cases {
+        let nodes = Nodes::new();
+        let reading = nodes.start(3);
+        let attempt = nodes.replica.assigned();
+        holders.iter().for_each(|&holder| nodes.place(attempt, holder));
+        if is_frozen {
+            nodes.others.frozen.lock().insert(2);
+        }
+        nodes.replica.done(Caller::Admin(ADMIN), Command::RemoveNode { node: 2 });
+        nodes.replica.result(attempt, figures(&[lines(1, &["a\n"])]));
+        nodes.replica.detach(1);
+        let end = Reader::follow(&reading).attempt_end().await;
+        assert_eq!(
+            (end.gone, end.lost),
+            (gone.is_some(), gone.unwrap_or_default()),
+            "{holders:?}, frozen: {is_frozen}"
+        );
+        assert!(!end.complete && end.missing_holders.contains(&"2".to_owned()));
     }
 }
 

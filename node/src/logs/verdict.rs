@@ -29,6 +29,8 @@ pub struct Situation<'a> {
     pub settled: bool,
     /// See [`super::source::Feed`].
     pub missing: &'a [NodeId],
+    /// See [`is_gone`].
+    pub gone: bool,
     /// Whether to wait for what comes.
     pub follow: bool,
     /// Nothing has come for as long as a subscriber waits for what is known to be lacking.
@@ -87,13 +89,24 @@ impl Patience {
     }
 }
 
-/// Whether an agent must still have what is lacking of an attempt's log: nobody else is said to, its stream stands, and the
+/// Whether an agent must still have what is lacking of an attempt's log: no member is said to, its stream stands, and the
 /// end is not long ago.
 #[must_use]
 pub fn is_awaited(state: &State, attempt: &Attempt, missing: &[NodeId]) -> bool {
-    let stands = state.worker(attempt.worker).is_some_and(|worker| worker.gateway.is_some());
+    let gateway = state.worker(attempt.worker).and_then(|worker| worker.gateway);
+    let stands = gateway.is_some_and(|gateway| state.is_member(gateway));
     let lately = |end: &AttemptEnd| end.log.is_some() && state.stamp() < end.at.plus(DELIVERY_MS);
-    missing.is_empty() && stands && attempt.end.as_ref().is_some_and(lately)
+    !missing.iter().any(|holder| state.is_member(*holder)) && stands && attempt.end.as_ref().is_some_and(lately)
+}
+
+/// Whether what is lacking of an attempt's log has left the cluster: all holders were asked, those that do not answer are no
+/// members any more, and the last one, which has all of it, is one of them.
+#[must_use]
+pub fn is_gone(state: &State, attempt: &Attempt, asked_all: bool, missing: &[NodeId]) -> bool {
+    let segments = state.segments(attempt.id.job, attempt.id.attempt);
+    let last = segments.last().and_then(|segment| segment.holders.last()).map(|holder| state.heir(*holder));
+    let left = missing.iter().all(|holder| !state.is_member(*holder));
+    asked_all && left && last.is_some_and(|last| missing.contains(&last))
 }
 
 /// What to do next.
@@ -105,6 +118,8 @@ pub enum Verdict {
         complete: bool,
         /// Who holds what could not be read.
         missing: Vec<NodeId>,
+        /// These have left the cluster. So many entries at its end are lost with them, if it is known how many there were.
+        gone: Option<u64>,
     },
     /// The attempt goes on, and the subscriber does not want to wait for it.
     Stop {
@@ -121,16 +136,19 @@ pub enum Verdict {
 /// See the module.
 #[must_use]
 pub fn verdict(now: &Situation<'_>) -> Verdict {
-    let end = |complete: bool| Verdict::End { complete, missing: Vec::new() };
+    let end = |complete: bool| Verdict::End { complete, missing: Vec::new(), gone: None };
     // Where everything that holders have was read, none of them is missing.
-    let give_up = || Verdict::End { complete: false, missing: now.missing.to_vec() };
+    let give_up = |lacking: u64| {
+        let gone = now.gone.then_some(lacking);
+        Verdict::End { complete: false, missing: now.missing.to_vec(), gone }
+    };
     match now.end {
         Some(AttemptEnd { log: Some(figures), .. }) => {
             let figures = to_proto::log_end(figures);
             if now.tally.last_sequence >= figures.last_sequence {
                 end(now.tally.is(&figures))
             } else if now.patience_over {
-                give_up()
+                give_up(figures.last_sequence - now.tally.last_sequence)
             } else {
                 Verdict::Wait { impatient: true }
             }
@@ -138,7 +156,7 @@ pub fn verdict(now: &Situation<'_>) -> Verdict {
         // Never started: there is no log, and nothing of it is lacking.
         Some(AttemptEnd { by: EndedBy::Declined, .. }) => end(true),
         // Lost: what its holders have is all there may ever be, though late lines may still come.
-        Some(_) if now.settled || now.patience_over => give_up(),
+        Some(_) if now.settled || now.patience_over => give_up(0),
         None if now.follow => Verdict::Wait { impatient: false },
         None if now.settled || now.patience_over => Verdict::Stop { missing: now.missing.to_vec() },
         Some(_) | None => Verdict::Wait { impatient: true },
@@ -193,20 +211,27 @@ mod tests {
 
     #[test]
     fn every_situation_has_its_verdict() {
-        let whole = |complete| Verdict::End { complete, missing: vec![] };
+        let whole = |complete| Verdict::End { complete, missing: vec![], gone: None };
+        let lacks = |node| Verdict::End { complete: false, missing: vec![node], gone: None };
+        let lost_with = |node, lost| Verdict::End { complete: false, missing: vec![node], gone: Some(lost) };
         let wait = |impatient| Verdict::Wait { impatient };
         let (result, lost, none) = (Some(ended(Some(5))), Some(ended(None)), None);
         let cases = [
-            // end, last sequence, lines, settled, missing, follow, patience over
+            // end, last sequence, lines, settled, missing (9: it has left the cluster), follow, patience over
             (&result, 5, 5, true, vec![], true, false, whole(true)),
             (&result, 5, 4, true, vec![], true, false, whole(false)),
             (&result, 3, 3, true, vec![], true, false, wait(true)),
             (&result, 3, 3, true, vec![], false, false, wait(true)),
             (&result, 3, 3, false, vec![2], true, false, wait(true)),
-            (&result, 3, 3, false, vec![2], true, true, Verdict::End { complete: false, missing: vec![2] }),
+            (&result, 3, 3, false, vec![2], true, true, lacks(2)),
+            (&result, 3, 3, true, vec![], true, true, whole(false)),
+            (&result, 3, 3, false, vec![9], true, false, wait(true)),
+            (&result, 3, 3, false, vec![9], true, true, lost_with(9, 2)),
+            (&result, 5, 5, false, vec![9], true, true, whole(true)),
             (&lost, 3, 3, true, vec![], true, false, whole(false)),
             (&lost, 3, 3, false, vec![], true, false, wait(true)),
-            (&lost, 3, 3, false, vec![1], true, true, Verdict::End { complete: false, missing: vec![1] }),
+            (&lost, 3, 3, false, vec![1], true, true, lacks(1)),
+            (&lost, 3, 3, false, vec![9], true, true, lost_with(9, 0)),
             (&none, 3, 3, true, vec![], true, false, wait(false)),
             (&none, 3, 3, false, vec![1], true, true, wait(false)),
             (&none, 3, 3, true, vec![], false, false, Verdict::Stop { missing: vec![] }),
@@ -220,6 +245,7 @@ mod tests {
                 tally: tally(last, lines),
                 settled,
                 missing: &missing,
+                gone: missing == [9],
                 follow,
                 patience_over,
             };

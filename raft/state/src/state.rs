@@ -289,6 +289,12 @@ impl State {
         self.members.get(&node)
     }
 
+    /// Whether it is one now.
+    #[must_use]
+    pub fn is_member(&self, node: NodeId) -> bool {
+        self.member(node).is_some_and(|member| member.removed_at.is_none())
+    }
+
     /// All members, removed ones included.
     pub fn members(&self) -> impl Iterator<Item = &Member> {
         self.members.iter().map(|(_, member)| member)
@@ -316,17 +322,16 @@ impl State {
     /// done with the last one.
     #[must_use]
     pub fn only_holder_of(&self, node: NodeId, some: usize) -> (usize, Vec<(JobId, u32)>) {
-        let is_member = |one: NodeId| self.member(one).is_some_and(|member| member.removed_at.is_none());
         let is_lost = |segment: &Segment| {
             let end = self.attempt(segment.job, segment.attempt).and_then(|attempt| attempt.end.as_ref());
             end.is_some_and(|end| end.by != EndedBy::Result)
         };
         let alone = |segment: &&Segment| {
             let last = segment.holders.last().map(|holder| self.heir(*holder));
-            let elsewhere = last.is_some_and(|last| last != node && is_member(last)) && !is_lost(segment);
+            let elsewhere = last.is_some_and(|last| last != node && self.is_member(last)) && !is_lost(segment);
             segment.holders.iter().any(|holder| self.heir(*holder) == node) && !elsewhere
         };
-        let segments = self.segments.iter().map(|(_, segment)| segment).filter(|_| is_member(node));
+        let segments = self.segments.iter().map(|(_, segment)| segment).filter(|_| self.is_member(node));
         let attempts: BTreeSet<_> = segments.filter(alone).map(|segment| (segment.job, segment.attempt)).collect();
         (attempts.len(), attempts.into_iter().rev().take(some).collect())
     }

@@ -162,9 +162,8 @@ impl Shared {
 
 /// Until logs have a second copy, one of them goes with the node.
 fn keeps_no_log_alone(state: &State, node: NodeId) -> Result<(), Status> {
-    let leaves = state.members().any(|member| member.id == node && member.removed_at.is_none());
     let (count, some) = state.only_holder_of(node, LOGS_NAMED);
-    if !leaves || count == 0 {
+    if !state.is_member(node) || count == 0 {
         return Ok(());
     }
     let named: Vec<_> = some.iter().map(|(job, attempt)| format!("{job}/{attempt}")).collect();

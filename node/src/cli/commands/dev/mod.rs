@@ -46,7 +46,7 @@ const TOKEN_LIFE: Duration = Duration::from_secs(300);
     after_help = "Example:\n  hodei-node dev --nodes 3 --agents 2\n\nPrints `ready` once jobs are taken; then, in another terminal:\n  hodei-node job run -- echo hello"
 )]
 pub struct Args {
-    /// Number of nodes
+    /// Number of nodes; of three one may die, of two none
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=7))]
     nodes: u16,
     /// Number of agents

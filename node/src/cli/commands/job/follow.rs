@@ -6,7 +6,8 @@
 use std::{io, time::Duration};
 
 use hodei_proto::v1::{
-    Job, LogBatch, LogEvent, SubscribeLogsRequest, log_event::Kind, log_stream_service_client::LogStreamServiceClient,
+    AttemptLogEnd, Job, LogBatch, LogEvent, SubscribeLogsRequest, log_event::Kind,
+    log_stream_service_client::LogStreamServiceClient,
 };
 use tokio::{
     io::{AsyncWrite, AsyncWriteExt as _},
@@ -147,10 +148,10 @@ impl<'a> Follower<'a> {
                 Kind::AttemptEnd(end) => {
                     let number = end.attempt.as_ref().map_or(self.attempt, |attempt| attempt.attempt);
                     if !end.complete {
-                        self.tell_incomplete(number, &end.missing_holders);
+                        self.tell_incomplete(number, &end);
                     }
                     // Lines that are known to exist are worth waiting for; of a lost attempt there may be none.
-                    let missing = !end.missing_holders.is_empty();
+                    let missing = !end.missing_holders.is_empty() && !end.gone;
                     if missing && self.wanted.follow && end.log.is_some() {
                         if self.attempt > 0 && self.attempt != number {
                             (self.attempt, self.next) = (number, 1);
@@ -200,9 +201,20 @@ impl<'a> Follower<'a> {
         }
     }
 
-    fn tell_incomplete(&mut self, attempt: u32, missing: &[String]) {
+    fn tell_incomplete(&mut self, attempt: u32, end: &AttemptLogEnd) {
+        let missing = &end.missing_holders;
         if missing.is_empty() {
             output::note(format_args!("hodei: the output of attempt {attempt} may be incomplete"));
+        } else if end.gone {
+            let what = match end.lost {
+                0 => "some".to_owned(),
+                1 => "the last line".to_owned(),
+                lines => format!("the last {lines} lines"),
+            };
+            let nodes = missing.join(", ");
+            output::note(format_args!(
+                "hodei: lost with nodes that have left the cluster ({nodes}): {what} of the output of attempt {attempt}"
+            ));
         } else if std::mem::replace(&mut self.told_missing, attempt) != attempt {
             let nodes = missing.join(", ");
             output::note(format_args!("hodei: output of attempt {attempt} is on nodes that do not answer: {nodes}"));
