@@ -12,6 +12,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
 root=$PWD
+[[ $# == 0 ]] || die "unknown argument $1; it takes none"
 
 need gzip gzip
 need sha256sum coreutils

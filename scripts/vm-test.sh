@@ -33,7 +33,7 @@ if [[ -w /dev/kvm ]] && compgen -G '/sys/module/kvm_[ia]*' > /dev/null; then
   processor=(-accel kvm -cpu host) patience=1
 else
   say "no KVM of Intel's or AMD's kind: the machine is emulated, which takes a quarter of an hour and more"
-  processor=(-accel tcg,thread=multi -cpu max) patience=4
+  processor=(-accel "tcg,thread=multi" -cpu max) patience=4
 fi
 readonly boot_limit=$((600 * patience)) # seconds that one boot, with its checks, may take
 need qemu-system-x86_64 qemu-system-x86
