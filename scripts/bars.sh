@@ -20,6 +20,7 @@ esac
 bars='
 kinds of fault | 48
 failpoints | 30
+tokens raced across a cut | 20
 power cuts | 200
 acknowledged writes lost | none
 damages of files | 3000
@@ -35,7 +36,7 @@ runs that were not valid | none
 violations of S1-S17 | none
 known-bad histories | 54
 deliberate bugs caught | 24
-deliberate bugs caught in runs | 14
+deliberate bugs caught in runs | 15
 '
 
 sed 's/\x1b\[[0-9;]*m//g' "$@" | awk -v bars="$bars" -v release="$release" '

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs clusters under random faults for some hours and judges everything that happened.
 #
-#   scripts/soak.sh --hours 2 [--seed S] [--nodes 3|5] [--faults N] [--keep DIR] [--keep-valid]
+#   scripts/soak.sh --hours 2 [--seed S] [--nodes 3|5] [--faults N] [--keep DIR] [--forget-valid]
 #   scripts/soak.sh --points [--seed S]        a process dies at each named place in the code
 #   scripts/soak.sh --power [--cuts 200]       the power of a log's disk is cut, over and over
 #   scripts/soak.sh --simulation [--seeds 100] [--steps 20000] [--seed S] [--jobs J]
@@ -10,8 +10,8 @@
 # disks. All end with what they counted (scripts/bars.sh). The first two:
 #
 # Each run is a cluster of its own on namespaces and disks of its own, with faults that follow from its seed; the next run
-# takes the next seed. DIR (default: target/soak) gets report.md, timeline.svg and the folder of each run that was not valid:
-# its plan, history and witnesses, and what its processes said. `cargo run -p cluster-tests --bin recheck -- DIR/seed-N` judges it again, and
+# takes the next seed. DIR (default: target/soak) gets report.md, timeline.svg and the folder of each run, with --forget-valid
+# only of those that were not valid: its plan, history and witnesses, and what its processes said. `cargo run -p cluster-tests --bin recheck -- DIR/seed-N` judges it again, and
 # `scripts/soak.sh --plan DIR/seed-N/plan.json` runs its faults again, into DIR/seed-N-again. Needs root. Exits non-zero if any
 # run was not valid. `--list` names all kinds of fault, `--help` all arguments.
 set -euo pipefail

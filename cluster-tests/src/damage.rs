@@ -5,18 +5,27 @@ use std::{fs, io, path::Path};
 pub use hodei_damage::How;
 use rand::{Rng as _, rngs::SmallRng};
 
+/// How many places are tried.
+const TRIES: u32 = 100;
+
 /// Damages a file somewhere in what has been written to it; returns where.
 ///
 /// # Errors
-/// It cannot be read or written.
+/// It cannot be read or written, or stays as it is whatever is tried.
 pub fn harm(path: &Path, how: How, rng: &mut SmallRng) -> io::Result<u64> {
-    let mut bytes = fs::read(path)?;
-    let at = rng.random_range(0..hodei_damage::written(&bytes).max(1));
-    if !bytes.is_empty() {
-        how.apply(&mut bytes, at, rng.random_range(0..8));
+    let whole = fs::read(path)?;
+    for _ in 0..TRIES {
+        let (mut bytes, at) = (whole.clone(), rng.random_range(0..hodei_damage::written(&whole).max(1)));
+        if !bytes.is_empty() {
+            how.apply(&mut bytes, at, rng.random_range(0..8));
+        }
+        // Zeros where zeros were are no damage.
+        if bytes != whole {
+            fs::write(path, bytes)?;
+            return Ok(at as u64);
+        }
     }
-    fs::write(path, bytes)?;
-    Ok(at as u64)
+    Err(io::Error::other("there is nothing in it to damage"))
 }
 
 /// Flips a bit in the middle of what the oldest segment of the log holds: below the high-water mark.

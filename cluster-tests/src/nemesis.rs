@@ -128,6 +128,8 @@ enum Undo {
     TurnBack { node: usize, file: PathBuf, old: Vec<u8> },
     /// Starts an agent again, if it was killed.
     ReviveAgent(usize),
+    /// Ends a task that acts upon nodes one after the other; the fault is over when it is.
+    Abort(tokio::task::JoinHandle<()>),
     /// Nobody dies there any more. So many had before.
     Disarm { site: &'static str, before: usize, controls: Vec<Failpoints> },
 }
@@ -160,6 +162,7 @@ impl Active {
         self.undo.iter().find_map(|undo| match undo {
             Undo::Disarm { site, before, controls } => Some(controls.iter().any(|at| at.ended_at(site) > *before)),
             Undo::Feed(group) => Some(group.is_empty()),
+            Undo::Abort(task) => Some(task.is_finished()),
             _ => None,
         })
     }
@@ -176,6 +179,9 @@ pub fn begin(world: &mut World, kind: &Kind, rng: &mut SmallRng) -> Option<Activ
     let mut active = (kind.begin)(world, rng)?;
     active.fault.kind = kind.name.to_owned();
     world.reserve(&active.nodes, &active.agents, true);
+    if !active.fault.minority.is_empty() {
+        world.field.part(&active.fault.minority);
+    }
     Some(active)
 }
 
@@ -192,6 +198,7 @@ pub fn heal(world: &mut World, mut active: Active) {
             }
             Undo::Carrier(node) => network::plug(world, node),
             Undo::Release(node) => world.release(node),
+            Undo::Abort(task) => task.abort(),
             Undo::Thaw(node) => world.cluster.nodes[node].thaw(),
             Undo::Power(node) => world.disks[node].restore_power(),
             Undo::LetGo(group) | Undo::Feed(group) => drop(group),
@@ -215,8 +222,11 @@ pub fn heal(world: &mut World, mut active: Active) {
             Undo::TurnBack { node, file, old } => {
                 world.cluster.nodes[node].kill();
                 let path = world.cluster.nodes[node].data.join(&file);
-                std::fs::write(path, old).unwrap_or_else(|e| panic!("{} cannot be written: {e}", file.display()));
-                world.damaged(node, &file, "stale", 0);
+                // Where nothing was written since, it is no older one.
+                if std::fs::read(&path).ok().as_ref() != Some(&old) {
+                    std::fs::write(path, old).unwrap_or_else(|e| panic!("{} cannot be written: {e}", file.display()));
+                    world.damaged(node, &file, "stale", 0);
+                }
             }
             Undo::ReviveAgent(agent) => {
                 let agent = &mut world.cluster.agents[agent];
@@ -229,6 +239,9 @@ pub fn heal(world: &mut World, mut active: Active) {
         }
     }
     world.reserve(&active.nodes, &active.agents, false);
+    if !active.fault.minority.is_empty() {
+        world.field.join(&active.fault.minority);
+    }
 }
 
 /// The leader, if no fault acts upon it yet.

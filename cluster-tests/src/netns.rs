@@ -21,7 +21,10 @@ use std::{
         unix::process::CommandExt as _,
     },
     process::{self, Command},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
     thread,
 };
 
@@ -39,6 +42,8 @@ const DEVICE: &str = "eth0";
 const MTU: usize = 9000;
 /// The number of the host on which the test itself is.
 const HERE: u8 = 254;
+/// The third byte of addresses: a host moves from one to the other, and its number stays.
+const STREETS: [u8; 2] = [0, 1];
 
 /// The switch, the thread that stands on a host at it, and the other hosts. Dropped, the thread is back where it was; the
 /// hosts' processes live on without a network.
@@ -57,6 +62,8 @@ pub struct Net {
 pub struct Host {
     namespace: Arc<OwnedFd>,
     number: u8,
+    /// Which of [`STREETS`] it lives in.
+    street: Arc<AtomicU8>,
 }
 
 impl Net {
@@ -69,7 +76,7 @@ impl Net {
     pub fn new() -> Self {
         let before = own_namespace();
         unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace can be made");
-        let here = Host { namespace: Arc::new(own_namespace().into()), number: HERE };
+        let here = Host { namespace: Arc::new(own_namespace().into()), number: HERE, street: Arc::default() };
         let mut net = Self { before, here: here.clone(), hosts: Vec::new(), switch: Switch::new(), _here: PhantomData };
         net.plug(&here);
         net
@@ -87,7 +94,7 @@ impl Net {
             own_namespace()
         });
         let namespace: OwnedFd = namespace.join().expect("making a namespace does not panic").into();
-        let host = Host { namespace: Arc::new(namespace), number };
+        let host = Host { namespace: Arc::new(namespace), number, street: Arc::default() };
         self.plug(&host);
         self.hosts.push(host.clone());
         host
@@ -105,7 +112,7 @@ impl Net {
         }
         host.ip(&["link", "set", "lo", "up"]);
         host.ip(&["link", "set", DEVICE, "address", &hardware(host.number), "mtu", &MTU.to_string(), "up"]);
-        host.ip(&["address", "add", &format!("{}/24", host.address()), "dev", DEVICE]);
+        host.lives("add");
         for other in self.hosts.iter().chain([&self.here]).filter(|other| other.number != host.number) {
             host.knows(other);
             other.knows(host);
@@ -163,6 +170,22 @@ impl Net {
     /// If `ip` fails.
     pub fn replug(&self, host: &Host) {
         host.carrier(true);
+        self.remind(host);
+    }
+
+    /// Gives a host another address instead of the one that it has, which nobody answers at any more.
+    ///
+    /// # Panics
+    /// If `ip` fails.
+    pub fn readdress(&self, host: &Host) {
+        host.lives("delete");
+        host.street.fetch_xor(1, Ordering::Relaxed);
+        host.lives("add");
+        self.remind(host);
+    }
+
+    /// A host without an address forgets the others.
+    fn remind(&self, host: &Host) {
         for other in self.hosts.iter().chain([&self.here]).filter(|other| other.number != host.number) {
             host.knows(other);
         }
@@ -193,7 +216,16 @@ impl Host {
     /// Its address, on a network that only its [`Net`] knows.
     #[must_use]
     pub fn address(&self) -> Ipv4Addr {
-        Ipv4Addr::new(10, 94, 0, self.number)
+        self.address_in(self.street.load(Ordering::Relaxed))
+    }
+
+    fn address_in(&self, street: u8) -> Ipv4Addr {
+        Ipv4Addr::new(10, 94, street, self.number)
+    }
+
+    /// Takes its address, or gives it up.
+    fn lives(&self, how: &str) {
+        self.ip(&["address", how, &format!("{}/16", self.address()), "dev", DEVICE]);
     }
 
     /// From this host to another one.
@@ -233,8 +265,10 @@ impl Host {
     }
 
     fn knows(&self, other: &Self) {
-        let (address, hardware) = (other.address().to_string(), hardware(other.number));
-        self.ip(&["neighbour", "replace", &address, "lladdr", &hardware, "nud", "permanent", "dev", DEVICE]);
+        for street in STREETS {
+            let (address, hardware) = (other.address_in(street).to_string(), hardware(other.number));
+            self.ip(&["neighbour", "replace", &address, "lladdr", &hardware, "nud", "permanent", "dev", DEVICE]);
+        }
     }
 
     fn ip(&self, args: &[&str]) {
@@ -383,6 +417,27 @@ mod tests {
         net.lift(second);
         say("four");
         assert_eq!(hear(PATIENCE).as_deref(), Some("four"));
+    }
+
+    #[test]
+    fn who_moves_is_found_at_the_new_address_alone_and_links_stay_as_they_are() {
+        if !permitted() {
+            return;
+        }
+        let mut net = Net::new();
+        let [a, b] = [net.host(), net.host()];
+        let listener = on(&b, move || TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], PORT))).unwrap());
+        let before = SocketAddr::from((b.address(), PORT));
+        assert!(reaches(&a, &b));
+        net.readdress(&b);
+        assert!(b.address() != before.ip() && reaches(&a, &b) && reaches(&net.here(), &b));
+        assert!(on(&a, move || TcpStream::connect_timeout(&before, SILENCE).is_err()), "nobody is there any more");
+        net.cut(&a, &b);
+        assert!(is_cut(&a, &b));
+        net.heal(&a, &b);
+        net.readdress(&b);
+        assert!(b.address() == before.ip() && reaches(&a, &b));
+        drop(listener);
     }
 
     #[test]

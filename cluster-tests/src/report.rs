@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    check::{Report, Reports, Verdict, timeline},
+    check::{Report, Reports, Verdict, timeline, token},
     history::{Evidence, Mark, MarkKind, Note, Outcome, Reply, Request},
     nemesis::{self, Class},
 };
@@ -35,6 +35,8 @@ pub struct Summary {
     /// Witnessed attempts after the first of their job: what S3 has to tell from it.
     further: usize,
     leader_changes: usize,
+    /// Tokens that parties wanted at once on both sides of a cut.
+    raced: usize,
     faults: Vec<Span>,
     /// Accepted writes in each second.
     writes: Vec<u32>,
@@ -67,6 +69,7 @@ impl Summary {
             jobs: 0,
             further: 0,
             leader_changes: 0,
+            raced: 0,
             faults: Vec::new(),
             writes: Vec::new(),
         }
@@ -132,6 +135,7 @@ impl Summary {
             jobs: jobs.len(),
             further: evidence.notes().filter(|(_, note)| is_further(note)).count(),
             leader_changes: leaders.windows(2).filter(|pair| pair[0].2 != pair[1].2).count(),
+            raced: token::raced_across_cuts(evidence),
             faults: timeline::faults(evidence).0.iter().filter(|stretch| !stretch.missed).map(span).collect(),
             writes,
         }
@@ -164,6 +168,7 @@ pub fn bars(summaries: &[Summary]) -> Vec<String> {
         ("runs that were not valid", sum(|run| usize::from(!run.valid))),
         ("jobs under faults", sum(|run| run.jobs)),
         ("further attempts witnessed", sum(|run| run.further)),
+        ("tokens raced across a cut", sum(|run| run.raced)),
         ("power cuts", cuts.map(|span| span.nodes).sum()),
         ("violations of S1-S17", sum(|run| run.violations)),
         ("acknowledged writes lost", sum(|run| run.lost)),
@@ -200,10 +205,11 @@ pub fn write(to: &Path, summaries: &[Summary]) -> io::Result<()> {
 fn page(summaries: &[Summary]) -> String {
     let sum = |of: fn(&Summary) -> usize| summaries.iter().map(of).sum::<usize>();
     let mut page = format!(
-        "# Soak\n\n{} runs, {} with violations. {} operations ended well, {} certainly failed, {} are of unknown outcome; {} jobs \
+        "# Soak\n\n{} runs, {} not valid; {} violations. {} operations ended well, {} certainly failed, {} are of unknown outcome; {} jobs \
          accepted; {} changes of leader.\n\n",
         summaries.len(),
         sum(|run| usize::from(!run.valid)),
+        sum(|run| run.violations),
         sum(|run| run.ended[0]),
         sum(|run| run.ended[1]),
         sum(|run| run.ended[2]),
@@ -303,12 +309,13 @@ mod tests {
             jobs: 7,
             further: 1,
             leader_changes: 1,
+            raced: 1,
             faults: vec![span("kill_leader"), span("halves"), span("power_all"), span("vote::after-save")],
             writes: vec![3, 0, 4],
         };
         let runs = [run(1, true), run(2, false)];
         let (page, picture) = (page(&runs), picture(&runs));
-        assert!(page.contains("2 runs, 1 with violations. 20 operations ended well"), "{page}");
+        assert!(page.contains("2 runs, 1 not valid; 1 violations. 20 operations ended well"), "{page}");
         assert!(page.contains("- seed 2: set") && page.contains("| kill_leader | 2 | 700 | 700 |"), "{page}");
         assert!(picture.contains("seed 2: set") && picture.matches("halves").count() == 2, "{picture}");
         let bars = bars(&runs);

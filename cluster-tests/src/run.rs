@@ -40,7 +40,7 @@ use crate::{
     history::{Body, Evidence, Note, Record, Run, now_ns},
     nemesis::{self, Active},
     schedule::{Plan, Step},
-    workload::{events, identities, jobs, keys, late, polls, tokens, witnessed},
+    workload::{events, identities, jobs, keys, late, polls, tokens, waits, witnessed},
 };
 
 const WARM_UP: Duration = Duration::from_secs(3);
@@ -162,6 +162,7 @@ struct Clients {
     witnessed: Task<Vec<String>>,
     identities: Task<Vec<identities::Agent>>,
     late: Task<()>,
+    waiter: Task<()>,
 }
 
 impl Clients {
@@ -182,12 +183,14 @@ impl Clients {
                 .map(|index| Task::spawn(format!("submitter {index}"), jobs::submit(field.clone())))
                 .chain([
                     Task::spawn("the race for tokens", tokens::race(field.clone())),
+                    Task::spawn("the race for tokens across cuts", tokens::race_across_cuts(field.clone())),
                     Task::spawn("the race for keys", keys::race(field.clone())),
                 ])
                 .collect(),
             witnessed: Task::spawn("the submitter of witnessed jobs", witnessed::submit(field.clone())),
             identities: Task::spawn("the client that removes agents", identities::come_and_go(field.clone())),
             late: Task::spawn("the one who reports too late", late::report(field.clone())),
+            waiter: Task::spawn("the one who waits for jobs", waits::for_ends(field.clone())),
         }
     }
 }
@@ -272,6 +275,7 @@ async fn settle(world: &mut World, plan: &Plan, clients: Clients) {
     let found = ended(world, &field, auditor).await;
     let witnessed = clients.witnessed.joined(&field, witnessed::READERS_END + CLIENTS_END).await.unwrap_or_default();
     clients.late.joined(&field, late::ROUNDS_END).await;
+    clients.waiter.joined(&field, CLIENTS_END).await;
     let mut removed = clients.identities.joined(&field, CLIENTS_END).await.unwrap_or_default();
     // Until then nobody need have all logs at hand again.
     sleep_until(healed + SETTLED).await;

@@ -1,6 +1,10 @@
 //! Which faults a run sees and when: made from a seed, written down, and read again for a replay.
 
-use rand::{Rng as _, SeedableRng as _, rngs::SmallRng, seq::IndexedRandom as _};
+use rand::{
+    Rng as _, SeedableRng as _,
+    rngs::SmallRng,
+    seq::{IndexedRandom as _, IteratorRandom as _},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::nemesis::{self, Class, Kind};
@@ -31,6 +35,9 @@ const DEPOSING: &[&str] = &[
 ];
 /// Kinds that cut a node off one way.
 const ONE_WAY: &[&str] = &["leader_mute", "leader_deaf", "follower_mute", "follower_deaf"];
+/// Kinds that leave nodes that run without a majority.
+const PARTING: &[&str] =
+    &["isolate_leader", "isolate_follower", "halves", "all_cut", "kill_majority", "pause_majority"];
 /// Operations that must end well in any run; and one more in each second.
 const OPERATIONS: usize = 50;
 
@@ -144,7 +151,8 @@ impl Plan {
     /// Whether a fault acts upon whoever leads.
     #[must_use]
     pub fn hits_leader(&self) -> bool {
-        self.steps.iter().any(|step| step.kind.ends_with("_leader") || step.kind.starts_with("leader_"))
+        let names = |step: &Step| step.kind.ends_with("_leader") || step.kind.starts_with("leader_");
+        self.changes_leader() || self.steps.iter().any(names)
     }
 
     /// Whether a fault leaves the others no choice but to elect another leader.
@@ -157,10 +165,12 @@ impl Plan {
     fn extras(&self) -> impl Iterator<Item = &'static str> {
         let of = |class: Class| nemesis::kinds().filter(move |kind| kind.class == class);
         let has = |kind: &Kind| self.steps.iter().any(|step| step.kind == kind.name);
+        let parts = nemesis::kinds().any(|kind| PARTING.contains(&kind.name) && has(kind));
         let damages = of(Class::Damage).any(has);
         let dead = of(Class::Process).any(|kind| kind.name.starts_with("dead_") && has(kind));
         let one_way = of(Class::Network).any(|kind| ONE_WAY.contains(&kind.name) && has(kind));
-        [(damages, "S16"), (dead, "L4"), (one_way, "L6")].into_iter().filter_map(|(there, name)| there.then_some(name))
+        let extras = [(damages, "S16"), (dead, "L4"), (one_way, "L6"), (parts, "L7")];
+        extras.into_iter().filter_map(|(there, name)| there.then_some(name))
     }
 
     /// What must hold, and of which its run must give something to judge.
@@ -183,20 +193,47 @@ impl Plan {
         self.steps.iter().filter(|step| joins(step)).count()
     }
 
-    /// So many faults of any kind that suits so many nodes and takes no binaries of its own.
+    /// The same and, at last and by itself, a fault after which another node leads: a run without one proves little.
+    ///
+    /// # Panics
+    /// If there is no such kind.
+    #[must_use]
+    pub fn deposing(mut self) -> Self {
+        // Of runs with one seed each has its own.
+        let salt = self.scenario.bytes().fold(0_u64, |salt, byte| salt.rotate_left(7) ^ u64::from(byte));
+        let mut rng = SmallRng::seed_from_u64(self.seed ^ salt);
+        let fits = |kind: &&Kind| DEPOSING.contains(&kind.name);
+        let kind = nemesis::kinds().filter(fits).choose(&mut rng).expect("some kinds depose the leader");
+        let at_ms = self.steps.iter().map(|step| step.at_ms + step.for_ms + CALM_MS).max().unwrap_or(0);
+        let for_ms = rng.random_range(kind.lasts_ms.clone());
+        self.steps.push(Step { kind: kind.name.to_owned(), at_ms, for_ms, seed: rng.random() });
+        self
+    }
+
+    /// So many faults of any kind that suits so many nodes and takes no binaries of its own. The last one has another node lead.
     #[must_use]
     pub fn random(seed: u64, nodes: usize, faults: usize) -> Self {
         let mut rng = SmallRng::seed_from_u64(seed ^ 0x5eed);
         let fitting: Vec<&'static Kind> =
             nemesis::kinds().filter(|kind| kind.nodes <= nodes && kind.class != Class::Points).collect();
-        let kinds: Vec<_> = (0..faults).filter_map(|_| fitting.choose(&mut rng).copied()).collect();
-        Self::of("random", seed, nodes, &kinds, 3)
+        let kinds: Vec<_> = (1..faults).filter_map(|_| fitting.choose(&mut rng).copied()).collect();
+        Self::of("random", seed, nodes, &kinds, 3).deposing()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn random_runs_have_another_leader_and_kinds_that_are_named_exist() {
+        let named = DEPOSING.iter().chain(PARTING).chain(ONE_WAY);
+        named.for_each(|name| assert!(nemesis::kinds().any(|kind| kind.name == *name), "{name}"));
+        for seed in 0..100 {
+            let plan = Plan::random(seed, 3, 6);
+            assert!(plan.steps.len() == 6 && plan.changes_leader() && plan.hits_leader(), "{plan:?}");
+        }
+    }
 
     #[test]
     fn what_cannot_be_run_is_refused() {

@@ -10,6 +10,7 @@ pub mod keys;
 pub mod late;
 pub mod polls;
 pub mod tokens;
+pub mod waits;
 pub mod witnessed;
 
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! A sample of every class of fault, judged by every checker. Which ones is up to a seed, by default the commit's, so that
+//! A sample of every class of fault, judged by every checker; in each run the leader is deposed, too. Which ones is up to a seed, by default the commit's, so that
 //! each commit has others; `HODEI_SEED` chooses it. The soak has all of them.
 
 use std::{env, process::Command};
@@ -55,19 +55,25 @@ fn seed() -> u64 {
     env::var("HODEI_SEED").ok().and_then(|seed| seed.parse().ok()).or_else(commit).unwrap_or(1)
 }
 
-/// Some faults, at once unless one of them has to be alone.
+/// Some faults of a class, at once unless one of them has to be alone.
 async fn sample(class: Class, name: &str, count: usize) {
+    let fits = |kind: &Kind| kind.class == class && kind.nodes <= 3 && !RARE.contains(&kind.name);
+    sample_of(name, 3, count, class as u64, fits).await;
+}
+
+/// Some of these, and in each run another leader.
+async fn sample_of(name: &str, nodes: usize, count: usize, salt: u64, fits: impl Fn(&Kind) -> bool) {
     if !disk::permitted() {
         return;
     }
     let seed = seed();
-    let mut rng = SmallRng::seed_from_u64(seed ^ class as u64);
-    let fitting = nemesis::kinds().filter(|kind| kind.class == class && kind.nodes <= 3);
-    let fitting = fitting.filter(|kind| !RARE.contains(&kind.name));
-    let mut kinds: Vec<&'static Kind> = fitting.choose_multiple(&mut rng, count);
+    let mut rng = SmallRng::seed_from_u64(seed ^ salt);
+    let mut kinds: Vec<&'static Kind> = nemesis::kinds().filter(|kind| fits(kind)).choose_multiple(&mut rng, count);
     kinds.sort_by_key(|kind| kind.name);
+    let plan = Plan::of(name, seed, nodes, &kinds, 2).deposing();
+    let kinds: Vec<&str> = plan.steps.iter().map(|step| step.kind.as_str()).collect();
     println!("HODEI_SEED={seed}: {kinds:?}");
-    let judged = run(&Plan::of(name, seed, 3, &kinds, 2), None).await;
+    let judged = run(&plan, None).await;
     println!("{}", judged.reports);
     report::bars(&[report::Summary::of(&judged.evidence, &judged.reports)]).iter().for_each(|bar| println!("{bar}"));
     assert!(judged.is_valid(), "HODEI_SEED={seed} {kinds:?}\n{}\n{}", judged.reports, judged.folder.display());
@@ -76,6 +82,11 @@ async fn sample(class: Class, name: &str, count: usize) {
 #[tokio::test]
 async fn links_fail() {
     sample(Class::Network, "network", 2).await;
+}
+
+#[tokio::test]
+async fn five_nodes_see_what_three_cannot() {
+    sample_of("five", 5, 1, 0xf1fe, |kind| kind.nodes == 5).await;
 }
 
 #[tokio::test]

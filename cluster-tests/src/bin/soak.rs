@@ -63,9 +63,9 @@ struct Cli {
     /// Where the folders of runs are kept
     #[arg(long)]
     keep: Option<PathBuf>,
-    /// Keeps those of valid ones among many, too, for stricter checkers: some 15 MB each
+    /// Does not keep those of valid ones among many: some 15 MB each, for stricter checkers
     #[arg(long, requires = "keep")]
-    keep_valid: bool,
+    forget_valid: bool,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -229,8 +229,7 @@ async fn once(cli: &Cli, plan: &Plan) -> (Summary, bool) {
     };
     let judged = run_in(world, plan, keep.as_deref()).await;
     println!("{}", judged.reports);
-    // Of a valid run its seed is enough.
-    if let (Some(dir), true) = (keep, judged.is_valid() && cli.hours.is_some() && !cli.keep_valid) {
+    if let (Some(dir), true) = (keep, judged.is_valid() && cli.hours.is_some() && cli.forget_valid) {
         let _ = fs::remove_dir_all(dir);
     }
     (Summary::of(&judged.evidence, &judged.reports), true)

@@ -3,16 +3,24 @@
 //!
 //! Sights of a job are put in order twice: by their place in the log, whoever saw them, and by real time, where one read
 //! was answered before the next was asked. Within a stream of all events, each must be the very next step. Whoever may not
-//! cancel a job since it has ended is told how it did.
+//! cancel a job since it has ended is told how it did. Whoever waits for a job sees it go forward only, and is told its end.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::{
     Judge,
     life::{self, View},
-    sights::{self, Sight},
+    sights::{self, Sight, Sights},
+    timeline,
 };
 use crate::history::{At, Body, Evidence, JobState, Note, Op, Reply, Request};
+
+/// How long after a job's end whoever waits for it may have to look for a node that tells it.
+const TOLD_NS: u64 = 10_000_000_000;
+/// The same while nothing is done to anybody: below the silence after which waiters ask another node.
+const TOLD_IN_CALM_NS: u64 = 3_000_000_000;
+/// How long before it nothing is, so that streams that are open are those of nodes that are well.
+const CALM_NS: u64 = 8_000_000_000;
 
 /// See the module.
 pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
@@ -25,6 +33,7 @@ pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
     by_stream(evidence, judge);
     exit_codes(evidence, judge);
     refused_cancels(evidence, judge, &sights);
+    waiters(evidence, judge, &sights);
     if judge.judged > 0 {
         judge.part("S2");
     }
@@ -126,8 +135,47 @@ fn by_stream(evidence: &Evidence, judge: &mut Judge<'_>) {
     }
 }
 
+fn waiters(evidence: &Evidence, judge: &mut Judge<'_>, sights: &Sights<'_>) {
+    let mut last: BTreeMap<(u32, &str), (At, View)> = BTreeMap::new();
+    for (at, note) in evidence.notes() {
+        let Note::Watched(view) = note else { continue };
+        let (record, Some(view)) = (evidence.record(at), sights::view_of(view)) else { continue };
+        match last.insert((record.proc, &record.key), (at, view)) {
+            Some(before) if !life::reachable(before.1, view) => illegal(judge, &record.key, before, (at, view)),
+            _ => {}
+        }
+    }
+    if !last.values().any(|(_, view)| view.state.is_terminal()) {
+        judge.lacks("S2", "nobody who waited for a job was told its end");
+    }
+    let faults = timeline::faults(evidence).0;
+    let is_calm = |from_ns: u64, to_ns: u64| {
+        !faults.iter().any(|fault| fault.from_ns <= to_ns && fault.to_ns.is_none_or(|end| from_ns <= end + CALM_NS))
+    };
+    for ((proc, job), (at, _)) in last.iter().filter(|(_, (_, view))| view.state.is_terminal()) {
+        let is_end = |sight: &&Sight| sight.view.state.is_terminal() && evidence.record(sight.at).proc != *proc;
+        let Some(end) = sights.get(job).into_iter().flatten().find(is_end) else { continue };
+        let (ended, told) = (evidence.record(end.at).t_ns, evidence.record(*at).t_ns);
+        if ended + TOLD_IN_CALM_NS < told && is_calm(ended, told) {
+            let lines = (judge.line(end.at), judge.line(*at));
+            let text =
+                format!("job {job} had ended for {} ms when who waits for it was told", (told - ended) / 1_000_000);
+            judge.invalid(format!("{}, {}: {text}", lines.0, lines.1));
+        }
+    }
+    let over = evidence.records().next_back().map_or(0, |(_, record)| record.t_ns);
+    for ((_, job), (at, view)) in last.into_iter().filter(|(_, (_, view))| !view.state.is_terminal()) {
+        let end = sights.get(job).into_iter().flatten().find(|sight| sight.view.state.is_terminal());
+        if let Some(end) = end.filter(|end| evidence.record(end.at).t_ns + TOLD_NS < over) {
+            let lines = (judge.line(at), judge.line(end.at));
+            let text = format!("job {job} has ended, and the last that was told to who waits for it is {view}");
+            judge.invalid(format!("{}, {}: {text}", lines.0, lines.1));
+        }
+    }
+}
+
 /// A job that was said to have ended did so as it was said, and is not read as live after that.
-fn refused_cancels(evidence: &Evidence, judge: &mut Judge<'_>, sights: &BTreeMap<&str, Vec<Sight>>) {
+fn refused_cancels(evidence: &Evidence, judge: &mut Judge<'_>, sights: &Sights<'_>) {
     for op in evidence.ops() {
         let (Some(state), Some(told), Some(to_ns)) = (sights::refused_as_ended(&op), op.returned, op.to_ns) else {
             continue;
@@ -147,7 +195,7 @@ fn refused_cancels(evidence: &Evidence, judge: &mut Judge<'_>, sights: &BTreeMap
 
 /// From the entry that committed it on, the job runs at most its present attempt to the end, and then is Cancelled.
 /// Returns how many cancels were acknowledged.
-fn after_cancel(evidence: &Evidence, judge: &mut Judge<'_>, sights: &BTreeMap<&str, Vec<Sight>>) -> usize {
+fn after_cancel(evidence: &Evidence, judge: &mut Judge<'_>, sights: &Sights<'_>) -> usize {
     let mut accepted = 0;
     for op in evidence.ops() {
         let (Request::Cancel, Some(Reply::Cancel(_))) = (op.request, op.reply()) else { continue };

@@ -23,7 +23,9 @@ pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
         scheduled.entry(attempt).or_insert(told.event.at);
         same(judge, &mut places, attempt, (&told.event.worker, told.at));
     }
-    reserved(evidence, judge, &log);
+    if reserved(evidence, judge, &log) > 0 {
+        judge.part("S14");
+    }
     let to = log.covered().first().filter(|(from, _)| *from == Place::default()).map(|(_, to)| *to);
     for (at, record) in evidence.records() {
         let (Body::Ok(Reply::Get(view)) | Body::Note(Note::Watched(view))) = &record.body else { continue };
@@ -42,6 +44,9 @@ pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
                 judge.invalid(format!("{}: {text}, and no stream tells that it was scheduled", judge.line(at)));
             }
         }
+    }
+    if judge.judged > 0 {
+        judge.part("S7");
     }
 }
 
@@ -64,8 +69,9 @@ fn same<'a>(judge: &mut Judge<'_>, places: &mut Places<'a>, attempt: (&'a str, u
     }
 }
 
-/// Workers and jobs that are made for each other are together, and nobody else is with them.
-fn reserved(evidence: &Evidence, judge: &mut Judge<'_>, log: &EventLog<'_>) {
+/// Workers and jobs that are made for each other are together, and nobody else is with them. Returns how many were placed.
+fn reserved(evidence: &Evidence, judge: &mut Judge<'_>, log: &EventLog<'_>) -> usize {
+    let mut placed = 0;
     let asked = evidence.ops().filter_map(|op| match op.request {
         Request::Submit(submit) => Some((op.key, submit)),
         _ => None,
@@ -81,6 +87,7 @@ fn reserved(evidence: &Evidence, judge: &mut Judge<'_>, log: &EventLog<'_>) {
     for told in log.events.values().filter(|told| told.event.kind == "job_scheduled") {
         let worker = told.event.worker.as_str();
         let (Some(submit), Some(&is_reserved)) = (asked.get(told.job), workers.get(worker)) else { continue };
+        placed += 1;
         let line = judge.line(told.at);
         if submit.needs.reserved != is_reserved {
             let [job, has] =
@@ -96,4 +103,5 @@ fn reserved(evidence: &Evidence, judge: &mut Judge<'_>, log: &EventLog<'_>) {
             }
         }
     }
+    placed
 }

@@ -71,7 +71,7 @@ fn log_matching(evidence: &Evidence, judge: &mut Judge<'_>, polls: &[Polled<'_>]
     let Some(committed) = committed else { return };
     for (at, record) in evidence.records() {
         let (index, term) = match (&record.body, record.index) {
-            (Body::Ok(_), Some(index)) => (index, record.term),
+            (Body::Ok(_) | Body::Note(Note::Watched(_)), Some(index)) => (index, record.term),
             (Body::Note(Note::Event(event)), _) => (event.at.0, None),
             (Body::Note(Note::Through(through)), _) => (through.at.0, None),
             _ => continue,

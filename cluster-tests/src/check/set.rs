@@ -24,6 +24,10 @@ pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
     cancelled_nevertheless(evidence, judge, &ops);
     if !submits.is_empty() {
         in_the_end(evidence, judge, &submits, &lists);
+        judge.part("S1");
+    }
+    if ops.iter().any(|op| op.failed() && matches!(op.request, Request::Submit(_) | Request::Cancel)) {
+        judge.part("S17");
     }
 }
 

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Judge, timeline};
-use crate::history::{Enroll, Enrolled, Evidence, Note, Op, Outcome, Reply, Request};
+use crate::history::{Enroll, Enrolled, Evidence, Fault, Note, Op, Outcome, Reply, Request};
 
 /// Answers of a node that can decide nothing, at the time or any more.
 const NOT_NOW: [&str; 2] = ["no_quorum", "not_ready"];
@@ -61,7 +61,10 @@ pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
     }
     let let_in = tokens.values().flat_map(|token| &token.enrolments).filter(|(op, _)| let_in(op).is_some()).count();
     let raced = tokens.values().filter(|token| is_race(&token.enrolments)).count();
-    judge.remark(format!("let in: {let_in}, tokens that several parties wanted at once: {raced}"));
+    let across = raced_across_cuts(evidence);
+    judge.remark(format!(
+        "let in: {let_in}, tokens that several parties wanted at once: {raced}, on both sides of a cut: {across}"
+    ));
     if let_in == 0 {
         judge.lacks("S6", "nobody was let in");
     }
@@ -125,10 +128,37 @@ fn too_old(judge: &mut Judge<'_>, (id, token): (&str, &Token<'_>), op: &Op<'_>, 
 
 /// Whether one party asked before another one was answered.
 fn is_race(enrolments: &[(Op<'_>, &Enroll)]) -> bool {
-    enrolments.iter().enumerate().any(|(i, (one, by))| {
+    pairs(enrolments).next().is_some()
+}
+
+/// Parties that asked at the same time.
+fn pairs<'a, 'b>(enrolments: &'b [(Op<'a>, &'a Enroll)]) -> impl Iterator<Item = [&'b Op<'a>; 2]> {
+    enrolments.iter().enumerate().flat_map(|(i, (one, by))| {
         let meets = |two: &Op<'_>| one.to_ns.is_none_or(|to| two.from_ns < to);
-        enrolments[i + 1..].iter().any(|(two, other)| by.nonce != other.nonce && meets(two))
+        let others = enrolments[i + 1..].iter().filter(move |(two, other)| by.nonce != other.nonce && meets(two));
+        others.map(move |(two, _)| [one, two])
     })
+}
+
+/// Tokens that parties wanted at once at nodes on both sides of a cut.
+pub fn raced_across_cuts(evidence: &Evidence) -> usize {
+    // Where it is the others that are acted upon, they are dead.
+    let is_cut = |fault: &Fault| fault.minority.iter().all(|node| fault.nodes.contains(node));
+    let cuts: Vec<_> = timeline::faults(evidence).0.into_iter().filter(|cut| is_cut(cut.fault)).collect();
+    let mut tokens: BTreeMap<&str, Vec<(Op<'_>, &Enroll)>> = BTreeMap::new();
+    for op in evidence.ops() {
+        if let Request::Enroll(enroll) = op.request {
+            tokens.entry(op.key).or_default().push((op, enroll));
+        }
+    }
+    let parted = |cut: &timeline::Stretch<'_>, pair: &[&Op<'_>; 2]| {
+        let during = |op: &&Op<'_>| cut.from_ns <= op.from_ns && cut.to_ns.is_none_or(|to_ns| op.from_ns < to_ns);
+        let [one, other] = pair.map(|op| op.node.is_some_and(|node| cut.fault.minority.contains(&node)));
+        one != other && pair.iter().all(during)
+    };
+    let is_parted =
+        |enrolments: &[(Op<'_>, &Enroll)]| pairs(enrolments).any(|pair| cuts.iter().any(|cut| parted(cut, &pair)));
+    tokens.values().filter(|enrolments| is_parted(enrolments)).count()
 }
 
 /// No two tokens let in the same party.

@@ -365,6 +365,9 @@ pub struct LogEnd {
     /// Nodes that hold what could not be read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub missing: Vec<u64>,
+    /// All of those have left the cluster, as the reader was told: it need not look again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gone: bool,
 }
 
 /// See [`Note::LogRead`].

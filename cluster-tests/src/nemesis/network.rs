@@ -15,8 +15,9 @@ const fn kind(name: &'static str, begin: fn(&mut World, &mut SmallRng) -> Option
     Kind { name, class: Class::Network, nodes: 3, alone: false, lasts_ms: super::BRIEF, begin }
 }
 
-const fn alone(name: &'static str, begin: fn(&mut World, &mut SmallRng) -> Option<Active>) -> Kind {
-    Kind { name, class: Class::Network, nodes: 3, alone: true, lasts_ms: super::BRIEF, begin }
+/// By itself, and for as long as leaders are counted (L6).
+const fn lasting(name: &'static str, begin: fn(&mut World, &mut SmallRng) -> Option<Active>) -> Kind {
+    Kind { alone: true, lasts_ms: 30_000..=31_000, ..kind(name, begin) }
 }
 
 pub(super) const KINDS: &[Kind] = &[
@@ -32,10 +33,10 @@ pub(super) const KINDS: &[Kind] = &[
     }),
     Kind { nodes: 5, ..kind("majorities_ring", ring) },
     Kind { nodes: 5, ..kind("bridge", bridge) },
-    alone("leader_mute", |world, _| one_way(world, leader(world)?, true)),
-    alone("leader_deaf", |world, _| one_way(world, leader(world)?, false)),
-    alone("follower_mute", |world, rng| one_way(world, follower(world, rng)?, true)),
-    alone("follower_deaf", |world, rng| one_way(world, follower(world, rng)?, false)),
+    lasting("leader_mute", |world, _| one_way(world, leader(world)?, true)),
+    lasting("leader_deaf", |world, _| one_way(world, leader(world)?, false)),
+    lasting("follower_mute", |world, rng| one_way(world, follower(world, rng)?, true)),
+    lasting("follower_deaf", |world, rng| one_way(world, follower(world, rng)?, false)),
     kind("leader_and_follower_apart", |world, rng| {
         let (leader, follower) = (leader(world)?, follower(world, rng)?);
         let ways = ways(world, &[leader], &[follower]);

@@ -16,8 +16,8 @@ use crate::{
     workload::jobs::{self, patient},
 };
 
-/// How long a follower stands still that is to lack what the others have purged, and a leader is cut off that is to have what
-/// the others lack.
+/// How long a follower is paused, so that it lacks entries that the others have purged, or a leader is cut off, so that it has
+/// entries that the others lack.
 const LAGS: Duration = Duration::from_secs(5);
 
 /// How long a process may take to come to the place where it is to die, in milliseconds.

@@ -1,17 +1,23 @@
 //! Faults of nodes' processes.
 
-use hodei_proto::v1::TransferLeaderRequest;
+use std::time::Duration;
+
+use hodei_proto::v1::{ListJobsRequest, TransferLeaderRequest};
 use nix::unistd::Pid;
 use rand::rngs::SmallRng;
+use tokio::time::sleep;
 
 use super::{Active, Class, Kind, Undo, everyone, follower, leader, majority, of_nodes};
 use crate::{
     groups::{Controller, Group},
     run::{
-        field::{Field, within},
+        field::{Field, Seat, within},
         world::World,
     },
 };
+
+/// How often a rolling restart looks whether a node is back.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 const fn kind(name: &'static str, begin: fn(&mut World, &mut SmallRng) -> Option<Active>) -> Kind {
     Kind { name, class: Class::Process, nodes: 3, alone: false, lasts_ms: super::BRIEF, begin }
@@ -49,6 +55,8 @@ pub(super) const KINDS: &[Kind] = &[
     },
     kind("stop_leader", |world, _| Some(stop(world, leader(world)?))),
     kind("stop_follower", |world, rng| Some(stop(world, follower(world, rng)?))),
+    // Over as soon as the last one is back.
+    Kind { alone: true, lasts_ms: 60_000..=60_000, ..kind("rolling_restart", rolling) },
     kind("transfer_leader", transfer),
     kind("pause_leader", |world, _| Some(pause(world, &[leader(world)?], &[]))),
     kind("pause_follower", |world, rng| Some(pause(world, &[follower(world, rng)?], &[]))),
@@ -93,6 +101,33 @@ fn stop(world: &mut World, node: usize) -> Active {
     Active { fault, nodes: vec![node], agents: Vec::new(), undo: vec![Undo::Release(node)] }
 }
 
+/// SIGTERM to one node after the other, to the next one once the one before is back and reads the newest state.
+fn rolling(world: &mut World, _: &mut SmallRng) -> Option<Active> {
+    let nodes = everyone(world)?;
+    let restarts: Vec<(Pid, usize)> = nodes.iter().filter_map(|&node| Some((process_of(world, node)?, node))).collect();
+    let (field, before) = (world.field.clone(), world.field.seats());
+    let restarting = tokio::spawn(async move {
+        for (process, node) in restarts {
+            // Nobody else ends processes meanwhile; whoever has ended by itself is another process by now.
+            if field.seats()[node].starts == before[node].starts {
+                let _ = nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGTERM);
+            }
+            while !is_back(&field, before[node], node).await {
+                sleep(LOOK_EVERY).await;
+            }
+        }
+    });
+    let undo = vec![Undo::Abort(restarting)];
+    Some(Active { fault: of_nodes(world, &nodes), nodes, agents: Vec::new(), undo })
+}
+
+async fn is_back(field: &Field, before: Seat, node: usize) -> bool {
+    let seat = field.seats()[node];
+    let mut client = field.client(seat, 0).jobs();
+    let newest = ListJobsRequest { limit: 1, ..ListJobsRequest::default() };
+    seat.starts > before.starts && within(client.list_jobs(Field::ask(newest))).await.is_ok()
+}
+
 fn pause(world: &mut World, nodes: &[usize], alone: &[usize]) -> Active {
     nodes.iter().for_each(|&node| world.cluster.nodes[node].freeze());
     let mut fault = of_nodes(world, nodes);
@@ -104,7 +139,7 @@ fn pause(world: &mut World, nodes: &[usize], alone: &[usize]) -> Active {
 /// As [`pause`], by a control group.
 fn freeze(world: &mut World, node: usize) -> Option<Active> {
     if !Controller::Freezer.is_there() {
-        return Some(pause(world, &[node], &[]));
+        return Some(instead(pause(world, &[node], &[]), "SIGSTOP: there is no freezer of version 1"));
     }
     let process = process_of(world, node)?;
     let fault = of_nodes(world, &[node]);
@@ -115,12 +150,18 @@ fn freeze(world: &mut World, node: usize) -> Option<Active> {
 /// Killed by the kernel where it next needs memory, and started again at once.
 fn starve(world: &mut World, node: usize) -> Option<Active> {
     if !Controller::Memory.is_there() {
-        return Some(blink(world, node));
+        return Some(instead(blink(world, node), "kill -9: there is no memory controller of version 1"));
     }
     let process = process_of(world, node)?;
     let fault = of_nodes(world, &[node]);
     let undo = vec![Undo::Feed(Group::starved(process))];
     Some(Active { fault, nodes: vec![node], agents: Vec::new(), undo })
+}
+
+/// This machine cannot do it, and something like it is done: that is told.
+fn instead(mut active: Active, what: &str) -> Active {
+    what.clone_into(&mut active.fault.detail);
+    active
 }
 
 fn process_of(world: &mut World, node: usize) -> Option<Pid> {

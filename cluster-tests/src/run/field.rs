@@ -73,6 +73,8 @@ struct Inner {
     /// The highest term of which anybody has named the leader, and who that is.
     leader: Mutex<Option<(u64, u64)>>,
     looks: Mutex<HashMap<u64, Look>>,
+    /// Nodes that faults have cut off from a majority.
+    minority: Mutex<Vec<u64>>,
     /// How far each stream of all events has come.
     told: Mutex<HashMap<u32, Place>>,
     quiet: AtomicBool,
@@ -95,6 +97,7 @@ impl Field {
             processes: AtomicU32::new(1),
             leader: Mutex::default(),
             looks: Mutex::default(),
+            minority: Mutex::default(),
             told: Mutex::default(),
             quiet: AtomicBool::new(false),
             over: AtomicBool::new(false),
@@ -157,6 +160,33 @@ impl Field {
     pub fn elsewhere(&self, than: Option<u64>, rng: &mut SmallRng) -> Seat {
         let others: Vec<Seat> = self.seats().into_iter().filter(|seat| Some(seat.id) != than).collect();
         *others.choose(rng).expect("there are other nodes")
+    }
+
+    /// These are cut off from a majority from now on.
+    ///
+    /// # Panics
+    /// Never: changing a list does not.
+    pub fn part(&self, minority: &[u64]) {
+        self.inner.minority.lock().expect("changing a list does not panic").extend(minority);
+    }
+
+    /// These are not any more.
+    ///
+    /// # Panics
+    /// Never: changing a list does not.
+    pub fn join(&self, minority: &[u64]) {
+        self.inner.minority.lock().expect("changing a list does not panic").retain(|node| !minority.contains(node));
+    }
+
+    /// The nodes on both sides of a cut; none, where there is no cut.
+    ///
+    /// # Panics
+    /// Never: changing a list does not.
+    #[must_use]
+    pub fn sides(&self) -> Option<[Vec<Seat>; 2]> {
+        let minority = self.inner.minority.lock().expect("changing a list does not panic").clone();
+        let (these, those): (Vec<_>, Vec<_>) = self.seats().into_iter().partition(|seat| minority.contains(&seat.id));
+        (!these.is_empty() && !those.is_empty()).then_some([these, those])
     }
 
     /// Somebody names the leader of a term.

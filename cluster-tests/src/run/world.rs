@@ -205,10 +205,11 @@ impl World {
         self.ids.iter().position(|&id| id == leader)
     }
 
-    /// Nodes that no fault acts upon.
+    /// Nodes that run and that no fault acts upon.
     #[must_use]
     pub fn free(&self) -> Vec<usize> {
-        (0..self.nodes.len()).filter(|&node| self.reserved[0][node] == 0).collect()
+        let is_free = |node: &usize| self.reserved[0][*node] == 0 && self.cluster.nodes[*node].is_started();
+        (0..self.nodes.len()).filter(is_free).collect()
     }
 
     /// Agents that no fault acts upon.
@@ -261,11 +262,12 @@ impl World {
         clock::set(&clock::of(self.dir(), &self.disks[node]), ahead);
     }
 
-    /// kill -9, and lets it listen at another port from then on. It is told where the others are now.
+    /// kill -9, and lets it listen at another port of another address from then on. It is told where the others are now.
     pub fn relocate(&mut self, node: usize) {
-        let of = &mut self.cluster.nodes[node];
+        let (of, host) = (&mut self.cluster.nodes[node], &self.nodes[node]);
         of.kill();
-        of.address.set_port(of.address.port() + 1);
+        self.net.readdress(host);
+        of.address = SocketAddr::from((host.address(), of.address.port() + 1));
         self.seat();
         for index in 0..self.nodes.len() {
             let others = self.others(index);

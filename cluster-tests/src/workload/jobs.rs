@@ -209,7 +209,8 @@ pub async fn pages(client: &Client) -> Result<(Vec<wire::Job>, Option<Position>)
     }
 }
 
-fn view(job: &wire::Job) -> JobView {
+/// What a job's description says.
+pub(super) fn view(job: &wire::Job) -> JobView {
     let attempt = |attempt: &wire::Attempt| AttemptView {
         number: attempt.number,
         fence: attempt.fence,

@@ -1,10 +1,11 @@
-//! One-time tokens, raced by several parties at several nodes, repeated and revoked, kept for later, and grown too old.
+//! One-time tokens, raced by several parties at several nodes and on both sides of a cut, repeated and revoked, kept for
+//! later, and grown too old.
 
 use std::{collections::VecDeque, time::Duration};
 
 use futures::future::join_all;
 use hodei_proto::v1::{CreateTokenRequest, EnrollRequest, EnrollResponse, RevokeTokenRequest, Role};
-use rand::{Rng as _, RngCore as _, rngs::SmallRng};
+use rand::{Rng as _, RngCore as _, rngs::SmallRng, seq::IndexedRandom as _};
 use rcgen::{CertificateParams, KeyPair, PublicKeyData as _};
 use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, sleep_until};
@@ -21,7 +22,7 @@ const PAUSE: Duration = Duration::from_millis(1_500);
 /// How often a party asks again that got no answer.
 const REPEATS: u32 = 3;
 /// For how long a token may be used: longer than a run, and shorter than most jumps of a clock.
-pub(super) const LONG: Duration = Duration::from_secs(300);
+pub(super) const LONG: Duration = Duration::from_secs(900);
 /// For how long one that is to grow too old.
 const BRIEF: Duration = Duration::from_secs(4);
 /// From when on it is too old for certain: leaders agree on the time by asking each other.
@@ -97,7 +98,7 @@ pub async fn race(field: Field) {
                 .iter()
                 .zip(procs)
                 .zip(seeds)
-                .map(|((party, proc), rng)| enter(&field, proc, &token, party, rng));
+                .map(|((party, proc), rng)| enter(&field, proc, &token, party, None, rng));
             join_all(entering).await;
             if ttl == BRIEF {
                 sleep_until(made + OVER).await;
@@ -126,10 +127,40 @@ async fn keep(field: &Field, proc: u32, kept: &mut VecDeque<Token>, rng: &mut Sm
     }
 }
 
-/// Asks until there is a definite answer, on one node after the other, and sometimes once more.
-async fn enter(field: &Field, proc: u32, token: &Token, party: &Party, mut rng: SmallRng) {
+/// Tokens that were made before a cut, raced on both sides of it, until the end.
+pub async fn race_across_cuts(field: Field) {
+    let (proc, mut rng) = field.process();
+    let procs = [proc, field.process().0];
+    let wanted = NewToken { role: Role::User, uses: 1, ttl: LONG };
+    let mut kept: Vec<Token> = Vec::new();
+    while !field.is_quiet() {
+        match (field.sides(), kept.pop()) {
+            (Some(sides), Some(token)) => {
+                let parties = [Party::new(&mut rng), Party::new(&mut rng)];
+                let seeds: Vec<SmallRng> = parties.iter().map(|_| rand::SeedableRng::from_rng(&mut rng)).collect();
+                let entering = parties.iter().zip(&sides).zip(procs).zip(seeds);
+                let entering = entering
+                    .map(|(((party, side), proc), rng)| enter(&field, proc, &token, party, Some(side.as_slice()), rng));
+                join_all(entering).await;
+            }
+            (Some(_), None) => {}
+            (None, token) => {
+                kept.extend(token);
+                if kept.len() < KEPT {
+                    kept.extend(create(&field, proc, field.any(&mut rng), wanted, &mut rng).await.ok());
+                }
+            }
+        }
+        Field::pause(&mut rng, PAUSE / 6).await;
+    }
+}
+
+/// Asks until there is a definite answer, on one node of these after the other or on any, and sometimes once more.
+async fn enter(field: &Field, proc: u32, token: &Token, party: &Party, side: Option<&[Seat]>, mut rng: SmallRng) {
     for _ in 0..REPEATS {
-        let answer = enroll(field, proc, field.any(&mut rng), token, party).await;
+        let of_side = side.and_then(|seats| seats.choose(&mut rng)).copied();
+        let seat = of_side.unwrap_or_else(|| field.any(&mut rng));
+        let answer = enroll(field, proc, seat, token, party).await;
         if answer.is_ok() && rng.random_bool(0.6) {
             return;
         }

@@ -225,7 +225,7 @@ impl Reader<'_> {
                     self.flush(seat, number);
                     let missing = end.missing_holders.iter().filter_map(|id| id.parse().ok()).collect();
                     let lost = end.log.is_none();
-                    let end = LogEnd { attempt: number, complete: end.complete, lost, missing };
+                    let end = LogEnd { attempt: number, complete: end.complete, lost, missing, gone: end.gone };
                     self.note(seat, &Note::LogEnd(end));
                     self.current = number + 1;
                     if one {

@@ -125,6 +125,8 @@ struct Tally {
     /// How many runs found nothing wrong, and had something to find it in.
     passed: u64,
     sum: BTreeMap<String, u64>,
+    /// How many found nothing wrong, and had too little to find it in.
+    empty: u64,
     failed: Vec<u64>,
 }
 
@@ -150,6 +152,7 @@ fn replicas_keep_their_promises() {
                         }
                         (Ok(_), Some(why)) => {
                             println!("HODEI_SEED={seed} HODEI_SIM_STEPS={steps}: shows nothing: {why}");
+                            tally.empty += 1;
                         }
                         (Ok(summary), None) => {
                             println!("HODEI_SEED={seed} HODEI_SIM_STEPS={steps}: {summary}");
@@ -161,9 +164,9 @@ fn replicas_keep_their_promises() {
             });
         }
     });
-    let Tally { passed, sum, failed } = tally.into_inner().unwrap();
+    let Tally { passed, sum, empty, failed } = tally.into_inner().unwrap();
     let total: Vec<String> = sum.into_iter().map(|(what, count)| format!("{count} {what}")).collect();
-    println!("simulation: {passed} seeds x {steps} steps: {}", total.join(", "));
+    println!("simulation: {passed} seeds x {steps} steps: {}; {empty} more showed nothing", total.join(", "));
     println!("bar: simulated seeds: {passed}\nbar: simulated steps: {}", passed * steps);
     assert!(failed.is_empty(), "HODEI_SIM_STEPS={steps}: seeds {failed:?} failed");
     assert!(passed >= seeds, "from seed {first} on, only {passed} runs showed anything");

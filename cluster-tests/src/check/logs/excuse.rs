@@ -6,7 +6,7 @@
 //! - A log without figures is that of an attempt that was lost or declined, as events tell: not of one in which the job
 //!   succeeded, and one that was declined never began.
 //! - A node is missing for a fault of it or of who was asked, there and then. Once faults are over and nodes had their time
-//!   to come back, only those are missing that have left the cluster.
+//!   to come back, only those are missing that have left the cluster. Nobody else is told to be gone for good.
 //! - What somebody has read, whoever asks later is given, or told for want of which node it is not.
 //! - Only attempts that were scheduled have a log.
 //! - A reader of a job that has ended comes to the end of what it reads, and of the last attempt; so does whoever reads a
@@ -136,6 +136,11 @@ impl<'a> Excuses<'a> {
 
     /// Nodes for want of which it is not whole.
     fn of_missing(&self, at: At, attempt: Attempt<'_>, record: &Record, end: &LogEnd) -> Option<Fault> {
+        if end.gone
+            && let Some(node) = end.missing.iter().find(|node| !self.lives.is_gone(**node))
+        {
+            return fault(at, format!("node {node} is told to be gone for good, and it is a member"));
+        }
         let (asked_ns, slow) = self.asked.get(&record.proc).copied().unwrap_or((record.t_ns, false));
         if self.settled.is_some_and(|settled| asked_ns > settled)
             && let Some(node) = end.missing.iter().find(|node| !self.lives.is_gone(**node))
