@@ -55,7 +55,7 @@ pub fn could_not_start(why: NotStarted) -> Reason {
         Obstacle::Other => "other",
         Obstacle::NoSecret => "no_secret",
         Obstacle::NoDirectory => "no_directory",
-        Obstacle::TooLate | Obstacle::Unclear => return lost(why.message),
+        Obstacle::TooLate | Obstacle::Unclear | Obstacle::NoWatchdog => return lost(why.message),
     };
     let (kind, cause) = ("could_not_start".to_owned(), cause.to_owned());
     Reason { kind, cause, message: why.message, ..Reason::default() }
@@ -70,6 +70,18 @@ pub fn lost(message: impl Into<String>) -> Reason {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_watchdog_that_dies_is_no_fault_of_the_jobs() {
+        let told = |obstacle| could_not_start(NotStarted { obstacle, message: "why".to_owned() });
+        for obstacle in [Obstacle::TooLate, Obstacle::Unclear, Obstacle::NoWatchdog] {
+            assert_eq!(told(obstacle).kind, "worker_lost", "{obstacle:?}");
+        }
+        assert_eq!(
+            (told(Obstacle::Other).kind, told(Obstacle::NoSecret).cause),
+            ("could_not_start".to_owned(), "no_secret".to_owned())
+        );
+    }
 
     #[test]
     fn the_exit_code_is_kept_whatever_the_cause() {

@@ -99,11 +99,12 @@ impl Started {
 
     /// Has it make the process. Blocking. `stdin` is what the process reads, where it reads anything.
     pub fn launch(self, launch: &Launch, stdin: Option<&OwnedFd>) -> Result<Guarded, NotStarted> {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, TimedOut, UnexpectedEof, WouldBlock};
         let watchdog = match self.is_ready() {
             Ok(watchdog) => watchdog,
             Err(error) => {
                 self.dismiss();
-                return Err(NotStarted::other(format!("the watchdog: {error}")));
+                return Err(NotStarted { obstacle: Obstacle::NoWatchdog, message: format!("the watchdog: {error}") });
             }
         };
         match self.order(launch, stdin) {
@@ -118,7 +119,12 @@ impl Started {
             }
             Err(error) => {
                 let clear = self.abandon(watchdog);
-                let obstacle = if clear { Obstacle::Other } else { Obstacle::Unclear };
+                let obstacle = match error.kind() {
+                    _ if !clear => Obstacle::Unclear,
+                    UnexpectedEof | BrokenPipe | ConnectionReset | TimedOut | WouldBlock => Obstacle::NoWatchdog,
+                    // What the job asks for does not fit into an order.
+                    _ => Obstacle::Other,
+                };
                 Err(NotStarted { obstacle, message: format!("the watchdog: {error}") })
             }
         }

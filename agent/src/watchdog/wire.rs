@@ -126,6 +126,8 @@ pub enum Obstacle {
     NoDirectory,
     /// Nobody knows whether there is one, which is for the agent alone.
     Unclear,
+    /// Its watchdog did not start, or ended: no fault of the job's. For the agent alone, too.
+    NoWatchdog,
 }
 
 impl NotStarted {
