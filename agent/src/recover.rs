@@ -204,8 +204,7 @@ fn inherit(record: &Path, key: AttemptKey, testament: Testament) -> io::Result<J
             if let Err(error) = lacking {
                 tracing::error!(attempt = %key, %error, "its log is not complete");
             }
-            let (index, last) = spool::recover(record, u64::MAX)?;
-            rest::incomplete(&index, last)?
+            rest::incomplete(record)?.1
         }
     };
     let reason = match testament.fallen {

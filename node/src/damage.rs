@@ -195,7 +195,7 @@ fn compare(intact: &Served, found: &Served, case: &Case) -> Verdict {
         return Verdict::Harmless;
     }
     // Whoever reads the log is told that this is not all: the figures stand in the replicated state.
-    let Tally { last_sequence, lines, dropped, bytes, checksum } = intact.output.1;
+    let Tally { last_sequence, lines, dropped, bytes, checksum, .. } = intact.output.1;
     let end = LogEnd { last_sequence, lines, dropped, bytes, checksum };
     let short = intact.output.0.starts_with(&found.output.0) && found.output.1.last_sequence < end.last_sequence;
     let but_log = Served { output: intact.output.clone(), ..found.clone() };

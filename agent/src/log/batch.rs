@@ -12,6 +12,9 @@ pub const STDERR: u32 = 2;
 /// `LogBatch.kinds`: lines were dropped.
 pub const GAP: u32 = 3;
 
+/// What a gap record holds where nobody knows how many lines it stands for.
+pub const UNCOUNTED: [u8; 8] = 0_u64.to_le_bytes();
+
 /// A batch is full at this many entries …
 pub const MAX_ENTRIES: usize = 100;
 /// … or at this many bytes.
@@ -55,6 +58,12 @@ impl Batcher {
     pub fn drop_entry(&mut self, kind: u32, entry: &[u8]) {
         self.dropped += 1;
         self.count(kind, entry);
+    }
+
+    /// Leaves out nobody knows how many entries: a gap record says so.
+    pub fn lose(&mut self, now_ms: i64) {
+        self.own_up(now_ms);
+        self.number(GAP, &UNCOUNTED, now_ms);
     }
 
     /// Closes the open batch, with the gap record that is due.

@@ -6,7 +6,7 @@ use hodei_proto::v1::LogEnd;
 
 use super::{
     account,
-    batch::{Batcher, STDERR, STDOUT},
+    batch::{Batcher, GAP, STDERR, STDOUT, UNCOUNTED},
     entries,
     progress::Progress,
     split::Splitter,
@@ -29,17 +29,26 @@ pub fn complete(dir: &Path, from: &Progress, rest: [Vec<u8>; 2]) -> io::Result<(
         splitter.feed(&bytes, |entry| batcher.push(kind, entry, wall_ms()));
         splitter.finish(|entry| batcher.push(kind, entry, wall_ms()));
     }
-    batcher.flush(wall_ms());
-    let mut writer = Writer::new(dir).0;
-    writer.append(&batcher.take_full())?.into_iter().for_each(|placed| index.note(placed));
-    writer.sync()?;
-    Ok((index, batcher.figures()))
+    let end = append(dir, &mut index, batcher)?;
+    Ok((index, end))
 }
 
-/// Where nobody knows how much is missing: the figures of what there is, and one entry more, which nobody has. So whoever
-/// reads the log is told that it is not complete.
-pub fn incomplete(index: &Index, last: u64) -> io::Result<LogEnd> {
-    let mut end = LogEnd::default();
+/// Takes up a spool behind which nobody knows how much is missing: a gap record at its end says so. May be repeated.
+pub fn incomplete(dir: &Path) -> io::Result<(Index, LogEnd)> {
+    let (mut index, last) = spool::recover(dir, u64::MAX)?;
+    let (end, told) = figures(&index, last)?;
+    if told {
+        return Ok((index, end));
+    }
+    let mut batcher = Batcher::resume(&Progress::of(&end, 0, [0; 2]));
+    batcher.lose(wall_ms());
+    let end = append(dir, &mut index, batcher)?;
+    Ok((index, end))
+}
+
+/// What a spool adds up to as far as it can be read, and whether such a gap record is its end.
+fn figures(index: &Index, last: u64) -> io::Result<(LogEnd, bool)> {
+    let (mut end, mut told) = (LogEnd { last_sequence: last, ..LogEnd::default() }, false);
     let mut from = index.first_available().unwrap_or(last + 1);
     while from <= last {
         let Some(place) = index.locate(from) else { break };
@@ -47,6 +56,7 @@ pub fn incomplete(index: &Index, last: u64) -> io::Result<LogEnd> {
         for batch in &batches {
             for entry in entries(batch).unwrap_or_default().into_iter().filter(|entry| entry.sequence >= from) {
                 account(&mut end, entry.sequence, entry.kind, &entry.data);
+                told = entry.kind == GAP && *entry.data == UNCOUNTED;
             }
         }
         match batches.last() {
@@ -54,8 +64,16 @@ pub fn incomplete(index: &Index, last: u64) -> io::Result<LogEnd> {
             None => break,
         }
     }
-    end.last_sequence = last + 1;
-    Ok(end)
+    end.last_sequence = last;
+    Ok((end, told))
+}
+
+fn append(dir: &Path, index: &mut Index, mut batcher: Batcher) -> io::Result<LogEnd> {
+    batcher.flush(wall_ms());
+    let mut writer = Writer::new(dir).0;
+    writer.append(&batcher.take_full())?.into_iter().for_each(|placed| index.note(placed));
+    writer.sync()?;
+    Ok(batcher.figures())
 }
 
 #[cfg(test)]
@@ -81,8 +99,27 @@ mod tests {
             assert_eq!(end, whole.figures());
             let all: Vec<_> = (1..=4).map(|at| index.locate(at).is_some()).collect();
             assert_eq!(all, [true; 4]);
-            assert_eq!(incomplete(&index, 4).unwrap(), LogEnd { last_sequence: 5, ..end });
         }
+    }
+
+    #[test]
+    fn what_nobody_knows_is_told_once_however_often() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut batcher = Batcher::default();
+        batcher.push(STDOUT, b"one\n", 1);
+        batcher.flush(1);
+        Writer::new(dir.path()).0.append(&batcher.take_full()).unwrap();
+        batcher.lose(1);
+        for _ in 0..2 {
+            let (index, end) = incomplete(dir.path()).unwrap();
+            assert_eq!(end, batcher.figures());
+            assert_eq!((end.last_sequence, end.lines, end.dropped), (2, 1, 0));
+            let batches = spool::read(&index.locate(2).unwrap(), 2, u64::MAX).unwrap();
+            let last = entries(batches.last().unwrap()).unwrap().pop().unwrap();
+            assert_eq!((last.sequence, last.kind, &*last.data), (2, GAP, &UNCOUNTED[..]));
+        }
+        let empty = tempfile::tempdir().unwrap();
+        assert_eq!(incomplete(empty.path()).unwrap().1.last_sequence, 1);
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! S9: an attempt's log is contiguous, in order and without duplicates for every reader, on every node and after failovers;
-//! what is lost is told by a gap record with its count.
+//! what is lost is told by a gap record with its count, or, at the very end, by one that says that nobody knows it.
 //!
 //! Jobs print seeded lines ([`seeded`]), numbered in each of their two streams, and readers record what they got as
 //! stretches of such lines. A reader's sequences must go on without a hole or a repetition, except that a gap record may
@@ -116,6 +116,8 @@ struct Reader {
     /// Lines that gap records stand for, and those of them that are known to be missing.
     lost: u64,
     missing: u64,
+    /// A gap record stands for nobody knows how many.
+    uncounted: bool,
 }
 
 impl Reader {
@@ -138,6 +140,9 @@ impl Reader {
         if sequence < next {
             return fault(before, format!("sequence {sequence} again"));
         }
+        if self.uncounted {
+            return fault(before, "it goes on after a gap without a count");
+        }
         match &part.part {
             Part::Lines { stream, first, count } => {
                 self.next = sequence.saturating_add(*count);
@@ -145,6 +150,11 @@ impl Reader {
                     return fault(before, format!("sequences {next} to {} are missing", sequence - 1));
                 }
                 self.lines(before, *stream, *first, *count)
+            }
+            Part::Gap { lost: 0 } => {
+                self.next = sequence + 1;
+                self.uncounted = true;
+                (skipped > 0).then(|| Fault { before, text: "a gap without a count hides sequences".to_owned() })
             }
             Part::Gap { lost } => {
                 self.next = sequence + 1;
@@ -181,7 +191,10 @@ impl Reader {
     fn end(&mut self, at: At, end: &LogEnd, printed: Option<(u64, At)>) -> Option<Fault> {
         let before = self.last.replace(at).unwrap_or(at);
         self.ended = true;
-        if !end.complete && !end.lost && end.missing.is_empty() {
+        if end.complete && self.uncounted {
+            return fault(before, "is complete, although nobody knows how much of it is lost");
+        }
+        if !end.complete && !end.lost && end.missing.is_empty() && !self.uncounted {
             return fault(before, "is not complete, although nobody is missing who had it");
         }
         match printed {

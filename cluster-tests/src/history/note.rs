@@ -341,7 +341,7 @@ pub enum Part {
     },
     /// A gap record.
     Gap {
-        /// How many lines it stands for.
+        /// How many lines it stands for; 0: nobody knows.
         lost: u64,
     },
     /// An entry that is no seeded line of this attempt, or a damaged one.

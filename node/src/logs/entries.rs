@@ -63,10 +63,12 @@ pub fn last_sequence(batch: &LogBatch) -> u64 {
     batch.first_sequence + batch.lens.len() as u64 - 1
 }
 
-/// Whether the batch begins with a gap, so that sequences may be missing before it.
+/// Whether entries are missing from `next` to the batch, without a gap at its beginning that stands for all of them.
 #[must_use]
-pub fn begins_with_gap(batch: &LogBatch) -> bool {
-    batch.kinds.first() == Some(&GAP)
+pub fn leaves_hole(batch: &LogBatch, next: u64) -> bool {
+    let missing = batch.first_sequence.saturating_sub(next);
+    let stands_for = || entries(batch).next().map_or(0, |first| first.lost());
+    missing > 0 && stands_for() <= missing
 }
 
 /// The batch without entries before `from`; `None` where nothing is left.
@@ -137,7 +139,7 @@ pub struct Entry<'a> {
 }
 
 impl Entry<'_> {
-    /// How many lines a gap stands for; 0 for output.
+    /// How many lines a gap stands for; 0 where nobody knows, and for output.
     #[must_use]
     pub fn lost(&self) -> u64 {
         match <[u8; 8]>::try_from(self.data) {
@@ -197,6 +199,9 @@ pub mod tests {
         assert_eq!(check(&gap), Ok(()));
         assert_eq!((gap.first_sequence, last_sequence(&gap)), (9, 9));
         assert_eq!(entries(&gap).next().unwrap().lost(), 7);
+        assert!([3, 4, 9, 10].iter().all(|next| !leaves_hole(&gap, *next)));
+        assert!(leaves_hole(&gap, 2), "one entry more is missing");
+        assert!(leaves_hole(&lines(3, &["c\n"]), 2) && !leaves_hole(&lines(3, &["c\n"]), 3));
     }
 
     #[test]

@@ -13,6 +13,8 @@ pub struct Tally {
     pub lines: u64,
     /// Lines that gaps stand for.
     pub dropped: u64,
+    /// A gap stands for nobody knows how many.
+    pub uncounted: bool,
     /// Bytes of output.
     pub bytes: u64,
     /// As `LogEnd.checksum` on the wire.
@@ -46,6 +48,7 @@ impl Tally {
             self.checksum = crc32c::crc32c_append(self.checksum, entry.data);
             if entry.kind == GAP {
                 self.dropped = self.dropped.saturating_add(entry.lost());
+                self.uncounted |= entry.lost() == 0;
             } else {
                 self.lines += 1;
                 self.bytes += u64::from(len);
@@ -54,11 +57,10 @@ impl Tally {
         }
     }
 
-    /// What of a batch is new. Only a batch that begins with a gap may leave sequences out.
+    /// What of a batch is new. Only a gap at its beginning may stand for sequences before it.
     #[must_use]
     pub fn continues(&self, batch: LogBatch) -> Continues {
-        let hole = batch.first_sequence > self.next() && !entries::begins_with_gap(&batch);
-        if hole && !hodei_state::armed!("bug::hole-in-log-accepted") {
+        if entries::leaves_hole(&batch, self.next()) && !hodei_state::armed!("bug::hole-in-log-accepted") {
             return Continues::Hole(self.next());
         }
         if hodei_state::armed!("bug::repeated-lines-kept") {
@@ -67,11 +69,12 @@ impl Tally {
         entries::from_sequence(batch, self.next()).map_or(Continues::Nothing, Continues::With)
     }
 
-    /// Whether these are exactly the figures that the agent reported.
+    /// Whether these are exactly the figures that the agent reported, and it knew what it had.
     #[must_use]
     pub fn is(&self, end: &LogEnd) -> bool {
-        (self.last_sequence, self.lines, self.dropped, self.bytes, self.checksum)
-            == (end.last_sequence, end.lines, end.dropped, end.bytes, end.checksum)
+        !self.uncounted
+            && (self.last_sequence, self.lines, self.dropped, self.bytes, self.checksum)
+                == (end.last_sequence, end.lines, end.dropped, end.bytes, end.checksum)
     }
 }
 
@@ -116,7 +119,22 @@ mod tests {
             matches!(tally.continues(lines(2, &["b\n", "c\n"])), Continues::With(batch) if batch.first_sequence == 3)
         );
         assert_eq!(tally.continues(lines(4, &["d\n"])), Continues::Hole(3));
+        assert_eq!(tally.continues(entries::gap(4, 9, 0)), Continues::Hole(3));
         let gap = entries::gap(3, 9, 0);
         assert_eq!(tally.continues(gap.clone()), Continues::With(gap));
+    }
+
+    #[test]
+    fn what_lacks_nobody_knows_how_much_is_not_complete() {
+        let mut tally = Tally::default();
+        tally.add(&LogBatch {
+            kinds: vec![GAP],
+            data: 0_u64.to_le_bytes().to_vec().into(),
+            ..lines(1, &["8 bytes\n"])
+        });
+        let Tally { last_sequence, lines, dropped, bytes, checksum, .. } = tally;
+        assert_eq!((last_sequence, lines, dropped), (1, 0, 0));
+        let end = LogEnd { last_sequence, lines, dropped, bytes, checksum };
+        assert!(!tally.is(&end) && Tally { uncounted: false, ..tally }.is(&end));
     }
 }

@@ -173,7 +173,7 @@ fn figures(batches: &[LogBatch]) -> LogEnd {
     for batch in batches {
         tally.add(batch);
     }
-    let Tally { last_sequence, lines, dropped, bytes, checksum } = tally;
+    let Tally { last_sequence, lines, dropped, bytes, checksum, .. } = tally;
     from_proto::log_end(Some(&v1::LogEnd { last_sequence, lines, dropped, bytes, checksum }))
 }
 

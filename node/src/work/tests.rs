@@ -156,7 +156,7 @@ impl Agent {
 fn result(attempt: &v1::AttemptRef, batches: &[v1::LogBatch]) -> Up {
     let mut tally = Tally::default();
     batches.iter().for_each(|batch| tally.add(batch));
-    let Tally { last_sequence, lines, dropped, bytes, checksum } = tally;
+    let Tally { last_sequence, lines, dropped, bytes, checksum, .. } = tally;
     let reason = v1::Reason { kind: "exited".into(), exit_code: Some(3), ..Default::default() };
     let log = Some(v1::LogEnd { last_sequence, lines, dropped, bytes, checksum });
     Up::JobResult(v1::JobResult { attempt: Some(attempt.clone()), reason: Some(reason), log })

@@ -2,7 +2,7 @@
 //!
 //! - Jobs of runs are blocked by a full spool and drop nothing, so that lines are gone only with the machine that had them:
 //!   a gap, or less than the witness had printed, takes a fault of the attempt's worker while it lived or its log was not
-//!   yet safe, or a node that is gone for good (`lives`).
+//!   yet safe, or a node that is gone for good (`lives`). That nobody knows how many takes the death of agent and watchdog.
 //! - A log without figures is that of an attempt that was lost or declined, as events tell: not of one in which the job
 //!   succeeded, and one that was declined never began.
 //! - A node is missing for a fault of it or of who was asked, there and then. Once faults are over and nodes had their time
@@ -95,6 +95,9 @@ impl<'a> Excuses<'a> {
 
     pub(super) fn of_part(&self, at: At, record: &Record, part: &LogPart) -> Option<Fault> {
         let attempt = (record.key.as_str(), part.attempt);
+        if part.part == (Part::Gap { lost: 0 }) && !self.lives.may_end_unheard(attempt, record.t_ns) {
+            return fault(at, "nobody knows how much is lost, although who kept it was not killed with who read it");
+        }
         if matches!(part.part, Part::Gap { .. }) && !self.lives.may_lack(attempt, record.t_ns) {
             return fault(at, "a gap, although nothing was done to its worker then, and no node is gone that had it");
         }

@@ -69,6 +69,17 @@ impl<'a> Lives<'a> {
         self.gone.contains_key(&node)
     }
 
+    /// Whether the watchdog of an attempt may have been killed by then, and its agent at the same time: the watchdog keeps what
+    /// the agent has not yet taken.
+    pub(super) fn may_end_unheard(&self, attempt: Attempt<'_>, by_ns: u64) -> bool {
+        let Some(life) = self.lives.get(&attempt).filter(|life| !life.worker.is_empty()) else { return true };
+        self.faults.iter().any(|stretch| {
+            let of_worker = stretch.fault.workers.iter().any(|worker| worker == life.worker);
+            let kills = KILLS_WATCHDOGS.iter().any(|kind| stretch.fault.kind.starts_with(kind));
+            of_worker && kills && meets(stretch, life.from_ns, by_ns)
+        })
+    }
+
     /// Whether lines of an attempt may be gone by then. Nobody knows of one of which nobody says where it ran.
     pub(super) fn may_lack(&self, attempt: Attempt<'_>, by_ns: u64) -> bool {
         let Some(life) = self.lives.get(&attempt).filter(|life| !life.worker.is_empty()) else { return true };
@@ -127,6 +138,9 @@ impl<'a> Lives<'a> {
 
 /// Faults by which a node loses what it has written and not yet synced: its power is cut, or its disk does not take it.
 const FORGETS: [&str; 4] = ["power", "sync_fails", "full", "read_only"];
+
+/// Faults in which watchdogs die, or guardians, after which watchdogs end.
+const KILLS_WATCHDOGS: [&str; 3] = ["agent_killed_with_watchdogs", "watchdog::", "guardian::"];
 
 /// Whether a fault is on at any time of these.
 fn meets(stretch: &Stretch<'_>, from_ns: u64, to_ns: u64) -> bool {

@@ -92,7 +92,7 @@ impl Session {
         // What is not here was acknowledged to its end; this is a repetition that crossed the acknowledgement.
         let Some(mut attempt) = self.attempts.remove(&id) else { return Ok(()) };
         let result = match entries::check(&batch) {
-            Ok(()) => self.append(&mut attempt, batch).await,
+            Ok(()) => self.append(&mut attempt, batch, false).await,
             Err(error) => {
                 tracing::warn!(worker = %self.on.worker, job = %id.job, %error, "dropped a batch");
                 Ok(())
@@ -102,7 +102,14 @@ impl Session {
         result
     }
 
-    async fn append(&mut self, attempt: &mut Attempt, batch: v1::LogBatch) -> Result<(), Ended> {
+    /// `stands_for_missing`: it is a gap record for what the agent no longer has. Gap records of an agent stand for what has
+    /// no number, and have their place like any line.
+    async fn append(
+        &mut self,
+        attempt: &mut Attempt,
+        batch: v1::LogBatch,
+        stands_for_missing: bool,
+    ) -> Result<(), Ended> {
         let now = Instant::now();
         let last = entries::last_sequence(&batch);
         attempt.known_last = attempt.known_last.max(last);
@@ -113,7 +120,7 @@ impl Session {
         if last < attempt.next {
             return Ok(());
         }
-        if batch.first_sequence > attempt.next && !entries::begins_with_gap(&batch) {
+        if batch.first_sequence > attempt.next && !stands_for_missing {
             return self.ask_again(attempt, now).await;
         }
         let state = self.gateway.handle.view().state;
@@ -148,7 +155,7 @@ impl Session {
             tracing::warn!(job = %id.job, from = attempt.next, to = resume.first_available, "a part of a log is lost");
             let now_ms = i64::try_from(self.gateway.handle.view().state.stamp().0).unwrap_or(i64::MAX);
             let gap = entries::gap(attempt.next, resume.first_available, now_ms);
-            self.append(&mut attempt, gap).await
+            self.append(&mut attempt, gap, true).await
         } else {
             Ok(())
         };

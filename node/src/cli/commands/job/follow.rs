@@ -187,7 +187,7 @@ impl<'a> Follower<'a> {
         }
         for entry in entries::entries(batch).filter(|entry| entry.sequence >= self.next) {
             match entry.kind {
-                GAP => output::note(format_args!("hodei: {} lines of output are lost here", entry.lost())),
+                GAP => tell_gap(entry.lost()),
                 kind => self.sinks.write(kind == STDERR, entry.data).await?,
             }
         }
@@ -219,6 +219,14 @@ impl<'a> Follower<'a> {
             let nodes = missing.join(", ");
             output::note(format_args!("hodei: output of attempt {attempt} is on nodes that do not answer: {nodes}"));
         }
+    }
+}
+
+fn tell_gap(lost: u64) {
+    match lost {
+        0 => output::note(format_args!("hodei: output may be lost here, nobody knows how much")),
+        1 => output::note(format_args!("hodei: a line of output is lost here")),
+        lines => output::note(format_args!("hodei: {lines} lines of output are lost here")),
     }
 }
 
