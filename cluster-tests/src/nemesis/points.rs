@@ -1,7 +1,13 @@
 //! Processes that die at a named place in the code. Such a fault is over as soon as somebody has died there, who is then
 //! started again as whatever dies by itself; where nobody does, it does not count.
 
-use std::{ops::RangeInclusive, sync::mpsc, thread, time::Duration};
+use std::{
+    fs,
+    ops::RangeInclusive,
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use hodei_proto::v1::{Command, JobSpec, Script, command};
 use nix::sys::signal::{Signal, kill};
@@ -10,6 +16,7 @@ use uuid::Uuid;
 
 use super::{Active, Class, Kind, Undo, everyone, follower, leader, network, of_nodes};
 use crate::{
+    cluster::Agent,
     failpoints::Failpoints,
     netns::Link,
     run::world::World,
@@ -22,6 +29,10 @@ const LAGS: Duration = Duration::from_secs(5);
 
 /// How long a process may take to come to the place where it is to die, in milliseconds.
 const PATIENCE: RangeInclusive<u64> = 30_000..=30_000;
+
+/// How long jobs may take to end without their agents, and how often it is looked whether one has.
+const LEAVES: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// How often a job with a large script is tried.
 const SCRIPTS: usize = 5;
@@ -51,8 +62,10 @@ enum Prompt {
     Depose,
     /// Agents are killed, and started again at once.
     AgentsBlink,
-    /// Agents are killed, and started again when their jobs have ended without them.
+    /// Agents are killed, and not started again before somebody has died.
     AgentsPause,
+    /// Agents are killed, and started again once a job has ended without them.
+    AgentsLate,
     /// What watches over jobs is killed.
     WatchdogsDie,
     /// Jobs with large scripts.
@@ -152,7 +165,7 @@ pub(super) const KINDS: &[Kind] = &[
     point!("spool::before-publish", Agent, Nothing, 10),
     point!("spool::before-fsync", Agent, Nothing, 3),
     point!("recover::before-adopt", Agent, AgentsBlink, 0),
-    point!("recover::before-inherit", Agent, AgentsPause, 0),
+    point!("recover::before-inherit", Agent, AgentsLate, 0),
     point!("watchdog::before-spawn", Agent, Nothing, 0),
     point!("watchdog::after-spawn", Agent, Nothing, 0),
     point!("watchdog::before-reap", Agent, Nothing, 0),
@@ -212,8 +225,19 @@ fn urge(world: &mut World, rng: &mut SmallRng, prompt: Prompt) -> Option<Option<
         }
         Prompt::Depose => return Some(Some(depose(world, leader(world)?))),
         Prompt::Lag => return Some(lag(world, follower(world, rng)?)),
-        Prompt::AgentsBlink => agents(world, true),
-        Prompt::AgentsPause => agents(world, false),
+        Prompt::AgentsBlink => {
+            kill_agents(world);
+            start_agents(world);
+        }
+        Prompt::AgentsPause => kill_agents(world),
+        Prompt::AgentsLate => {
+            kill_agents(world);
+            let by = Instant::now() + LEAVES;
+            while Instant::now() < by && !world.cluster.agents.iter().any(has_left) {
+                thread::sleep(LOOK_EVERY);
+            }
+            start_agents(world);
+        }
         Prompt::WatchdogsDie => {
             for agent in &world.cluster.agents {
                 for pid in crate::processes::named_within("hodei-watchdog", &agent.data) {
@@ -252,13 +276,18 @@ fn lag(world: &mut World, node: usize) -> Option<Undo> {
     Some(Undo::Flap(stop, thread::Builder::new().name("lag".to_owned()).spawn(wait).ok()))
 }
 
-fn agents(world: &mut World, start: bool) {
-    for agent in &mut world.cluster.agents {
-        agent.kill();
-        if start {
-            agent.start();
-        }
-    }
+fn kill_agents(world: &mut World) {
+    world.cluster.agents.iter_mut().for_each(Agent::kill);
+}
+
+fn start_agents(world: &mut World) {
+    world.cluster.agents.iter_mut().for_each(Agent::start);
+}
+
+/// Whether the watchdog of one of its jobs has left on disk how that ended.
+fn has_left(agent: &Agent) -> bool {
+    let attempts = fs::read_dir(agent.data.join("attempts")).into_iter().flatten().flatten();
+    attempts.into_iter().any(|attempt| attempt.path().join("ended").exists())
 }
 
 /// A job whose script is too long for the log's own rows, at each node.
