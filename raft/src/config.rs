@@ -69,6 +69,15 @@ pub struct Timing {
     pub compare: Duration,
 }
 
+impl Timing {
+    /// Whoever has not been heard of for so long is taken to be away: two election time-outs, so that one lost vote does not
+    /// count.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        self.election_max * 2
+    }
+}
+
 impl Default for Timing {
     fn default() -> Self {
         Self {

@@ -62,11 +62,11 @@ async fn start_on<F: Fs>(
 
     let (reign, reigns) = watch::channel(None);
     let leadership = watch::Sender::new(Leadership::Following { leader: None });
-    let quorum = Quorum::new(raft.metrics(), timing.election_max * 2);
+    let quorum = Quorum::new(raft.metrics(), timing.patience());
     let (proposer, coalescer) =
         propose::coalescer(raft.clone(), replica.clone(), reigns, quorum.clone(), config.clock.clone());
     let (forwarder, link) = forward::forwarder(peers.clone());
-    let (reads, rounds) = read::read_index(raft.clone(), peers.clone(), timing.election_max * 2);
+    let (reads, rounds) = read::read_index(raft.clone(), peers.clone(), timing.patience());
     let leader = Leader {
         metrics: raft.server_metrics(),
         replica: replica.clone(),

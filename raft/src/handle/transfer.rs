@@ -85,7 +85,7 @@ impl Handle {
     /// On the leader: starts the transfer, as soon as the successor answers. One that has just been elected has not heard
     /// from anybody.
     pub(crate) async fn hand_over(&self, to: Option<NodeId>) -> Result<(), MembershipError> {
-        let patience = self.inner.config.timing.election_max * 2;
+        let patience = self.inner.config.timing.patience();
         let deadline = Instant::now() + patience;
         let successor = loop {
             match successor(&self.voters()?, to, patience) {

@@ -169,7 +169,7 @@ impl RaftService for Service {
 
     async fn read_index(&self, request: Request<RaftMessage>) -> Result<Response<RaftMessage>, Status> {
         let ReadRequestV1 = self.question(&request)?;
-        let patience = self.handle.inner.config.timing.election_max * 2;
+        let patience = self.handle.inner.config.timing.patience();
         let response = match confirm_here(&self.handle.inner.raft, patience).await {
             Ok(position) => ReadResponseV1::Index(codec::LogIdV1 { term: position.term, index: position.index }),
             Err(why) => ReadResponseV1::NotConfirmed(why),
