@@ -9,7 +9,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::cli::exit::Failure;
+use crate::{bad_toml::tell, cli::exit::Failure};
 
 /// Flags (and their environment variables) of `init`, `join` and `run`.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -224,10 +224,10 @@ pub fn bind(what: &str, address: &str) -> Result<TcpListener, Failure> {
 fn read(path: &Path) -> Result<File, Failure> {
     let at = path.display();
     let text = fs::read_to_string(path).map_err(|error| Failure::bad_input(format!("cannot read {at}: {error}")))?;
-    let deserializer =
-        toml::Deserializer::parse(&text).map_err(|error| Failure::bad_input(format!("{at}: {}", error.message())))?;
+    let deserializer = toml::Deserializer::parse(&text)
+        .map_err(|error| Failure::bad_input(format!("{at}: {}", tell(&text, &error))))?;
     serde_path_to_error::deserialize(deserializer).map_err(|error| {
-        let (place, why) = (error.path().to_string(), error.inner().message().to_owned());
+        let (place, why) = (error.path().to_string(), tell(&text, error.inner()));
         Failure::bad_input(if place == "." { format!("{at}: {why}") } else { format!("{at}: {place}: {why}") })
     })
 }
@@ -312,6 +312,8 @@ mod tests {
     fn bad_input_names_its_place() {
         for (text, place) in [
             ("lissten = \"a:1\"", "lissten"),
+            ("# 1\n# 2\nlisten = 7", "line 3 column 10"),
+            ("# 1\nlisten = [", "line 2 column"),
             ("[raft]\nheartbeat_ms = \"x\"", "raft.heartbeat_ms"),
             ("[raft]\nheartbeat_ms = 900", "raft"),
             ("listen = \"nowhere\"", "listen"),

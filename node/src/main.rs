@@ -2,6 +2,7 @@
 
 mod api;
 mod app;
+mod bad_toml;
 mod cli;
 mod clock;
 mod config;

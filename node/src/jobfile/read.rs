@@ -7,6 +7,7 @@
 use serde::de;
 
 use super::{BadJobFile, JobFile, unique, yaml};
+use crate::bad_toml;
 
 const NEITHER: &str = "expected a job file in TOML, YAML or JSON";
 
@@ -92,24 +93,11 @@ fn parse_json(text: &str) -> Result<JobFile, BadJobFile> {
 }
 
 fn parse_toml(text: &str) -> Result<JobFile, BadJobFile> {
-    let document = toml::Deserializer::parse(text).map_err(|error| BadJobFile::Syntax(toml_syntax(text, &error)))?;
+    let document = toml::Deserializer::parse(text).map_err(|error| BadJobFile::Syntax(bad_toml::tell(text, &error)))?;
     serde_path_to_error::deserialize(document).map_err(|error| {
         let problem = error.inner().message().to_owned();
         bad(&error.path().to_string(), &problem, false, &problem)
     })
-}
-
-/// What is wrong and where, in one line.
-fn toml_syntax(text: &str, error: &toml::de::Error) -> String {
-    let problem = error.message().lines().collect::<Vec<_>>().join(", ");
-    match error.span().and_then(|span| text.get(..span.start)) {
-        Some(before) => {
-            let line = before.matches('\n').count() + 1;
-            let column = before.chars().rev().take_while(|&c| c != '\n').count() + 1;
-            format!("{problem} at line {line} column {column}")
-        }
-        None => problem,
-    }
 }
 
 /// An error with its path; the path of an unknown field is completed by the field's name where the format leaves it out.
