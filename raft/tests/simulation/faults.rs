@@ -47,9 +47,11 @@ pub enum Kind {
     CrashAll,
     /// A wall clock that jumps.
     Clock,
+    /// A host's clocks, both, go too fast or too slow.
+    Drift,
 }
 
-const KINDS: [Kind; 17] = [
+const KINDS: [Kind; 18] = [
     Kind::Split,
     Kind::Isolate,
     Kind::IsolateLeader,
@@ -67,6 +69,7 @@ const KINDS: [Kind; 17] = [
     Kind::VanishLeader,
     Kind::CrashAll,
     Kind::Clock,
+    Kind::Drift,
 ];
 
 /// How to take a fault back.
@@ -78,6 +81,7 @@ enum Undo {
     Disk(NodeId, u64),
     Start(Vec<NodeId>),
     Clock(NodeId),
+    Drift(NodeId),
     /// One that has not written since does not die of it any more.
     Writing(NodeId),
 }
@@ -250,6 +254,11 @@ impl Faults {
                 world.borrow_mut().host(one).clock.jump(jump);
                 Some((format!("{one}: {jump} ms"), Undo::Clock(one)))
             }
+            Kind::Drift => {
+                let per_mille = self.random.below(1_000) as i64 - 500;
+                world.borrow_mut().host(one).clock.drift(per_mille);
+                Some((format!("{one}: {per_mille} ms a second"), Undo::Drift(one)))
+            }
             _ => None,
         }
     }
@@ -298,6 +307,7 @@ impl Faults {
                 }
             }
             Undo::Clock(node) => world.borrow_mut().host(node).clock.jump(0),
+            Undo::Drift(node) => world.borrow_mut().host(node).clock.drift(0),
         }
     }
 

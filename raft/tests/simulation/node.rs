@@ -69,12 +69,28 @@ pub struct Host {
     pub random: SeededEntropy,
 }
 
-/// The simulation's time, with this host's wall clock beside it.
+/// The simulation's time as this host's clocks tell it.
 #[derive(Debug, Default)]
 pub struct SkewedClock {
     /// Milliseconds since the simulation began.
     now: Arc<AtomicU64>,
+    /// Of the wall clock alone.
     skew: AtomicI64,
+    drift: Mutex<Drift>,
+}
+
+/// How fast both clocks are, and what they have gained by that.
+#[derive(Debug, Default)]
+struct Drift {
+    per_mille: i64,
+    since: u64,
+    gained: i64,
+}
+
+impl Drift {
+    fn gained_at(&self, now: u64) -> i64 {
+        self.gained + (now - self.since).cast_signed() * self.per_mille / 1000
+    }
 }
 
 /// The wall clock at the beginning.
@@ -82,21 +98,33 @@ const BEGINNING: u64 = 1_800_000_000_000;
 
 impl SkewedClock {
     pub fn new(now: Arc<AtomicU64>) -> Self {
-        Self { now, skew: AtomicI64::new(0) }
+        Self { now, ..Self::default() }
     }
 
     pub fn jump(&self, ms: i64) {
         self.skew.store(ms, Ordering::Relaxed);
     }
+
+    /// From now on both clocks gain so many milliseconds a second, or lose them: fewer than a thousand.
+    pub fn drift(&self, per_mille: i64) {
+        let now = self.now.load(Ordering::Relaxed);
+        let mut drift = self.drift.lock();
+        *drift = Drift { per_mille, since: now, gained: drift.gained_at(now) };
+    }
+
+    fn passed(&self) -> u64 {
+        let now = self.now.load(Ordering::Relaxed);
+        now.saturating_add_signed(self.drift.lock().gained_at(now))
+    }
 }
 
 impl Clock for SkewedClock {
     fn mono(&self) -> Mono {
-        Mono(self.now.load(Ordering::Relaxed))
+        Mono(self.passed())
     }
 
     fn wall(&self) -> Millis {
-        Millis((BEGINNING + self.now.load(Ordering::Relaxed)).saturating_add_signed(self.skew.load(Ordering::Relaxed)))
+        Millis((BEGINNING + self.passed()).saturating_add_signed(self.skew.load(Ordering::Relaxed)))
     }
 }
 
