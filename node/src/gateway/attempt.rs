@@ -139,7 +139,7 @@ impl Attempt {
     }
 
     /// Takes up what the state says about what has to be committed.
-    pub fn learn(&mut self, state: &State, truth: &Truth, me: NodeId) {
+    pub fn learn(&mut self, state: &State, truth: &Truth, me: NodeId, now: Instant) {
         if !matches!(truth, Truth::Owned { started: false, .. }) {
             self.started = Errand::Settled;
         }
@@ -149,6 +149,9 @@ impl Attempt {
             .any(|segment| segment.holders.last().is_some_and(|holder| state.heir(*holder) == me));
         if placed || *truth == Truth::Unknown {
             self.place = Errand::Settled;
+        } else if self.place == Errand::Settled && self.known_last > 0 {
+            // An earlier gateway spoke late. The end is not acknowledged before this node is the last holder again.
+            self.place.failed(now);
         }
     }
 
@@ -235,7 +238,13 @@ impl Attempt {
 
 #[cfg(test)]
 mod tests {
+    use hodei_state::{
+        command::{Command, PlaceSegment},
+        ids::Caller,
+    };
+
     use super::*;
+    use crate::testing::Replica;
 
     fn report(last_sequence: u64) -> v1::JobResult {
         let log = v1::LogEnd { last_sequence, lines: last_sequence, ..Default::default() };
@@ -260,6 +269,31 @@ mod tests {
         assert!(ack.ended);
         silent.acknowledge(&ack);
         assert!(silent.acknowledgement().is_none() && silent.is_over());
+    }
+
+    #[test]
+    fn the_end_is_not_acknowledged_while_another_node_is_the_last_holder() {
+        let (replica, now, truth) = (Replica::new(), Instant::now(), Truth::Freed);
+        let id = replica.assigned();
+        let place = |holder| {
+            let segment = PlaceSegment { holder, first_sequence: 1 };
+            replica.done(Caller::Node(holder), Command::PlaceLog { attempt: id, segment });
+        };
+        let mut attempt = Attempt::new(id, now);
+        attempt.reported(report(3), now);
+        place(1);
+        attempt.learn(&replica.state(), &truth, 1, now);
+        assert_eq!(attempt.place, Errand::Settled);
+        // Node 2 had the worker's stream in between, and its word comes while the worker has none.
+        replica.detach(1);
+        place(2);
+        attempt.learn(&replica.state(), &truth, 1, now);
+        assert!(attempt.place.begin(now + RETRY));
+        attempt.place = Errand::Settled;
+        replica.attach(2, 1);
+        place(1);
+        attempt.learn(&replica.state(), &truth, 1, now);
+        assert_eq!(attempt.place, Errand::Settled);
     }
 
     #[test]

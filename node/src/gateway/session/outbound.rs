@@ -21,7 +21,7 @@ impl Session {
     pub(super) async fn pump(&mut self, state: &State, id: AttemptRef, now: Instant) -> Result<(), Ended> {
         let Some(attempt) = self.attempts.get_mut(&id) else { return Ok(()) };
         let truth = Truth::of(state, self.on, id);
-        attempt.learn(state, &truth, self.gateway.handle.node_id());
+        attempt.learn(state, &truth, self.gateway.handle.node_id(), now);
         let action = decide(&truth, attempt.said, attempt.told, now);
         attempt.quiet_until = match action {
             Action::Nothing(until) => until,

@@ -331,7 +331,8 @@ impl State {
     }
 
     /// The segment row that records a placement: the last holder of a stretch that is known, or a new stretch. `None`
-    /// where it is recorded already.
+    /// where it is recorded already. Whom the worker has left for another gateway is never the last one: it has no more than
+    /// that one is given, and speaks late.
     fn placed(&self, id: AttemptRef, place: PlaceSegment) -> std::result::Result<Option<Segment>, Refusal> {
         if self.member(place.holder).is_none() {
             return Err(Refusal::UnknownNode { node: place.holder });
@@ -342,10 +343,15 @@ impl State {
             if known.holders.last() == Some(&place.holder) {
                 return Ok(None);
             }
+            let worker = self.attempt(id.job, id.attempt).and_then(|attempt| self.worker(attempt.worker));
+            let has_left = worker.and_then(|worker| worker.gateway).is_some_and(|gateway| gateway != place.holder);
+            if has_left && known.holders.contains(&place.holder) {
+                return Ok(None);
+            }
             let mut known = known.clone();
             known.holders.retain(|holder| *holder != place.holder);
             check(known.holders.len() < 16, "segment.holder", "at most 16 holders")?;
-            known.holders.push(place.holder);
+            known.holders.insert(if has_left { 0 } else { known.holders.len() }, place.holder);
             return Ok(Some(known));
         }
         let newest = self.segments.range((id.job, id.attempt, 0)..=(id.job, id.attempt, u32::MAX)).next_back();
