@@ -20,7 +20,7 @@ use super::{
     hub::{Hub, blocking},
     source::Feed,
     tally::Tally,
-    verdict::{Patience, Situation, Verdict, is_awaited, is_gone, verdict},
+    verdict::{Patience, Situation, Verdict, is_awaited, is_gone, may_come, verdict},
 };
 use crate::{convert::to_proto, error};
 
@@ -213,7 +213,8 @@ impl Subscriber {
         let (follow, settled, missing) = (self.follow, feed.settled, feed.missing.as_slice());
         let gone = attempt.is_some_and(|attempt| is_gone(state, attempt, feed.asked_all, missing));
         // After whatever was sent just now. What never comes is not waited for.
-        let patience_over = gone && !awaited || reading.patience.is_over(Instant::now());
+        let never_comes = gone && attempt.is_some_and(|attempt| !may_come(state, attempt, missing));
+        let patience_over = never_comes || reading.patience.is_over(Instant::now());
         let verdict = verdict(&Situation { end, tally, settled, missing, gone, follow, patience_over });
         match (&verdict, &feed.broken) {
             (Verdict::End { complete: false, .. } | Verdict::Stop { .. }, Some(why)) => {

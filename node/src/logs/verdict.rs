@@ -6,6 +6,7 @@ use hodei_state::{
     State,
     ids::NodeId,
     job::{Attempt, AttemptEnd, EndedBy},
+    registry::WorkerState,
 };
 use tokio::time::Instant;
 
@@ -89,14 +90,20 @@ impl Patience {
     }
 }
 
-/// Whether an agent must still have what is lacking of an attempt's log: no member is said to, its stream stands, and the
-/// end is not long ago.
+/// Whether an attempt has ended lately, and no member is said to have what is lacking of its log: its agent may still have it,
+/// unless it is removed. It may be on its way to another gateway.
+#[must_use]
+pub fn may_come(state: &State, attempt: &Attempt, missing: &[NodeId]) -> bool {
+    let lately = |end: &AttemptEnd| end.log.is_some() && state.stamp() < end.at.plus(DELIVERY_MS);
+    let is_there = state.worker(attempt.worker).is_some_and(|worker| worker.state != WorkerState::Terminated);
+    !missing.iter().any(|holder| state.is_member(*holder)) && is_there && attempt.end.as_ref().is_some_and(lately)
+}
+
+/// Whether an agent must still have what is lacking of an attempt's log: it [may come](may_come), and its stream stands.
 #[must_use]
 pub fn is_awaited(state: &State, attempt: &Attempt, missing: &[NodeId]) -> bool {
     let gateway = state.worker(attempt.worker).and_then(|worker| worker.gateway);
-    let stands = gateway.is_some_and(|gateway| state.is_member(gateway));
-    let lately = |end: &AttemptEnd| end.log.is_some() && state.stamp() < end.at.plus(DELIVERY_MS);
-    !missing.iter().any(|holder| state.is_member(*holder)) && stands && attempt.end.as_ref().is_some_and(lately)
+    may_come(state, attempt, missing) && gateway.is_some_and(|gateway| state.is_member(gateway))
 }
 
 /// Whether what is lacking of an attempt's log has left the cluster: all holders were asked, those that do not answer are no
