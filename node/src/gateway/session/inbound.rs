@@ -120,7 +120,8 @@ impl Session {
         if last < attempt.next {
             return Ok(());
         }
-        if batch.first_sequence > attempt.next && !stands_for_missing {
+        let stands = stands_for_missing && !entries::leaves_hole(&batch, attempt.next);
+        if batch.first_sequence > attempt.next && !stands {
             return self.ask_again(attempt, now).await;
         }
         let state = self.gateway.handle.view().state;
@@ -148,7 +149,8 @@ impl Session {
     async fn log_resume(&mut self, resume: &v1::LogResume) -> Result<(), Ended> {
         let Some(id) = self.known(resume.attempt.as_ref()) else { return Ok(()) };
         let Some(mut attempt) = self.attempts.remove(&id) else { return Ok(()) };
-        if attempt.file.is_none() {
+        // One that failed is opened anew, which may tell that less is there than was handed to it.
+        if attempt.file.as_ref().is_none_or(|file| file.progress().failed) {
             self.open_log(&mut attempt, Open::OrCreate).await;
         }
         let result = if resume.first_available > attempt.next {
