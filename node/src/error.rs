@@ -171,6 +171,13 @@ pub fn unavailable(message: impl Into<String>) -> Status {
     refused(Code::Unavailable, code::NOT_READY, message)
 }
 
+/// Something was done, but not what was asked for.
+#[must_use]
+pub fn done_otherwise(message: impl Into<String>) -> Status {
+    let detail = ErrorDetail { code: code::REFUSED.into(), not_done: false, ..Default::default() };
+    with_detail(Code::FailedPrecondition, message, &detail)
+}
+
 /// The request may or may not have taken effect; repeating it with the same id is safe.
 #[must_use]
 pub fn outcome_unknown(why: impl std::fmt::Display) -> Status {

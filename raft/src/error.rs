@@ -76,6 +76,14 @@ pub enum MembershipError {
     /// It cannot be done at all.
     #[error("{0}")]
     Refused(String),
+    /// Leadership did change, but to another node than was wanted.
+    #[error("node {leader} was elected instead, in term {term}")]
+    OtherLeads {
+        /// Who leads now.
+        leader: NodeId,
+        /// In this term.
+        term: u64,
+    },
     /// There is no majority for it, and nothing was done.
     #[error("no quorum: {0}")]
     NoQuorum(String),

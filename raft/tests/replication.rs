@@ -15,7 +15,7 @@ use std::{
 use bytes::Bytes;
 use hodei_proto::v1::{RaftMessage, raft_service_client::RaftServiceClient};
 use hodei_raft::{
-    Config, Dialer, Handle, NotDone, ProposeError, ReadError,
+    Config, Dialer, Handle, MembershipError, NotDone, ProposeError, ReadError,
     seam::{Clock, SystemClock},
 };
 use hodei_state::{
@@ -217,12 +217,20 @@ async fn leadership_is_handed_over_from_any_node() {
     let old = cluster.leader().await;
     let to = cluster.follower().await;
     let asked = 6 - old - to;
-    let led = cluster.node(asked).transfer_leader(Some(to)).await.unwrap();
-    assert_eq!((cluster.leader().await, led.leader), (to, to));
+    // On a busy machine another one may be elected instead, and says so.
+    let led = loop {
+        match cluster.node(asked).transfer_leader(Some(to)).await {
+            Ok(led) => break led,
+            Err(MembershipError::OtherLeads { leader, .. }) => assert_ne!(leader, to),
+            Err(error) => panic!("{error}"),
+        }
+    };
+    assert_eq!(led.leader, to);
     cluster.submit(old, 1).await;
     // And to nobody in particular, on the leader itself.
-    let led = cluster.node(to).transfer_leader(None).await.unwrap();
-    assert_ne!(led.leader, to);
+    let from = cluster.leader().await;
+    let led = cluster.node(from).transfer_leader(None).await.unwrap();
+    assert_ne!(led.leader, from);
     until("it is known everywhere", || cluster.node(asked).leader() == Some(led.leader)).await;
     cluster.submit(to, 2).await;
     cluster.converged().await;
@@ -237,14 +245,23 @@ async fn leadership_is_not_handed_over_to_whom_nobody_hears() {
     let asked = 6 - old - dead;
     let heard = || cluster.node(old).status().peers.iter().find(|peer| peer.node == dead).and_then(|peer| peer.heard);
     until("it is silent", || heard().is_some_and(|silent| silent > Duration::from_secs(2))).await;
-    let term = cluster.node(old).status().term;
     for node in [old, asked] {
-        let refusal = cluster.node(node).transfer_leader(Some(dead)).await.unwrap_err().to_string();
-        assert!(refusal.starts_with(&format!("node {dead} has not answered for ")), "{refusal}");
-        assert_eq!(cluster.node(node).status().term, term);
+        // What changes leaders meanwhile is a busy machine, which does so seldom: then it is asked again.
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let term = cluster.node(node).status().term;
+            let refusal = cluster.node(node).transfer_leader(Some(dead)).await.unwrap_err().to_string();
+            if cluster.node(node).status().term == term {
+                assert!(refusal.starts_with(&format!("node {dead} has not answered")), "{refusal}");
+                break;
+            }
+            assert!(tries < 5, "each time leaders changed");
+        }
     }
-    let led = cluster.node(old).transfer_leader(None).await.unwrap();
-    assert_eq!(led.leader, asked);
+    let from = cluster.leader().await;
+    let led = cluster.node(from).transfer_leader(None).await.unwrap();
+    assert_eq!(led.leader, old + asked - from);
     cluster.submit(old, 1).await;
     cluster.shutdown().await;
 }

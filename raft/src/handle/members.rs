@@ -93,6 +93,9 @@ impl Handle {
                     Err(error @ MembershipError::Refused(_)) => refused = error,
                     over => return over,
                 }
+                if self.leader() != Some(self.node_id()) {
+                    return Err(MembershipError::NotLeader { leader: self.leader() });
+                }
             }
             return Err(refused);
         }

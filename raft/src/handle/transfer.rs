@@ -13,7 +13,10 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::Handle;
 use crate::{
     error::MembershipError,
-    network::wire::{TransferRequestV1, TransferResponseV1},
+    network::{
+        peers::CallError,
+        wire::{TransferRequestV1, TransferResponseV1},
+    },
 };
 
 /// For a leader to be followed by another.
@@ -44,9 +47,10 @@ impl Handle {
     /// Returns once another node leads and a majority has heard from it.
     ///
     /// # Errors
-    /// [`MembershipError::Refused`] where the successor is no voter or does not answer, which changes nothing, and where
-    /// somebody else was elected; [`MembershipError::NoQuorum`] where nobody is known to lead;
-    /// [`MembershipError::Unknown`] where nobody led afterwards as long as it was waited for.
+    /// [`MembershipError::Refused`] where the successor is no voter or does not answer, and [`MembershipError::NoQuorum`]
+    /// where nobody is known to lead, which both change nothing; [`MembershipError::OtherLeads`] where somebody else was
+    /// elected; [`MembershipError::Unknown`] where the leader was asked and did not answer, or nobody led afterwards as long
+    /// as it was waited for.
     pub async fn transfer_leader(&self, to: Option<NodeId>) -> Result<Led, MembershipError> {
         let deadline = Instant::now() + TIMEOUT;
         let term = self.inner.raft.server_metrics().borrow_watched().vote.leader_id.term;
@@ -64,9 +68,7 @@ impl Handle {
         let led = timeout_at(deadline, self.led_after(term)).await;
         let led = led.map_err(|_| MembershipError::Unknown("no other node has taken over yet".to_owned()))?;
         match to {
-            Some(to) if to != led.leader => {
-                Err(MembershipError::Refused(format!("node {} was elected instead, in term {}", led.leader, led.term)))
-            }
+            Some(to) if to != led.leader => Err(MembershipError::OtherLeads { leader: led.leader, term: led.term }),
             _ => Ok(led),
         }
     }
@@ -124,7 +126,12 @@ impl Handle {
                 |mut client, request| async move { client.transfer_leader(request).await },
             )
             .await
-            .map_err(|error| MembershipError::NoQuorum(format!("leader {leader} cannot be asked: {error}")))?;
+            .map_err(|error| match error {
+                CallError::NoAddress(_) => {
+                    MembershipError::NoQuorum(format!("leader {leader} cannot be asked: {error}"))
+                }
+                error => MembershipError::Unknown(format!("leader {leader} did not answer whether it leaves: {error}")),
+            })?;
         match answer {
             TransferResponseV1::Accepted => Ok(()),
             TransferResponseV1::NotLeader { leader } => Err(MembershipError::NotLeader { leader }),

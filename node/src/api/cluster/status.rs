@@ -187,6 +187,7 @@ fn membership(error: MembershipError) -> Status {
         MembershipError::NotLeader { .. } => error::no_quorum(error),
         MembershipError::InProgress | MembershipError::Stopped => error::unavailable(error.to_string()),
         MembershipError::Refused(why) => error::failed_precondition(why),
+        MembershipError::OtherLeads { .. } => error::done_otherwise(error.to_string()),
         MembershipError::Unknown(why) => error::outcome_unknown(why),
     }
 }
