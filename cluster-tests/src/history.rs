@@ -199,6 +199,13 @@ impl Open<'_> {
         self.end(if not_done { Body::Fail(failure) } else { Body::Info(failure) }, None, None);
     }
 
+    /// Nobody knows whether it took effect: what failed is not the answer to it, whatever that says of itself.
+    pub fn unanswered(self, status: &Status) {
+        let code = detail(status).map_or_else(|| format!("{:?}", status.code()), |detail| detail.code);
+        let failure = Failure { f: self.f.to_owned(), code, message: status.message().to_owned() };
+        self.end(Body::Info(failure), None, None);
+    }
+
     /// It took no effect, as somebody said in words of the protocol.
     pub fn refused(self, code: &str, message: &str) {
         let failure = Failure { f: self.f.to_owned(), code: code.to_owned(), message: message.to_owned() };

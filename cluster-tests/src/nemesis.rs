@@ -229,6 +229,7 @@ pub fn heal(world: &mut World, mut active: Active) {
                 }
             }
             Undo::ReviveAgent(agent) => {
+                world.agents_are_late = false;
                 let agent = &mut world.cluster.agents[agent];
                 if agent.pid().is_none() {
                     agent.start();

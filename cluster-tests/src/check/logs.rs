@@ -43,8 +43,10 @@ pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
                 let told = contents.entry((&record.key, part.attempt)).or_default().put(at, part);
                 let reader = readers.entry(of(part.attempt)).or_default();
                 let fault = reader.part(at, part).or(told);
-                excuses.reaches(at, (&record.key, part.attempt), reader.next);
-                fault.or_else(|| excuses.of_part(at, record, part))
+                let attempt = (record.key.as_str(), part.attempt);
+                excuses.reaches(at, attempt, reader.next);
+                let returned = || excuses.of_return(attempt, record, reader.next);
+                fault.or_else(|| excuses.of_part(at, record, part)).or_else(returned)
             }
             Note::LogEnd(end) => {
                 judge.judged(1);
@@ -53,6 +55,9 @@ pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
                 let fault = reader.end(at, end, printed).or_else(|| excuses.of_end(evidence, at, end, reader));
                 if end.complete && fault.is_none() {
                     complete.extend(record.node);
+                }
+                if end.gone {
+                    excuses.gives_up(at, (&record.key, end.attempt), record.node, reader.next);
                 }
                 fault
             }
@@ -197,13 +202,13 @@ impl Reader {
         if !end.complete && !end.lost && end.missing.is_empty() && !self.uncounted {
             return fault(before, "is not complete, although nobody is missing who had it");
         }
-        match printed {
-            Some((printed, witness)) if end.complete && !self.partial && self.seen + self.lost != printed => {
-                let text = format!("{printed} lines were printed, {} are there and {} told lost", self.seen, self.lost);
-                fault(witness, text)
-            }
-            _ => None,
+        let (printed, witness) = printed?;
+        let adds_up = end.complete || end.entries_lost.is_some();
+        let lost = self.lost + end.entries_lost.unwrap_or(0);
+        if !adds_up || self.partial || self.seen + lost == printed {
+            return None;
         }
+        fault(witness, format!("{printed} lines were printed, {} are there and {lost} told lost", self.seen))
     }
 }
 

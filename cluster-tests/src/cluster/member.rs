@@ -1,6 +1,6 @@
 //! One process of a cluster, with what outlives it.
 
-use std::{net::SocketAddr, path::PathBuf, process::Command};
+use std::{fs, net::SocketAddr, path::PathBuf, process::Command};
 
 use nix::{sys::signal::Signal, unistd::Pid};
 
@@ -142,7 +142,7 @@ impl Node {
     #[must_use]
     pub fn stderr(&self) -> String {
         let file = self.dir.join(format!("{}.{}.err", self.name, self.starts));
-        String::from_utf8_lossy(&std::fs::read(file).unwrap_or_default()).into_owned()
+        String::from_utf8_lossy(&fs::read(file).unwrap_or_default()).into_owned()
     }
 
     /// Its process.
@@ -155,6 +155,13 @@ impl Node {
 }
 
 impl Agent {
+    /// Whether the watchdog of one of its jobs has left on disk how that ended.
+    #[must_use]
+    pub fn has_left(&self) -> bool {
+        let attempts = fs::read_dir(self.data.join("attempts")).into_iter().flatten().flatten();
+        attempts.into_iter().any(|attempt| attempt.path().join("ended").exists())
+    }
+
     /// Starts it (again).
     ///
     /// # Panics

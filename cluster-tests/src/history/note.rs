@@ -368,6 +368,9 @@ pub struct LogEnd {
     /// All of those have left the cluster, as the reader was told: it need not look again.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub gone: bool,
+    /// So many lines at its end are lost with them, as the reader was told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entries_lost: Option<u64>,
 }
 
 /// See [`Note::LogRead`].

@@ -1,13 +1,7 @@
 //! Processes that die at a named place in the code. Such a fault is over as soon as somebody has died there, who is then
 //! started again as whatever dies by itself; where nobody does, it does not count.
 
-use std::{
-    fs,
-    ops::RangeInclusive,
-    sync::mpsc,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{ops::RangeInclusive, sync::mpsc, thread, time::Duration};
 
 use hodei_proto::v1::{Command, JobSpec, Script, command};
 use nix::sys::signal::{Signal, kill};
@@ -29,10 +23,6 @@ const LAGS: Duration = Duration::from_secs(5);
 
 /// How long a process may take to come to the place where it is to die, in milliseconds.
 const PATIENCE: RangeInclusive<u64> = 30_000..=30_000;
-
-/// How long jobs may take to end without their agents, and how often it is looked whether one has.
-const LEAVES: Duration = Duration::from_secs(5);
-const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// How often a job with a large script is tried.
 const SCRIPTS: usize = 5;
@@ -227,16 +217,12 @@ fn urge(world: &mut World, rng: &mut SmallRng, prompt: Prompt) -> Option<Option<
         Prompt::Lag => return Some(lag(world, follower(world, rng)?)),
         Prompt::AgentsBlink => {
             kill_agents(world);
-            start_agents(world);
+            world.cluster.agents.iter_mut().for_each(Agent::start);
         }
         Prompt::AgentsPause => kill_agents(world),
         Prompt::AgentsLate => {
             kill_agents(world);
-            let by = Instant::now() + LEAVES;
-            while Instant::now() < by && !world.cluster.agents.iter().any(has_left) {
-                thread::sleep(LOOK_EVERY);
-            }
-            start_agents(world);
+            world.agents_are_late = true;
         }
         Prompt::WatchdogsDie => {
             for agent in &world.cluster.agents {
@@ -278,16 +264,6 @@ fn lag(world: &mut World, node: usize) -> Option<Undo> {
 
 fn kill_agents(world: &mut World) {
     world.cluster.agents.iter_mut().for_each(Agent::kill);
-}
-
-fn start_agents(world: &mut World) {
-    world.cluster.agents.iter_mut().for_each(Agent::start);
-}
-
-/// Whether the watchdog of one of its jobs has left on disk how that ended.
-fn has_left(agent: &Agent) -> bool {
-    let attempts = fs::read_dir(agent.data.join("attempts")).into_iter().flatten().flatten();
-    attempts.into_iter().any(|attempt| attempt.path().join("ended").exists())
 }
 
 /// A job whose script is too long for the log's own rows, at each node.

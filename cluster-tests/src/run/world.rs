@@ -20,6 +20,7 @@ use super::{
 use crate::{
     Cluster,
     check::residue,
+    cluster::Agent,
     disk::{self, Disk},
     history::{Body, Damage, DamageClass, DamageEnd, Inventory, Members, Note, Record},
     netns::{Host, Net},
@@ -67,6 +68,8 @@ pub struct World {
     clocks: bool,
     /// Whether agents are told to die, and so are started again: another one that ends by itself stays away, and is missed.
     revives: bool,
+    /// Agents are dead, and are started again once a job has ended without them.
+    pub agents_are_late: bool,
     ids: Vec<u64>,
     /// Nodes with damaged files, of which it is not known yet what became: index, id and damage.
     damaged: Vec<(usize, u64, String)>,
@@ -120,6 +123,7 @@ impl World {
             held: vec![0; nodes],
             clocks: plan.needs_clocks(),
             revives: plan.has_points(),
+            agents_are_late: false,
             ids: Vec::new(),
             damaged: Vec::new(),
             damages: 0,
@@ -331,6 +335,10 @@ impl World {
         if changed {
             self.seat();
         }
+        if self.agents_are_late && self.cluster.agents.iter().any(Agent::has_left) {
+            self.agents_are_late = false;
+            self.cluster.agents.iter_mut().filter(|agent| agent.pid().is_none()).for_each(Agent::start);
+        }
         for agent in self.cluster.agents.iter_mut().filter(|agent| self.revives && agent.pid().is_some()) {
             if agent.process().is_gone() {
                 agent.kill();
@@ -384,7 +392,8 @@ impl World {
     /// It is a violation where a node has no snapshot.
     pub fn snapshots(&self) {
         for (node, id) in self.cluster.nodes.iter().zip(&self.ids) {
-            if fs::read_dir(node.data.join("snapshots")).map_or(0, Iterator::count) == 0 {
+            let names = fs::read_dir(node.data.join("snapshots")).into_iter().flatten().flatten();
+            if !names.into_iter().any(|entry| entry.path().extension().is_some_and(|of| of == "snap")) {
                 self.field.violation(format!("node {id} has no snapshot, although logs are small"));
             }
         }

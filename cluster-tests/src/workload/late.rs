@@ -341,7 +341,8 @@ impl Hand {
                 Ok(false)
             }
             Err(status) => {
-                open.failed(&status);
+                // It ended the stream, not this.
+                open.unanswered(&status);
                 Err(status)
             }
         }

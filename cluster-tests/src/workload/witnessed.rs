@@ -225,7 +225,9 @@ impl Reader<'_> {
                     self.flush(seat, number);
                     let missing = end.missing_holders.iter().filter_map(|id| id.parse().ok()).collect();
                     let lost = end.log.is_none();
-                    let end = LogEnd { attempt: number, complete: end.complete, lost, missing, gone: end.gone };
+                    let entries_lost = (end.gone && !lost).then_some(end.lost);
+                    let (complete, gone) = (end.complete, end.gone);
+                    let end = LogEnd { attempt: number, complete, lost, missing, gone, entries_lost };
                     self.note(seat, &Note::LogEnd(end));
                     self.current = number + 1;
                     if one {

@@ -1,8 +1,9 @@
 //! L8: a reader of a log that goes on gets more of it within five seconds of a change of leader.
 //!
 //! A log goes on where the witness of its job says so within that time. One whose worker is itself acted upon by a fault
-//! cannot be read at times, and is not judged; nor is a reader that is slow on purpose, or a change after which the next
-//! fault takes the new leader or its majority away.
+//! cannot be read at times, and is not judged; nor is a reader that is slow on purpose or turns to a node that is cut off from
+//! the majority, where the worker is gone from, or a change after which the next fault takes the new leader or its majority
+//! away.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -22,11 +23,16 @@ pub(super) fn check(scene: &Scene<'_>, judge: &mut Judge<'_>) {
     let mut readers: BTreeMap<(u32, &str), Vec<(u64, At)>> = BTreeMap::new();
     let mut ended: HashSet<(u32, &str)> = HashSet::new();
     let mut slow: HashSet<(u32, &str)> = HashSet::new();
+    // When each has turned to a node that is cut off.
+    let mut astray: BTreeMap<(u32, &str), Vec<u64>> = BTreeMap::new();
     for (at, note) in scene.evidence.notes() {
         let record = scene.evidence.record(at);
         let reader = (record.proc, record.key.as_str());
         match note {
             Note::LogFrom(from) if from.slow => drop(slow.insert(reader)),
+            Note::LogFrom(_) if record.node.is_some_and(|node| is_cut_off(scene, node, record.t_ns)) => {
+                astray.entry(reader).or_default().push(record.t_ns);
+            }
             Note::Log(_) => readers.entry(reader).or_default().push((record.t_ns, at)),
             Note::LogEnd(_) => {
                 readers.entry(reader).or_default().push((record.t_ns, at));
@@ -50,7 +56,8 @@ pub(super) fn check(scene: &Scene<'_>, judge: &mut Judge<'_>) {
             if before + RESUMES < change || (next == got.len() && ended.contains(reader)) {
                 continue;
             }
-            if !goes_on(scene, marks, change) {
+            let goes_astray = |t_ns: &u64| change < *t_ns && *t_ns <= change + RESUMES;
+            if !goes_on(scene, marks, change) || astray.get(reader).into_iter().flatten().any(goes_astray) {
                 continue;
             }
             judge.judged(1);
@@ -74,6 +81,11 @@ fn marks<'a>(scene: &Scene<'a>) -> HashMap<&'a str, Vec<(u64, &'a str)>> {
         }
     }
     marks
+}
+
+fn is_cut_off(scene: &Scene<'_>, node: u64, at_ns: u64) -> bool {
+    let is_open = |stretch: &&Stretch<'_>| stretch.from_ns <= at_ns && stretch.to_ns.is_none_or(|to_ns| at_ns < to_ns);
+    scene.faults.iter().filter(is_open).any(|stretch| stretch.fault.minority.contains(&node))
 }
 
 /// Whether a fault begins right after a change that acts upon the new leader, or leaves no majority upon which none acts.

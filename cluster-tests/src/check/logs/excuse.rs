@@ -36,10 +36,20 @@ pub(super) struct Excuses<'a> {
     lives: Lives<'a>,
     /// From when on all nodes serve; never, where a fault does not end.
     settled: Option<u64>,
-    /// When each reader asked last, and whether it rests.
-    asked: HashMap<u32, (u64, bool)>,
+    /// What each reader asked last.
+    asked: HashMap<u32, Asked>,
+    /// From which sequence on each node has told what it has not of an attempt to be gone for good.
+    told_gone: HashMap<(Attempt<'a>, u64), (At, u64)>,
     /// The next sequence of each attempt that anybody had come to, whenever that was more than before.
     reached: HashMap<Attempt<'a>, Vec<(At, u64)>>,
+}
+
+/// A reader's question.
+struct Asked {
+    t_ns: u64,
+    node: Option<u64>,
+    /// It rests.
+    slow: bool,
 }
 
 impl<'a> Excuses<'a> {
@@ -52,6 +62,7 @@ impl<'a> Excuses<'a> {
             lives: Lives::of(evidence),
             settled: over.map(|ends| ends.into_iter().max().unwrap_or(0) + SETTLED_NS),
             asked: HashMap::new(),
+            told_gone: HashMap::new(),
             reached: HashMap::new(),
         };
         excuses.witnesses(evidence);
@@ -82,7 +93,7 @@ impl<'a> Excuses<'a> {
 
     /// A reader asks for something.
     pub(super) fn asks(&mut self, record: &Record, from: &LogFrom) {
-        self.asked.insert(record.proc, (record.t_ns, from.slow));
+        self.asked.insert(record.proc, Asked { t_ns: record.t_ns, node: record.node, slow: from.slow });
     }
 
     /// A reader has come so far.
@@ -91,6 +102,23 @@ impl<'a> Excuses<'a> {
         if reached.last().is_none_or(|(_, most)| *most < next) {
             reached.push((at, next));
         }
+    }
+
+    /// A node tells a reader that has come to `next` that the rest is gone for good.
+    pub(super) fn gives_up(&mut self, at: At, attempt: Attempt<'a>, node: Option<u64>, next: u64) {
+        if let Some(node) = node {
+            self.told_gone.entry((attempt, node)).or_insert((at, next));
+        }
+    }
+
+    /// Something of an attempt that the same node has told to be gone.
+    pub(super) fn of_return(&self, attempt: Attempt<'a>, record: &Record, next: u64) -> Option<Fault> {
+        let node = self.asked.get(&record.proc)?.node?;
+        let &(told, from) = self.told_gone.get(&(attempt, node))?;
+        (next > from).then(|| Fault {
+            before: told,
+            text: format!("node {node} told what follows {} to be gone for good, and gives it", from.saturating_sub(1)),
+        })
     }
 
     pub(super) fn of_part(&self, at: At, record: &Record, part: &LogPart) -> Option<Fault> {
@@ -140,11 +168,13 @@ impl<'a> Excuses<'a> {
     /// Nodes for want of which it is not whole.
     fn of_missing(&self, at: At, attempt: Attempt<'_>, record: &Record, end: &LogEnd) -> Option<Fault> {
         if end.gone
-            && let Some(node) = end.missing.iter().find(|node| !self.lives.is_gone(**node))
+            && let Some(node) = end.missing.iter().find(|node| !self.lives.may_have_left(**node, record.t_ns))
         {
-            return fault(at, format!("node {node} is told to be gone for good, and it is a member"));
+            let why = if self.lives.is_gone(*node) { "before anything made it leave" } else { "and it is a member" };
+            return fault(at, format!("node {node} is told to be gone for good, {why}"));
         }
-        let (asked_ns, slow) = self.asked.get(&record.proc).copied().unwrap_or((record.t_ns, false));
+        let asked = self.asked.get(&record.proc);
+        let (asked_ns, slow) = asked.map_or((record.t_ns, false), |asked| (asked.t_ns, asked.slow));
         if self.settled.is_some_and(|settled| asked_ns > settled)
             && let Some(node) = end.missing.iter().find(|node| !self.lives.is_gone(**node))
         {
@@ -166,7 +196,7 @@ impl<'a> Excuses<'a> {
         end: &LogEnd,
         reader: &Reader,
     ) -> Option<Fault> {
-        let (asked_ns, _) = *self.asked.get(&record.proc)?;
+        let asked_ns = self.asked.get(&record.proc)?.t_ns;
         let reached = self.reached.get(&attempt)?;
         let known = reached.partition_point(|(before, _)| evidence.record(*before).t_ns < asked_ns);
         let &(before, next) = reached[..known].last()?;

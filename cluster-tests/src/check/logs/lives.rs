@@ -69,6 +69,11 @@ impl<'a> Lives<'a> {
         self.gone.contains_key(&node)
     }
 
+    /// Those of them that may have been none by then.
+    pub(super) fn may_have_left(&self, node: u64, by_ns: u64) -> bool {
+        self.gone.get(&node).is_some_and(|gone| gone.from_ns <= by_ns)
+    }
+
     /// Whether the watchdog of an attempt may have been killed by then, and its agent at the same time: the watchdog keeps what
     /// the agent has not yet taken.
     pub(super) fn may_end_unheard(&self, attempt: Attempt<'_>, by_ns: u64) -> bool {
