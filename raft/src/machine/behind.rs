@@ -324,9 +324,7 @@ impl Writer {
     }
 
     fn collect(&self) {
-        let mut live = self.snapshots.digests();
-        self.replica.with(|held| live.extend(hodei_state::payload_digests(&held.state)));
-        match self.replica.payloads.collect(&live) {
+        match self.replica.payloads.collect(&self.replica, || self.snapshots.digests()) {
             Ok(0) => {}
             Ok(removed) => tracing::debug!(removed, "collected payload files"),
             Err(error) => tracing::warn!(%error, "payload files cannot be collected"),

@@ -37,7 +37,7 @@ use openraft::{
     storage::{EntryResponder, RaftStateMachine},
 };
 
-use self::payloads::Payloads;
+use self::payloads::{Building, Payloads};
 pub(crate) use self::{
     behind::{Stage, WriteBehind},
     files::sync_dir,
@@ -207,15 +207,15 @@ impl RaftStateMachine<TypeConfig> for Machine {
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {
-        let pins = Pins::new(self.replica.clone(), self.snapshots.token());
-        // Under the lock: what the state refers to now is not collected before it is pinned.
-        let held = self.replica.with(|held| {
-            pins.add(hodei_state::payload_digests(&held.state));
-            held.clone()
+        let token = self.snapshots.token();
+        // Under the lock: what the state refers to now is not collected before it is spared.
+        let (held, building) = self.replica.with(|held| {
+            let building = Building::new(self.replica.clone(), token, held.state.clone());
+            (held.clone(), building)
         });
         Builder {
             held,
-            pins,
+            building,
             replica: self.replica.clone(),
             snapshots: self.snapshots.clone(),
             stage: self.stage.clone(),

@@ -16,6 +16,7 @@ use std::{
 
 use bytes::Bytes;
 use hodei_state::{
+    State,
     command::{Command, Envelope},
     spec::Body,
 };
@@ -38,13 +39,30 @@ pub(crate) struct Payloads {
     /// Not yet durable.
     unwritten: Mutex<HashMap<PayloadDigest, Bytes>>,
     unwritten_bytes: AtomicUsize,
-    /// Referred to by snapshots that are being built, sent, or received.
-    pinned: Mutex<HashMap<u64, HashSet<PayloadDigest>>>,
+    /// States of which snapshots are being built.
+    building: Mutex<HashMap<u64, State>>,
+    /// Referred to by snapshots that are being received.
+    pinned: Mutex<Pinned>,
+}
+
+#[derive(Default)]
+struct Pinned {
+    by: HashMap<u64, HashSet<PayloadDigest>>,
+    /// Pinned until lately, in a collection that is under way and began before that: what refers to them now may not have
+    /// been there when it looked.
+    lately: Option<HashSet<PayloadDigest>>,
+}
+
+impl Pinned {
+    fn contains(&self, digest: &PayloadDigest) -> bool {
+        self.by.values().chain(&self.lately).any(|pinned| pinned.contains(digest))
+    }
 }
 
 impl Payloads {
     pub(crate) fn new(dir: PathBuf) -> Self {
-        Self { dir, unwritten: Mutex::default(), unwritten_bytes: AtomicUsize::new(0), pinned: Mutex::default() }
+        let (unwritten, unwritten_bytes) = (Mutex::default(), AtomicUsize::new(0));
+        Self { dir, unwritten, unwritten_bytes, building: Mutex::default(), pinned: Mutex::default() }
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -109,9 +127,35 @@ impl Payloads {
         Ok(())
     }
 
-    /// Removes files that nothing refers to. Only the write-behind thread: whatever `apply` refers to anew while this
-    /// runs is among the unwritten, and written (again) after it.
-    pub(super) fn collect(&self, live: &HashSet<PayloadDigest>) -> io::Result<usize> {
+    /// Removes files that nothing refers to; `snapshots`: what the snapshots do. Only the write-behind thread: whatever `apply`
+    /// refers to anew while this runs is among the unwritten, and written (again) after it.
+    pub(super) fn collect(
+        &self,
+        replica: &Replica,
+        snapshots: impl FnOnce() -> HashSet<PayloadDigest>,
+    ) -> io::Result<usize> {
+        self.pinned.lock().lately = Some(HashSet::new());
+        let removed = self.remove_all_but(&self.referred(replica, snapshots));
+        self.pinned.lock().lately = None;
+        removed
+    }
+
+    /// Decoding all that refers to payloads takes its time: not under the lock of the state, which `apply` waits for.
+    fn referred(
+        &self,
+        replica: &Replica,
+        snapshots: impl FnOnce() -> HashSet<PayloadDigest>,
+    ) -> HashSet<PayloadDigest> {
+        // Together: of what a snapshot is built later, is this state or a newer one.
+        let states: Vec<State> =
+            replica.with(|held| self.building.lock().values().chain([&held.state]).cloned().collect());
+        // After it, so that what was built meanwhile is among them.
+        let mut referred = snapshots();
+        states.iter().for_each(|state| referred.extend(hodei_state::payload_digests(state)));
+        referred
+    }
+
+    fn remove_all_but(&self, referred: &HashSet<PayloadDigest>) -> io::Result<usize> {
         let mut removed = 0;
         for entry in fs::read_dir(&self.dir)? {
             let path = entry?.path();
@@ -120,9 +164,8 @@ impl Payloads {
             };
             // Held until it is gone: what is pinned and found to be here stays.
             let pinned = self.pinned.lock();
-            let spared = live.contains(&digest)
-                || self.unwritten.lock().contains_key(&digest)
-                || pinned.values().any(|pinned| pinned.contains(&digest));
+            let spared =
+                referred.contains(&digest) || self.unwritten.lock().contains_key(&digest) || pinned.contains(&digest);
             if !spared {
                 fs::remove_file(&path)?;
                 removed += 1;
@@ -136,7 +179,28 @@ impl Payloads {
     }
 }
 
-/// Spares payloads from collection as long as it lives: those of a snapshot that is being built or received.
+/// Spares what a state refers to from collection, as long as it lives.
+pub(crate) struct Building {
+    replica: Arc<Replica>,
+    token: u64,
+}
+
+impl Building {
+    /// The state is the present one: to be called while the replica is locked. `token`: its own.
+    pub(super) fn new(replica: Arc<Replica>, token: u64, state: State) -> Self {
+        replica.payloads.building.lock().insert(token, state);
+        Self { replica, token }
+    }
+}
+
+impl Drop for Building {
+    fn drop(&mut self) {
+        // Whatever it takes to free it, not under the lock.
+        let _state = self.replica.payloads.building.lock().remove(&self.token);
+    }
+}
+
+/// Spares payloads from collection as long as it lives: those of a snapshot that is being received.
 pub(crate) struct Pins {
     replica: Arc<Replica>,
     token: u64,
@@ -150,13 +214,17 @@ impl Pins {
 
     /// Those that are here stay here. Blocking: it may have to wait for a file to be removed.
     pub(crate) fn add(&self, digests: impl IntoIterator<Item = PayloadDigest>) {
-        self.replica.payloads.pinned.lock().entry(self.token).or_default().extend(digests);
+        self.replica.payloads.pinned.lock().by.entry(self.token).or_default().extend(digests);
     }
 }
 
 impl Drop for Pins {
     fn drop(&mut self) {
-        self.replica.payloads.pinned.lock().remove(&self.token);
+        let mut pinned = self.replica.payloads.pinned.lock();
+        let digests = pinned.by.remove(&self.token).unwrap_or_default();
+        if let Some(lately) = &mut pinned.lately {
+            lately.extend(digests);
+        }
     }
 }
 
@@ -201,4 +269,27 @@ fn from_hex(text: &str) -> Option<PayloadDigest> {
         digest[at] = u8::try_from(high * 16 + low).ok()?;
     }
     Some(digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::replica::Held, *};
+
+    #[test]
+    fn what_was_pinned_when_a_collection_began_outlives_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let replica = Arc::new(Replica::new(Held::default(), Payloads::new(dir.path().to_owned()), 0));
+        let digest = digest_of(b"body");
+        write_payload(dir.path(), &digest, b"body").unwrap();
+        let pins = Pins::new(replica.clone(), 1);
+        pins.add([digest]);
+        // It is adopted, which pins need not outlive, after the snapshots were looked through.
+        let removed = replica.payloads.collect(&replica, || {
+            drop(pins);
+            HashSet::new()
+        });
+        assert_eq!((removed.unwrap(), replica.payloads.holds(&digest)), (0, true));
+        let removed = replica.payloads.collect(&replica, HashSet::new);
+        assert_eq!((removed.unwrap(), replica.payloads.holds(&digest)), (1, false));
+    }
 }

@@ -187,6 +187,10 @@ fn finds(broken: Broken) {
     for seed in 1..=12 {
         if let Err(why) = simulate(seed, 3_000, Some(broken)) {
             let found = broken.found_as().iter().any(|property| why.contains(property));
+            // openraft asserts some things by itself, and may notice first.
+            if !found && why.contains("a task panicked") {
+                continue;
+            }
             assert!(found, "{broken:?} with seed {seed} should violate one of {:?}: {why}", broken.found_as());
             println!("{broken:?} is found with seed {seed}");
             return;

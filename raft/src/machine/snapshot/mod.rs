@@ -29,7 +29,7 @@ use super::{
     LogDurable,
     behind::Stage,
     files,
-    payloads::{PayloadDigest, Pins},
+    payloads::{Building, PayloadDigest},
     replica::{Held, Replica},
 };
 use crate::{
@@ -186,7 +186,7 @@ pub(crate) struct Builder {
     pub(super) held: Held,
     /// Spares its payloads until the snapshot itself does.
     #[expect(dead_code, reason = "it is there to be dropped")]
-    pub(super) pins: Pins,
+    pub(super) building: Building,
     pub(super) replica: Arc<Replica>,
     pub(super) snapshots: Arc<Snapshots>,
     pub(super) stage: Stage,
@@ -202,7 +202,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
             let waited = tokio::time::timeout(LOG_PATIENCE, self.log.through(applied)).await;
             waited.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the log does not become durable"))??;
         }
-        let file = self.write(hodei_state::payload_digests(&self.held.state).collect()).await?;
+        let file = self.write().await?;
         hodei_state::failpoint!("snapshot::after-build");
         self.replica.snapshot_taken(file.len);
         self.stage.collect();
@@ -213,13 +213,13 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
 }
 
 impl Builder {
-    async fn write(&self, digests: Vec<PayloadDigest>) -> io::Result<SnapshotFile> {
+    async fn write(&self) -> io::Result<SnapshotFile> {
         self.stage.payloads_durable().await?;
         let (held, snapshots) = (self.held.clone(), self.snapshots.clone());
         blocking(move || {
             let temporary = snapshots.path_of(held.applied).with_extension("tmp");
             hodei_state::failpoint!("snapshot::before-write");
-            write(&temporary, &held, digests)?;
+            write(&temporary, &held, hodei_state::payload_digests(&held.state).collect())?;
             hodei_state::failpoint!("snapshot::before-rename");
             snapshots.adopt(&temporary, held.applied)
         })
