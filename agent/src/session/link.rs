@@ -79,6 +79,12 @@ impl Servers {
         self.all.len() > 1
     }
 
+    /// Whether there is another node to go to that has not failed since the last success.
+    #[must_use]
+    pub fn has_untried(&self) -> bool {
+        self.failed + 1 < self.all.len()
+    }
+
     /// The node to try now.
     #[must_use]
     pub fn current(&self) -> Option<String> {
@@ -106,13 +112,18 @@ mod tests {
     #[test]
     fn the_next_node_is_tried_at_once_and_only_a_whole_round_costs_a_pause() {
         let mut servers = Servers::new(vec!["a".into()], &["b".into(), "a".into(), "c".into()]);
-        let mut tried = Vec::new();
+        let mut tried: Vec<String> = Vec::new();
         let mut pauses = Vec::new();
+        let mut untried = Vec::new();
         for _ in 0..4 {
             tried.push(servers.current().unwrap());
+            untried.push(servers.has_untried());
             pauses.push(servers.failed());
         }
-        assert_eq!(tried, ["a", "b", "c", "a"]);
+        assert_eq!(
+            (tried, untried),
+            (vec!["a".into(), "b".into(), "c".into(), "a".into()], vec![true, true, false, false])
+        );
         assert_eq!(pauses[..2], [Duration::ZERO; 2]);
         assert!(pauses[2] >= FIRST_PAUSE / 2 && pauses[2] < FIRST_PAUSE && pauses[3] >= FIRST_PAUSE);
         assert_eq!(servers.current().unwrap(), "b");

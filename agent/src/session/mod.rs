@@ -38,10 +38,9 @@ use crate::{
     roster::Heartbeat, roster::Roster,
 };
 
-/// For Register, which needs a majority.
-const REGISTER_WITHIN: Duration = Duration::from_secs(5);
-/// From the call to Attached, which needs one too.
-const ATTACH_WITHIN: Duration = Duration::from_secs(5);
+/// For Register, and from the call to Attached, which both need a majority: while there is another node to go to, longer than
+/// an election takes, and no longer, since this node may be cut off; once all have been tried, as long as a slow one may need.
+const SERVE_WITHIN: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(5)];
 /// For UpdateWorkerStatus. A node that cannot be reached delays the end by no more than this.
 const ANNOUNCE_WITHIN: Duration = Duration::from_secs(2);
 /// The longest deadline that nodes take; whoever waits for a year waits for ever.
@@ -198,7 +197,7 @@ impl<D: Dial> Session<D> {
             progress.registered = true;
         }
         progress.stream += 1;
-        let deadline = Instant::now() + ATTACH_WITHIN;
+        let deadline = Instant::now() + self.patience();
         let (messages, incoming) = match timeout_at(deadline, self.attach(&mut client, progress.stream)).await {
             Ok(Ok(opened)) => opened,
             Ok(Err(lost)) => return lost,
@@ -207,9 +206,14 @@ impl<D: Dial> Session<D> {
         self.serve(server, messages, incoming, progress, deadline).await
     }
 
+    fn patience(&self) -> Duration {
+        let [haste, patience] = SERVE_WITHIN;
+        if self.servers.lock().has_untried() { haste } else { patience }
+    }
+
     async fn register(&self, client: &mut WorkerAgentServiceClient<Channel>) -> Result<(), Lost> {
         crate::failpoint!("agent::before-register");
-        match timeout(REGISTER_WITHIN, client.register(self.registration.clone())).await {
+        match timeout(self.patience(), client.register(self.registration.clone())).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(status)) => Err(status.into()),
             Err(_) => Err(Lost::Broken("no answer to Register in time".to_owned())),
