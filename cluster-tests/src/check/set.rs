@@ -20,7 +20,7 @@ pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
     forgotten(evidence, judge, &submits, &lists);
     undead(evidence, judge, &submits, &lists);
     strangers(judge, &submits, &lists);
-    made_by_nobody(judge, &submits);
+    made_by_nobody(evidence, judge, &submits);
     cancelled_nevertheless(evidence, judge, &ops);
     if !submits.is_empty() {
         in_the_end(evidence, judge, &submits, &lists);
@@ -136,21 +136,21 @@ fn strangers(judge: &mut Judge<'_>, submits: &[&Op<'_>], lists: &[List<'_>]) {
     }
 }
 
-/// A submission is told that its job is there already, and only failures can have made it.
-fn made_by_nobody(judge: &mut Judge<'_>, submits: &[&Op<'_>]) {
+/// A job is seen before anybody can have made it but those who were told that they had not. That one is told that its job is
+/// there already does not show it: its own request may have been asked twice on its way.
+fn made_by_nobody(evidence: &Evidence, judge: &mut Judge<'_>, submits: &[&Op<'_>]) {
     let mut of_job: HashMap<&str, Vec<&Op<'_>>> = HashMap::new();
     for submit in submits {
         of_job.entry(submit.key).or_default().push(submit);
     }
-    for submit in submits {
-        let Some(Reply::Submit(done)) = submit.reply().filter(|_| submit.to_ns.is_some()) else { continue };
-        let others = of_job.get(done.job.as_str()).into_iter().flatten();
-        let mut earlier =
-            others.filter(|op| op.invoked != submit.invoked && Some(op.from_ns) < submit.to_ns).peekable();
-        // One alone may have been asked twice on its way.
-        if done.existing && earlier.peek().is_some() && earlier.all(|op| op.failed()) {
-            let line = judge.line(submit.returned.unwrap_or(submit.invoked));
-            judge.invalid(format!("{line}: job {} was there, and every submission before had failed", done.job));
+    let mut seen: HashSet<&str> = HashSet::new();
+    for (at, record) in evidence.records() {
+        let Some(job) = sights::exists(record).filter(|job| seen.insert(job)) else { continue };
+        let ops = of_job.get(job).map(Vec::as_slice).unwrap_or_default();
+        let mut earlier = ops.iter().filter(|op| op.from_ns < record.t_ns).peekable();
+        // Where nobody ever succeeded, it is told above.
+        if earlier.peek().is_some() && earlier.all(|op| op.failed()) && !ops.iter().all(|op| op.failed()) {
+            judge.invalid(format!("{}: job {job} was there, and every submission before had failed", judge.line(at)));
         }
     }
 }
