@@ -22,7 +22,7 @@ use hodei_state::{
     ids::{JobId, Millis, Mono},
     outcome::Outcome,
 };
-use nodes::{Cluster, soon, submission, until};
+use nodes::{Cluster, Flow, soon, submission, until};
 use tokio::time::Instant;
 use tonic::Code;
 
@@ -193,6 +193,65 @@ async fn a_follower_that_nobody_could_reach_comes_back_without_an_election() {
     cluster.converged().await;
     let terms: Vec<_> = cluster.nodes.values().map(|node| node.handle.status().term).collect();
     assert_eq!(terms, [term; 3], "its leader had to go");
+    cluster.shutdown().await;
+}
+
+fn node_1_waits_for_answers(config: &mut Config) {
+    if config.node_id == 1 {
+        config.timing.election_max = Duration::from_secs(10);
+    }
+}
+
+#[tokio::test]
+async fn answers_to_what_was_asked_before_a_read_do_not_confirm_the_leader() {
+    let cluster = Cluster::start(3, node_1_waits_for_answers).await;
+    cluster.hand_over(1).await;
+    let old = cluster.node(1).clone();
+    cluster.converged().await;
+    let last = old.status().last_log.index;
+
+    // Both followers take an entry, and their answers are on the way.
+    cluster.net.hold([2, 3].map(|to| Flow::Answers(1, to)));
+    let write = tokio::spawn({
+        let old = old.clone();
+        async move { old.propose(submission(1, 16), soon()).await }
+    });
+    until("both followers have it", || [2, 3].iter().all(|id| cluster.node(*id).status().last_log.index > last)).await;
+
+    // Nothing else passes, and one of them is elected; the one that led does not hear of that.
+    let others = [Flow::Requests(1, 2), Flow::Requests(1, 3), Flow::Requests(2, 1), Flow::Requests(3, 1)];
+    cluster.net.hold(others);
+    let term = old.status().term;
+    until("another one leads", || [2, 3].iter().any(|id| cluster.node(*id).status().term > term)).await;
+    let new = cluster.leader().await;
+    assert_ne!(new, 1);
+    cluster.submit(new, 2).await;
+
+    // It is read from; then come the answers, one by one: the first commits the entry, of which it tells the other follower.
+    let mut read = tokio::spawn({
+        let old = old.clone();
+        async move { old.read(soon()).await }
+    });
+    let settled = || tokio::time::sleep(Duration::from_millis(200));
+    settled().await;
+    cluster.net.release([Flow::Answers(1, 2)]);
+    until("it has committed the entry", || old.status().applied.index > last).await;
+    settled().await;
+    cluster.net.release([Flow::Answers(1, 3)]);
+    // That nothing comes of it takes time to see.
+    let early = tokio::time::timeout(Duration::from_millis(500), &mut read).await;
+    assert!(
+        early.is_err(),
+        "read from a leader that was replaced: {:?}",
+        early.map(|view| view.unwrap().unwrap().position)
+    );
+    assert_eq!(old.status().leader, Some(1));
+
+    cluster.net.release(others);
+    let view = read.await.unwrap().unwrap();
+    assert!(view.state.job(JobId(2)).is_some(), "it was acknowledged before the read");
+    write.await.unwrap().unwrap();
+    cluster.converged().await;
     cluster.shutdown().await;
 }
 

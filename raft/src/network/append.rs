@@ -5,6 +5,12 @@
 //! it, at once. That matters, because the request stream holds a lock that the next session needs; left inside the HTTP/2
 //! connection's task it would be dropped only when that task notices.
 //!
+//! openraft takes an answer for one to every request that ends where it matches, or before, and takes the time at which the
+//! newest of them was sent for one at which the follower still followed. A request without entries, which tells a commit
+//! index, ends where the one before it does: told the answer to that one, openraft would believe that this one was answered,
+//! too, and a leader that had stood still while another one was elected would confirm itself, to those who read from it, by
+//! what it was answered before. So an answer is kept back where it could be taken for a later one's, which stands for it.
+//!
 //! Where the log has been purged under a session, openraft goes on asking for what is gone, and the log store has nothing
 //! for it. Such a session ends with an error, after which openraft looks again at what the follower needs: a snapshot.
 
@@ -53,6 +59,7 @@ where
     let (outgoing, body) = mpsc::channel::<RaftMessage>(OUTGOING);
     let mut told = Told::default();
     told.is_news(&first);
+    let owed = VecDeque::from([Owed::to(&first)]);
     let first = peers.envelope(to, encode(first));
     outgoing.try_send(first).expect("the channel is new");
     let call = tokio::time::timeout(stall, client.append(ReceiverStream::new(body))).await;
@@ -63,14 +70,8 @@ where
             return Err(RPCError::Unreachable(Unreachable::from_string(format!("no connection within {stall:?}"))));
         }
     };
-    let session = Session {
-        requests: Some(Box::pin(requests)),
-        outgoing: Some(outgoing),
-        responses,
-        owed: VecDeque::from([Instant::now()]),
-        told,
-        stall,
-    };
+    let session =
+        Session { requests: Some(Box::pin(requests)), outgoing: Some(outgoing), responses, owed, told, stall };
     Ok(futures::stream::unfold(Some(session), |session| async move {
         let mut session = session?;
         let item = session.next().await?;
@@ -86,18 +87,35 @@ struct Session {
     /// None once the request stream has ended: tells the follower.
     outgoing: Option<mpsc::Sender<RaftMessage>>,
     responses: Streaming<RaftMessage>,
-    /// When each unanswered request was sent.
-    owed: VecDeque<Instant>,
+    /// What the follower has not answered, oldest first.
+    owed: VecDeque<Owed>,
     /// By the last request.
     told: Told,
     stall: Duration,
+}
+
+/// An answer that has not come.
+struct Owed {
+    /// When the request was sent, or the answer before came: the follower made progress.
+    since: Instant,
+    /// Where the follower's log matches if it takes the request.
+    last: Option<LogId>,
+}
+
+/// What an answer is to openraft.
+enum Answer {
+    Result(Item),
+    /// The next one stands for it.
+    KeptBack,
+    /// There are no more.
+    End,
 }
 
 impl Session {
     /// Pumps requests until a result is there. None: all are answered, or the follower ended the stream.
     async fn next(&mut self) -> Option<Item> {
         loop {
-            let deadline = self.owed.front().map(|sent| *sent + self.stall);
+            let deadline = self.owed.front().map(|owed| owed.since + self.stall);
             let stalled = async {
                 match deadline {
                     Some(deadline) => tokio::time::sleep_until(deadline).await,
@@ -107,7 +125,11 @@ impl Session {
             let may_send = self.owed.len() < UNANSWERED;
             let (requests, outgoing) = (&mut self.requests, &self.outgoing);
             tokio::select! {
-                response = self.responses.message() => return self.received(response),
+                response = self.responses.message() => match self.received(response) {
+                    Answer::Result(item) => return Some(item),
+                    Answer::KeptBack => {}
+                    Answer::End => return None,
+                },
                 request = next_request(requests, outgoing.as_ref()), if may_send => {
                     if let Err(error) = self.send(request) {
                         return Some(Err(error));
@@ -134,35 +156,52 @@ impl Session {
                     return Err(RPCError::Network(NetworkError::from_string("the entries to send are purged")));
                 }
                 hodei_state::failpoint!("replicate::before-send");
+                self.owed.push_back(Owed::to(&request));
                 permit.send(bare(encode(request)));
-                self.owed.push_back(Instant::now());
             }
             None => (self.requests, self.outgoing) = (None, None),
         }
         Ok(())
     }
 
-    fn received(&mut self, response: Result<Option<RaftMessage>, tonic::Status>) -> Option<Item> {
+    fn received(&mut self, response: Result<Option<RaftMessage>, tonic::Status>) -> Answer {
+        let failed = |error| Answer::Result(Err(RPCError::Network(error)));
         let message = match response {
             Ok(Some(message)) => message,
-            Ok(None) if self.owed.is_empty() => return None,
+            Ok(None) if self.owed.is_empty() => return Answer::End,
             Ok(None) => {
-                let text = "the follower ended the stream before it had answered";
-                return Some(Err(RPCError::Network(NetworkError::from_string(text))));
+                return failed(NetworkError::from_string("the follower ended the stream before it had answered"));
             }
-            Err(status) => return Some(Err(RPCError::Network(NetworkError::new(&status)))),
+            Err(status) => return failed(NetworkError::new(&status)),
         };
         self.owed.pop_front();
-        // What is still owed is measured from now on: the follower makes progress.
         if let Some(oldest) = self.owed.front_mut() {
-            *oldest = Instant::now();
+            oldest.since = Instant::now();
         }
-        Some(match codec::decode::<AppendResponseV1>(&message.payload) {
-            Ok(AppendResponseV1::Matched(id)) => Ok(Ok(id.map(Into::into))),
-            Ok(AppendResponseV1::Conflict(id)) => Ok(Err(StreamAppendError::Conflict(id.into()))),
-            Ok(AppendResponseV1::HigherVote(vote)) => Ok(Err(StreamAppendError::HigherVote(vote.into()))),
-            Err(error) => Err(RPCError::Network(NetworkError::new(&error))),
-        })
+        let result = match codec::decode::<AppendResponseV1>(&message.payload) {
+            Ok(AppendResponseV1::Matched(id)) => Ok(id.map(Into::into)),
+            Ok(AppendResponseV1::Conflict(id)) => Err(StreamAppendError::Conflict(id.into())),
+            Ok(AppendResponseV1::HigherVote(vote)) => Err(StreamAppendError::HigherVote(vote.into())),
+            Err(error) => return failed(NetworkError::new(&error)),
+        };
+        match &result {
+            Ok(matched) if self.owed.front().is_some_and(|next| next.is_taken_for_answered(*matched)) => {
+                Answer::KeptBack
+            }
+            _ => Answer::Result(Ok(result)),
+        }
+    }
+}
+
+impl Owed {
+    fn to(request: &AppendEntriesRequest<TypeConfig>) -> Self {
+        let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
+        Self { since: Instant::now(), last }
+    }
+
+    /// Whether openraft, told that the follower matches there, believes that this is answered.
+    fn is_taken_for_answered(&self, matched: Option<LogId>) -> bool {
+        !hodei_state::armed!("bug::old-answer-confirms") && self.last <= matched
     }
 }
 

@@ -2,15 +2,12 @@
 
 #![allow(clippy::unwrap_used, dead_code, reason = "a test's helpers may panic, and not every test uses all of them")]
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+mod net;
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use futures::StreamExt;
-use hodei_raft::{Config, Dialer, Handle, Leadership, Reply, Status, View, start};
+use hodei_raft::{Config, Handle, Leadership, Reply, Status, View, start};
 use hodei_state::{
     codec::encode_execution,
     command::{Command, Envelope, Init, SubmitJob},
@@ -18,45 +15,16 @@ use hodei_state::{
     outcome::Outcome,
     spec::{Action, Body, Execution, JobSpec, defaults},
 };
-use parking_lot::Mutex;
+pub use net::{Flow, Net};
 use tempfile::TempDir;
 use tokio::{net::TcpListener, task::JoinHandle, time::Instant};
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::{Channel, Endpoint, Server};
+use tonic::transport::Server;
 
 /// Longer than anything takes that works.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 pub const CLUSTER: ClusterId = ClusterId(0xC1);
 pub const ADMIN: Caller = Caller::Admin(UserId(1));
-
-/// Who can reach whom.
-#[derive(Default)]
-pub struct Net {
-    channels: Mutex<HashMap<NodeId, Channel>>,
-    /// New connections to these are refused.
-    unreachable: Mutex<BTreeSet<NodeId>>,
-}
-
-impl Net {
-    /// Whether anybody can connect to a node from now on. Connections that there are stay.
-    pub fn reach(&self, node: NodeId, reachable: bool) {
-        let mut unreachable = self.unreachable.lock();
-        if reachable {
-            unreachable.remove(&node)
-        } else {
-            unreachable.insert(node)
-        };
-    }
-}
-
-impl Dialer for Net {
-    fn channel(&self, node: NodeId) -> Option<Channel> {
-        if self.unreachable.lock().contains(&node) {
-            return None;
-        }
-        self.channels.lock().get(&node).cloned()
-    }
-}
 
 /// One replica and its server.
 pub struct Node {
@@ -95,7 +63,7 @@ impl Cluster {
         (self.tweak)(&mut config);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let handle = start(config, self.net.clone()).await.unwrap();
+        let handle = start(config, self.net.ways_of(id)).await.unwrap();
         let service = handle.service().into_server();
         // Without it a small answer waits for the acknowledgement of the one before, for 40 ms.
         let incoming = TcpListenerStream::new(listener).inspect(|stream| {
@@ -105,8 +73,7 @@ impl Cluster {
         });
         let server = Server::builder().add_service(service).serve_with_incoming(incoming);
         let server = tokio::spawn(async move { server.await.unwrap() });
-        let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
-        self.net.channels.lock().insert(id, endpoint.tcp_nodelay(true).connect_lazy());
+        self.net.is_at(id, address);
         self.nodes.insert(id, Node { handle, server });
     }
 
@@ -131,7 +98,7 @@ impl Cluster {
     /// Takes a node away; its directory stays.
     pub async fn stop(&mut self, id: NodeId) {
         let node = self.nodes.remove(&id).unwrap();
-        self.net.channels.lock().remove(&id);
+        self.net.is_gone(id);
         node.server.abort();
         node.handle.shutdown().await;
     }
