@@ -3,7 +3,10 @@
 use std::{fs, time::Duration};
 
 use cluster_tests::{Cli, Cluster, Proc, cli, wait};
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -36,6 +39,11 @@ async fn dev_in_one_terminal_and_job_run_in_another() {
         eprintln!("skipped: a job as another user needs root");
     }
 
+    // Of three nodes one may die.
+    kill(children(&dev)[0], Signal::SIGKILL).unwrap();
+    wait::until_true("it says so", SOON, || async { dev.stderr_text().contains("The others go on.") }).await;
+    user.run(&["job", "run", "--", "true"]).await.expect(0);
+
     // Ctrl-C ends it and takes away what it put into the user's home.
     dev.signal(Signal::SIGINT);
     assert!(dev.exit(SOON).await.success(), "{}", dev.stderr_text());
@@ -43,10 +51,15 @@ async fn dev_in_one_terminal_and_job_run_in_another() {
 }
 
 fn arguments_of_children(process: &Proc) -> Vec<String> {
+    let of = |child| fs::read_to_string(format!("/proc/{child}/cmdline")).expect("a child has arguments");
+    children(process).into_iter().map(of).collect()
+}
+
+/// In the order in which they were started: nodes, then agents.
+fn children(process: &Proc) -> Vec<Pid> {
     let pid = process.pid();
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("its children are known");
-    let of = |child| fs::read_to_string(format!("/proc/{child}/cmdline")).expect("a child has arguments");
-    children.split_whitespace().map(of).collect()
+    children.split_whitespace().map(|pid| Pid::from_raw(pid.parse().expect("a process id"))).collect()
 }
 
 #[tokio::test]
@@ -81,8 +94,9 @@ async fn dev_takes_over_from_one_that_was_killed_but_not_from_one_that_lives() {
     assert_ne!(fs::read_to_string(&default).unwrap(), first);
     assert!(!left[0].exists(), "what it left is taken away");
     user.run(&["job", "list"]).await.expect(0);
-    next.signal(Signal::SIGINT);
-    next.exit(SOON).await;
+    // Without its only node there is nothing to go on with.
+    kill(children(&next)[0], Signal::SIGKILL).unwrap();
+    assert_eq!(cli::exit_code(next.exit(SOON).await), 1, "{}", next.stderr_text());
 }
 
 #[tokio::test]

@@ -182,7 +182,7 @@ pub enum TakenBack {
     },
 }
 
-/// What freed an attempt: nothing else ever does (DESIGN §6).
+/// What freed an attempt: nothing else ever does (`docs/leases.md`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EndedBy {
     /// Its session reported a result.

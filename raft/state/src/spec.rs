@@ -21,7 +21,7 @@ pub struct JobSpec {
     pub labels: BTreeMap<String, String>,
     /// From the start of the process, in milliseconds.
     pub timeout_ms: Option<u64>,
-    /// The lease: see DESIGN §6. At least 5,000 ms.
+    /// The lease: see `docs/leases.md`. At least 5,000 ms.
     pub lost_after_ms: u64,
     /// Between SIGTERM and SIGKILL.
     pub grace_period_ms: u64,

@@ -27,7 +27,10 @@ use tokio::{
 };
 
 use super::place::Place;
-use crate::{cli::exit::Failure, durable};
+use crate::{
+    cli::{exit::Failure, output},
+    durable,
+};
 
 /// For an agent to end its jobs and itself.
 const PATIENCE: Duration = Duration::from_secs(8);
@@ -47,6 +50,12 @@ pub struct Children {
 struct Running {
     name: String,
     child: Child,
+}
+
+impl Running {
+    fn is_agent(&self) -> bool {
+        self.name.starts_with("agent")
+    }
 }
 
 impl Children {
@@ -112,28 +121,37 @@ impl Children {
         }
     }
 
-    /// A process that has ended, if any has.
+    /// A process that has ended, if any has. It is forgotten.
     pub fn failed(&mut self) -> Option<Failure> {
-        let (name, status) = self.running.iter_mut().find_map(|running| {
+        let (index, status) = self.running.iter_mut().enumerate().find_map(|(index, running)| {
             let status = running.child.try_wait().ok().flatten()?;
-            Some((running.name.clone(), status))
+            Some((index, status))
         })?;
+        let name = self.running.remove(index).name;
         Some(self.failure(&name, &format!("has ended: {}", told(status))))
     }
 
-    /// Waits until a process has ended.
-    pub async fn ended(&mut self) -> Failure {
+    /// Waits until so many nodes have ended that the others can do nothing. Until then it tells of each process that ends.
+    pub async fn outlived(&mut self) -> Failure {
+        let majority = self.nodes() / 2 + 1;
         loop {
-            if let Some(failure) = self.failed() {
-                return failure;
+            while let Some(failure) = self.failed() {
+                if self.nodes() < majority {
+                    return failure;
+                }
+                output::note(format_args!("{failure}\nThe others go on."));
             }
             sleep(LOOK).await;
         }
     }
 
+    fn nodes(&self) -> usize {
+        self.running.iter().filter(|running| !running.is_agent()).count()
+    }
+
     /// Ends all: agents first, so that they end their jobs; then the nodes, at once, since nothing of them is kept.
     pub async fn end(mut self) {
-        let agents = self.running.iter().position(|running| running.name.starts_with("agent"));
+        let agents = self.running.iter().position(Running::is_agent);
         let mut agents = self.running.split_off(agents.unwrap_or(self.running.len()));
         for agent in &agents {
             signal(&agent.child, Signal::SIGTERM);

@@ -83,7 +83,7 @@ impl Args {
         ended
     }
 
-    /// Makes the cluster, and returns only when one of its processes has ended.
+    /// Makes the cluster, and returns only when too many of its processes have ended.
     async fn serve(
         &self,
         programs: &Programs,
@@ -119,7 +119,7 @@ impl Args {
             place.path().display()
         ));
         output::line("ready")?;
-        Err(children.ended().await)
+        Err(children.outlived().await)
     }
 
     async fn start_agents(
