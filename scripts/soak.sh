@@ -13,7 +13,7 @@
 # takes the next seed. DIR (default: target/soak) gets report.md, timeline.svg and the folder of each run, with --forget-valid
 # only of those that were not valid: its plan, history and witnesses, and what its processes said. `cargo run -p cluster-tests --bin recheck -- DIR/seed-N` judges it again, and
 # `scripts/soak.sh --plan DIR/seed-N/plan.json` runs its faults again, into DIR/seed-N-again. Needs root. Exits non-zero if any
-# run was not valid. `--list` names all kinds of fault, `--help` all arguments.
+# run was not valid. `--list` names all kinds of fault, `--help` the arguments of runs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh

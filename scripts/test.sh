@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every test there is: formatting, lints, documentation, unit tests, storage under faults, clusters of real processes,
+# Every test of the workspace: formatting, lints, documentation, unit tests, storage under faults, clusters of real processes,
 # the systemd units, and the quickstart. Ends with the runners' closing lines and one line per step.
 #
 # usage: scripts/test.sh [--no-quickstart]
@@ -40,9 +40,11 @@ run_tests() {
   if command -v cargo-nextest > /dev/null; then
     cargo nextest run --workspace --no-fail-fast --color never
   else
-    # One test at a time where each test is a cluster or a mount.
-    cargo test --workspace --exclude cluster-tests --exclude hodei-raft --no-fail-fast -- --show-output &&
-      cargo test -p hodei-raft -p cluster-tests --no-fail-fast -- --test-threads=1 --show-output
+    # One test at a time where each test is a cluster or a mount. What fails first does not keep the rest from being run.
+    local status=0
+    cargo test --workspace --exclude cluster-tests --exclude hodei-raft --no-fail-fast -- --show-output || status=1
+    cargo test -p hodei-raft -p cluster-tests --no-fail-fast -- --test-threads=1 --show-output || status=1
+    return "$status"
   fi
 }
 

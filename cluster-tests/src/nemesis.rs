@@ -46,6 +46,20 @@ impl std::fmt::Debug for Kind {
     }
 }
 
+impl Kind {
+    /// Whether a node's process may end by it, at once or when it notices. The others every node has to survive.
+    #[must_use]
+    pub fn ends_nodes(&self) -> bool {
+        let survived: &[&str] = match self.class {
+            Class::Network | Class::Agents | Class::Clock => return false,
+            Class::Process => &["pause", "frozen", "transfer"],
+            Class::Storage => &["slow_disk", "stuttering_disk", "stalled_disk"],
+            Class::Membership | Class::Damage | Class::Points => &[],
+        };
+        !survived.iter().any(|name| self.name.starts_with(name))
+    }
+}
+
 /// How long most faults last, in milliseconds.
 const BRIEF: RangeInclusive<u64> = 5_000..=8_000;
 

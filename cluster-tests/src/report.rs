@@ -50,6 +50,8 @@ struct Span {
     to: f64,
     /// The longest time without an accepted write, in milliseconds.
     pause_ms: u64,
+    /// From the end of the fault to the next one; absent: none came, or the fault has no end.
+    back_ms: Option<u64>,
     /// Of how many nodes.
     nodes: usize,
 }
@@ -115,8 +117,10 @@ impl Summary {
         let span = |stretch: &timeline::Stretch<'_>| {
             let to = stretch.to_ns.unwrap_or(end);
             let pause_ms = pause(&acks, stretch.from_ns, (to + AFTERMATH).min(end)) / 1_000_000;
+            let healed = stretch.to_ns.and_then(|to| acks.get(acks.partition_point(|at| *at < to)).map(|at| at - to));
+            let back_ms = healed.map(|ns| ns / 1_000_000);
             let (from, to) = (seconds(stretch.from_ns), seconds(to));
-            Span { kind: stretch.fault.kind.clone(), from, to, pause_ms, nodes: stretch.fault.nodes.len() }
+            Span { kind: stretch.fault.kind.clone(), from, to, pause_ms, back_ms, nodes: stretch.fault.nodes.len() }
         };
         let leaders = timeline::leaders(evidence);
         let bad = |report: &&Report| report.verdict() != Verdict::Valid;
@@ -219,22 +223,29 @@ fn page(summaries: &[Summary]) -> String {
     for run in summaries.iter().filter(|run| !run.valid) {
         let _ = writeln!(page, "- seed {}: {}", run.seed, run.bad.join(", "));
     }
-    let mut kinds: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
+    let mut kinds: BTreeMap<&str, [Vec<u64>; 2]> = BTreeMap::new();
     for span in summaries.iter().flat_map(|run| &run.faults) {
-        kinds.entry(&span.kind).or_default().push(span.pause_ms);
+        let [pauses, backs] = kinds.entry(&span.kind).or_default();
+        pauses.push(span.pause_ms);
+        backs.extend(span.back_ms);
     }
-    let count: usize = kinds.values().map(Vec::len).sum();
+    let count: usize = kinds.values().map(|[pauses, _]| pauses.len()).sum();
     let _ = write!(
         page,
         "\n{count} faults of {} kinds. Beside each, the longest time without an accepted write from its beginning to five \
-         seconds after its end, which other faults at the same time may have caused.\n\n| fault | times | median ms | longest ms |\n\
-         | --- | ---: | ---: | ---: |\n",
+         seconds after its end, and the time from its end to the next accepted write; other faults at the same time may have \
+         caused either.\n\n| fault | times | without, median ms | longest ms | back, median ms | longest ms |\n\
+         | --- | ---: | ---: | ---: | ---: | ---: |\n",
         kinds.len(),
     );
-    for (kind, mut pauses) in kinds {
-        pauses.sort_unstable();
-        let (median, longest) = (pauses[pauses.len() / 2], pauses[pauses.len() - 1]);
-        let _ = writeln!(page, "| {kind} | {} | {median} | {longest} |", pauses.len());
+    let row = |mut times: Vec<u64>| {
+        times.sort_unstable();
+        let [median, longest] =
+            [times.get(times.len() / 2), times.last()].map(|ms| ms.map_or("-".to_owned(), u64::to_string));
+        format!("{median} | {longest}")
+    };
+    for (kind, [pauses, backs]) in kinds {
+        let _ = writeln!(page, "| {kind} | {} | {} | {} |", pauses.len(), row(pauses), row(backs));
     }
     page.push_str("\n![accepted writes and faults over time](timeline.svg)\n");
     page
@@ -297,7 +308,8 @@ mod tests {
 
     #[test]
     fn a_page_and_a_picture_name_every_kind_and_every_bad_seed() {
-        let span = |kind: &str| Span { kind: kind.to_owned(), from: 1.0, to: 2.5, pause_ms: 700, nodes: 2 };
+        let span =
+            |kind: &str| Span { kind: kind.to_owned(), from: 1.0, to: 2.5, pause_ms: 700, back_ms: Some(90), nodes: 2 };
         let run = |seed, valid| Summary {
             seed,
             valid,
@@ -316,7 +328,7 @@ mod tests {
         let runs = [run(1, true), run(2, false)];
         let (page, picture) = (page(&runs), picture(&runs));
         assert!(page.contains("2 runs, 1 not valid; 1 violations. 20 operations ended well"), "{page}");
-        assert!(page.contains("- seed 2: set") && page.contains("| kill_leader | 2 | 700 | 700 |"), "{page}");
+        assert!(page.contains("- seed 2: set") && page.contains("| kill_leader | 2 | 700 | 700 | 90 | 90 |"), "{page}");
         assert!(picture.contains("seed 2: set") && picture.matches("halves").count() == 2, "{picture}");
         let bars = bars(&runs);
         let lost = || Summary::without_evidence(3, "run");

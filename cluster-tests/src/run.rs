@@ -36,7 +36,7 @@ use self::{
 };
 pub use self::{ready::ready, task::caught};
 use crate::{
-    check::{self, Reports},
+    check::{self, Reports, residue},
     history::{Body, Evidence, Note, Record, Run, now_ns},
     nemesis::{self, Active},
     schedule::{Plan, Step},
@@ -87,6 +87,7 @@ pub async fn run_in(mut world: World, plan: &Plan, keep: Option<&Path>) -> Judge
     if let Err(words) = caught(go(&mut world, plan)).await {
         field.violation(format!("the run panicked: {words}"));
     }
+    world.last_look();
     // Whoever a panic left without an owner ends, too.
     field.quieten();
     field.end();
@@ -149,6 +150,7 @@ fn describe(plan: &Plan) -> Run {
         least_faults,
         hits_leader: plan.hits_leader(),
         changes_leader: plan.changes_leader(),
+        inventories: residue::OF_EACH.map(str::to_owned).to_vec(),
         sealed: true,
         ..Run::default()
     }

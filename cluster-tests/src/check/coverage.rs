@@ -8,7 +8,10 @@ use super::{
     CHECKERS, Judge,
     timeline::{self, Polled, Stretch},
 };
-use crate::history::{Evidence, Note, Outcome, Run};
+use crate::{
+    history::{Evidence, Note, Outcome, Run},
+    nemesis::{self, Kind},
+};
 
 /// How long after a fault a node may still end by it: the next write to a disk that has failed may come then.
 const AFTERMATH: u64 = 2_000_000_000;
@@ -64,11 +67,20 @@ fn by_themselves(evidence: &Evidence, judge: &mut Judge<'_>, faults: &[Stretch<'
         let near = |stretch: &Stretch<'_>| {
             stretch.from_ns <= polled.t_ns && stretch.to_ns.is_none_or(|to_ns| to_ns + AFTERMATH >= before.t_ns)
         };
-        if !faults.iter().any(|stretch| near(stretch) && names(stretch, polled.node)) {
-            let lines = (judge.line(before.at), judge.line(polled.at));
-            judge.invalid(format!("{}, {}: node {} ended by itself", lines.0, lines.1, polled.node));
+        let of_it: Vec<_> = faults.iter().filter(|stretch| near(stretch) && names(stretch, polled.node)).collect();
+        if of_it.iter().any(|stretch| may_end(stretch)) {
+            continue;
         }
+        let why =
+            of_it.first().map_or_else(String::new, |fault| format!(" in {}, which nodes survive", fault.fault.kind));
+        let lines = (judge.line(before.at), judge.line(polled.at));
+        judge.invalid(format!("{}, {}: node {} ended by itself{why}", lines.0, lines.1, polled.node));
     }
+}
+
+/// Of kinds that there were once nobody knows.
+fn may_end(stretch: &Stretch<'_>) -> bool {
+    nemesis::kinds().find(|kind| kind.name == stretch.fault.kind).is_none_or(Kind::ends_nodes)
 }
 
 fn kinds(judge: &mut Judge<'_>, run: &Run, faults: &[Stretch<'_>]) -> String {

@@ -1,4 +1,5 @@
-//! S13: after things have settled, nothing is left over of attempts that do not live: no container, process or cgroup.
+//! S13: after things have settled, nothing is left over of attempts that do not live: no container, process or cgroup,
+//! nor anybody who watches over one.
 //!
 //! An inventory must have been taken after the last fault and the last submission, or the verdict is unknown; and before it
 //! one while jobs ran, which found something of theirs.
@@ -8,8 +9,8 @@ use std::collections::{BTreeMap, HashSet};
 use super::{Judge, sights};
 use crate::history::{Evidence, Found, Note, Request};
 
-/// What every attempt that runs has on its machine.
-pub(crate) const OF_EACH: [&str; 2] = ["process", "directory"];
+/// What every attempt that runs has on its machine; the first two are what inventories always looked for.
+pub(crate) const OF_EACH: [&str; 4] = ["process", "directory", "watchdog", "guardian"];
 
 /// See the module.
 pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
@@ -48,7 +49,9 @@ pub(super) fn check(evidence: &Evidence, judge: &mut Judge<'_>) {
             _ => {}
         }
     }
-    for what in OF_EACH.iter().filter(|what| !seen.contains_key(**what)) {
+    let wanted = &evidence.run().inventories;
+    let wanted = if wanted.is_empty() { OF_EACH[..2].to_vec() } else { wanted.iter().map(String::as_str).collect() };
+    for what in wanted.into_iter().filter(|what| !seen.contains_key(what)) {
         judge.lacks("S13", &format!("no inventory found a {what} while jobs ran"));
     }
     judge.remark(format!("found while jobs ran: {seen:?}"));

@@ -72,6 +72,9 @@ pub struct Run {
     pub hits_leader: bool,
     /// The leader must change.
     pub changes_leader: bool,
+    /// What inventories look for that every attempt has; none: processes and directories, as they once did.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub inventories: Vec<String>,
     /// The history ends with a [`Seal`]: without one it was cut off.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub sealed: bool,

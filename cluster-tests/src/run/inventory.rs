@@ -1,4 +1,4 @@
-//! What attempts have left on this machine: processes, directories and control groups.
+//! What attempts have left on this machine: processes, what watches over these, directories and control groups.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -28,8 +28,28 @@ fn of_agents(agents: &[Agent]) -> Vec<Found> {
     let owned = processes::all().into_iter().filter_map(|pid| Some((pid, owner(pid, agents)?)));
     let processes = owned.map(|(pid, owner)| found("process", pid.to_string(), owner));
     let names = agents.iter().flat_map(|agent| attempts_below(&agent.data.join("attempts")));
-    let directories = names.map(|name| found("directory", name.clone(), name));
-    processes.chain(directories).collect()
+    let directories = names.map(|name| found("directory", name.clone(), owner_of(&name)));
+    processes.chain(agents.iter().flat_map(watchers)).chain(directories).collect()
+}
+
+/// Watchdogs and guardians. They have no variable that names their attempt: they work in its directory, be it removed.
+fn watchers(agent: &Agent) -> Vec<Found> {
+    let dir = agent.data.join("attempts");
+    let of = |what: &'static str| {
+        processes::named_within(&format!("hodei-{what}"), &dir).into_iter().map(move |pid| (what, pid))
+    };
+    let all = ["watchdog", "guardian"].into_iter().flat_map(of);
+    all.filter_map(|(what, pid)| {
+        let cwd = fs::read_link(format!("/proc/{pid}/cwd")).ok()?;
+        let attempt = cwd.strip_prefix(&dir).ok()?.iter().next()?.to_string_lossy();
+        Some(found(what, pid.to_string(), owner_of(attempt.trim_end_matches(" (deleted)"))))
+    })
+    .collect()
+}
+
+/// The attempt that has a directory of this name.
+fn owner_of(directory: &str) -> String {
+    directory.rsplit_once('-').map_or_else(|| directory.to_owned(), |(job, attempt)| format!("{job}/{attempt}"))
 }
 
 fn groups(is_ours: impl Fn(&str) -> bool) -> Vec<Found> {

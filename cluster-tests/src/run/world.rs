@@ -20,7 +20,7 @@ use super::{
 use crate::{
     Cluster,
     check::residue,
-    cluster::Agent,
+    cluster::{Agent, Node},
     disk::{self, Disk},
     history::{Body, Damage, DamageClass, DamageEnd, Inventory, Members, Note, Record},
     netns::{Host, Net},
@@ -339,8 +339,12 @@ impl World {
             self.agents_are_late = false;
             self.cluster.agents.iter_mut().filter(|agent| agent.pid().is_none()).for_each(Agent::start);
         }
-        for agent in self.cluster.agents.iter_mut().filter(|agent| self.revives && agent.pid().is_some()) {
+        for agent in self.cluster.agents.iter_mut().filter(|agent| agent.pid().is_some()) {
             if agent.process().is_gone() {
+                if !self.revives {
+                    let said = agent.process().stderr_text();
+                    self.field.violation(format!("agent {} ended by itself: {}", agent.worker, last_line(&said)));
+                }
                 agent.kill();
                 agent.start();
             }
@@ -387,6 +391,24 @@ impl World {
         let mut client = self.cluster.client(node).cluster();
         let said = tokio::time::timeout(Duration::from_secs(1), client.status(StatusRequest {})).await;
         Some(said.ok()?.ok()?.into_inner().answered_by)
+    }
+
+    /// Nothing goes on any more: it is a violation where a process is gone that was there, or has panicked, but within sled,
+    /// which does so when its disk fails.
+    pub fn last_look(&mut self) {
+        let gone = |(node, id): (&mut Node, &u64)| (node.is_started() && node.process().is_gone()).then_some(*id);
+        let gone: Vec<u64> = self.cluster.nodes.iter_mut().zip(&self.ids).filter_map(gone).collect();
+        if !gone.is_empty() {
+            self.field.violation(format!("nodes {gone:?} have ended by themselves at the end"));
+        }
+        let files = fs::read_dir(self.cluster.dir()).into_iter().flatten().flatten().map(|entry| entry.path());
+        for file in files.filter(|path| path.extension().is_some_and(|of| of == "err")) {
+            let said = fs::read(&file).unwrap_or_default();
+            let said = String::from_utf8_lossy(&said);
+            for line in said.lines().filter(|line| line.contains("panicked at") && !line.contains("/sled-")) {
+                self.field.violation(format!("{}: {line}", file.display()));
+            }
+        }
     }
 
     /// It is a violation where a node has no snapshot.

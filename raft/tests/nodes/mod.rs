@@ -1,6 +1,11 @@
 //! Whole replicas in one process: real log, real files, real gRPC over loopback, no TLS.
 
-#![allow(clippy::unwrap_used, dead_code, reason = "a test's helpers may panic, and not every test uses all of them")]
+#![allow(
+    clippy::unwrap_used,
+    dead_code,
+    unused_imports,
+    reason = "a test's helpers may panic, and not every test uses all of them"
+)]
 
 mod net;
 

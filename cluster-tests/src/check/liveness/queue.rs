@@ -2,7 +2,7 @@
 //!
 //! Events are taken at the time at which they were told. Only first attempts count, since further ones may have to wait
 //! for their backoff, and only workers whose streams stand and that are not set aside; what is reserved is for nobody
-//! else. A fault begins the second anew.
+//! else. What happens in a fault, or within ten seconds of it, is not judged.
 
 use std::collections::{HashMap, HashSet};
 
