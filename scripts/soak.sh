@@ -11,9 +11,13 @@
 #
 # Each run is a cluster of its own on namespaces and disks of its own, with faults that follow from its seed; the next run
 # takes the next seed. DIR (default: target/soak) gets report.md, timeline.svg and the folder of each run, with --forget-valid
-# only of those that were not valid: its plan, history and witnesses, and what its processes said. `cargo run -p cluster-tests --bin recheck -- DIR/seed-N` judges it again, and
-# `scripts/soak.sh --plan DIR/seed-N/plan.json` runs its faults again, into DIR/seed-N-again. Needs root. Exits non-zero if any
-# run was not valid. `--list` names all kinds of fault, `--help` the arguments of runs.
+# only of those that were not valid: its plan, history and witnesses, and what its processes said. What can be done with those:
+#
+#   cargo run -p cluster-tests --bin recheck -- DIR/seed-N                 judges one again
+#   cargo run -p cluster-tests --bin recheck -- --report TO DIR/seed-*     judges all again, and writes their report anew
+#   scripts/soak.sh --plan DIR/seed-N/plan.json                            runs its faults again, into DIR/seed-N-again
+#
+# Needs root. Exits non-zero if any run was not valid. `--list` names all kinds of fault, `--help` the arguments of runs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh

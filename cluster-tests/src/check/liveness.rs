@@ -6,7 +6,7 @@
 //! | | bound | from |
 //! | --- | --- | --- |
 //! | L1 | a majority names one leader ≤ 3 s | each time that faults are healed |
-//! | L2 | a runnable job is terminal ≤ 10 s + its run time | each time that leaves so much of it, or its acknowledgement |
+//! | L2 | a job is terminal ≤ 10 s + its run time, and the time for which every slot was taken | each time that leaves so much of it, or its acknowledgement |
 //! | L3 | all nodes have one state ≤ 10 s, and a fresh write and read passes on each | the last time; the second part, each |
 //! | L4 | with a minority dead for good, new jobs are scheduled ≤ 10 s | their acknowledgement |
 //! | L5 | beside a worker with a free slot a job that needs no more is scheduled ≤ 1 s | both are there, and no fault is |

@@ -25,6 +25,8 @@ struct Queue<'a> {
     slots: HashMap<&'a str, u64>,
     held: HashMap<&'a str, HashSet<(&'a str, u32)>>,
     set_aside: HashSet<&'a str>,
+    /// Workers that are to take nothing more.
+    closed: HashSet<&'a str>,
 }
 
 /// See the module.
@@ -41,16 +43,7 @@ pub(super) fn check(scene: &Scene<'_>, judge: &mut Judge<'_>) {
             _ => None,
         })
         .collect();
-    let capacities: HashMap<&str, u64> = scene
-        .evidence
-        .notes()
-        .filter_map(|(at, note)| match note {
-            Note::Worker(capacity) if !capacity.reserved => {
-                Some((scene.evidence.record(at).key.as_str(), capacity.slots))
-            }
-            _ => None,
-        })
-        .collect();
+    let capacities = capacities(scene);
     let mut queue = Queue::default();
     let mut clock = 0;
     for told in log.events.values() {
@@ -65,6 +58,41 @@ pub(super) fn check(scene: &Scene<'_>, judge: &mut Judge<'_>) {
         judge.judged(usize::from(told.event.kind == "job_scheduled"));
     }
     starved(scene, judge, &queue, scene.end_ns);
+}
+
+/// The slots of each worker that takes what there is.
+fn capacities<'a>(scene: &Scene<'a>) -> HashMap<&'a str, u64> {
+    let of = |(at, note): (At, &Note)| match note {
+        Note::Worker(capacity) if !capacity.reserved => Some((scene.evidence.record(at).key.as_str(), capacity.slots)),
+        _ => None,
+    };
+    scene.evidence.notes().filter_map(of).collect()
+}
+
+/// When no worker was away and all slots were taken: what waits then has to.
+pub(super) fn full(scene: &Scene<'_>) -> Vec<(u64, u64)> {
+    let log = EventLog::of(scene.evidence);
+    if !matches!(log.covered()[..], [((0, 0), _)]) {
+        return Vec::new();
+    }
+    let capacities = capacities(scene);
+    let (mut queue, mut clock) = (Queue::default(), 0);
+    let (mut full, mut since) = (Vec::new(), None);
+    for told in log.events.values() {
+        clock = scene.evidence.record(told.at).t_ns.max(clock);
+        queue.take(told.job, told.event, &capacities);
+        queue.look(clock);
+        match (since, queue.is_full(&capacities)) {
+            (None, true) => since = Some(clock),
+            (Some(from), false) => {
+                full.push((from, clock));
+                since = None;
+            }
+            _ => {}
+        }
+    }
+    full.extend(since.map(|from| (from, scene.end_ns)));
+    full
 }
 
 /// Of all that wait, who has waited longest, beside whoever has been free longest.
@@ -102,13 +130,24 @@ impl<'a> Queue<'a> {
                 self.set_aside.remove(worker);
             }
             "worker_attached" | "worker_undrained" => {
+                self.closed.remove(worker);
                 self.slots.insert(worker, capacities.get(worker).copied().unwrap_or(0));
             }
-            "worker_detached" | "worker_closed" | "worker_drained" | "worker_removed" => {
+            "worker_detached" => {
                 self.slots.remove(worker);
+            }
+            "worker_closed" | "worker_drained" | "worker_removed" => {
+                self.slots.remove(worker);
+                self.closed.insert(worker);
             }
             _ => {}
         }
+    }
+
+    /// Whether all workers are there that could take something, and have nothing free.
+    fn is_full(&self, capacities: &HashMap<&'a str, u64>) -> bool {
+        let mut workers = capacities.keys().filter(|worker| !self.closed.contains(*worker)).peekable();
+        workers.peek().is_some() && workers.all(|worker| self.slots.contains_key(worker)) && self.free.is_empty()
     }
 
     /// Who has a free slot now, and since when.

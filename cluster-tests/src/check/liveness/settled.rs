@@ -4,14 +4,14 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::{SETTLED, Scene, runnable};
+use super::{SETTLED, Scene, queue, runnable};
 use crate::{
     check::{
         Judge,
         sights::{self, Sights},
         timeline::{self, Polled},
     },
-    history::{Note, Op, Request},
+    history::{JobState, Note, Op, Request},
 };
 
 /// L2.
@@ -21,11 +21,13 @@ pub(super) fn terminal(scene: &Scene<'_>, judge: &mut Judge<'_>) {
         return;
     }
     let sights = sights::sights(scene.evidence);
+    let full = queue::full(scene);
     left(scene, &sights, judge);
-    in_between(scene, &sights, judge);
+    in_between(scene, &sights, &full, judge);
     for (op, submit, acknowledged) in runnable(scene.evidence) {
         let from = acknowledged.max(healed.unwrap_or(0));
-        let deadline = from + SETTLED + submit.run_ms.unwrap_or(0) * 1_000_000;
+        let waits = had_to_wait(scene, &sights, &full, op.key, from);
+        let deadline = from + waits + SETTLED + submit.run_ms.unwrap_or(0) * 1_000_000;
         let line = judge.line(op.invoked);
         let ended = sights.get(op.key).into_iter().flatten().find(|sight| sight.view.state.is_terminal());
         match ended.map(|sight| (sight, scene.evidence.record(sight.at).t_ns)) {
@@ -47,10 +49,22 @@ pub(super) fn terminal(scene: &Scene<'_>, judge: &mut Judge<'_>) {
     }
 }
 
+/// How long a job waited from then on for its first attempt because nothing was free. (One that holds a slot for too long is
+/// late itself.)
+fn had_to_wait(scene: &Scene<'_>, sights: &Sights<'_>, full: &[(u64, u64)], job: &str, from: u64) -> u64 {
+    let mut of_job = sights.get(job).into_iter().flatten();
+    let placed = of_job.find(|sight| sight.view.state != JobState::Pending);
+    let until = placed.map_or(scene.end_ns, |sight| scene.evidence.record(sight.at).t_ns);
+    full.iter().map(|(begin, end)| (*end).min(until).saturating_sub((*begin).max(from))).sum()
+}
+
 /// Jobs that had time enough before the next fault.
-fn in_between(scene: &Scene<'_>, sights: &Sights<'_>, judge: &mut Judge<'_>) {
+fn in_between(scene: &Scene<'_>, sights: &Sights<'_>, full: &[(u64, u64)], judge: &mut Judge<'_>) {
     for (op, submit, acknowledged) in runnable(scene.evidence) {
-        let by = |healed: u64| acknowledged.max(healed) + SETTLED + submit.run_ms.unwrap_or(0) * 1_000_000;
+        let by = |healed: u64| {
+            let from = acknowledged.max(healed);
+            from + had_to_wait(scene, sights, full, op.key, from) + SETTLED + submit.run_ms.unwrap_or(0) * 1_000_000
+        };
         let calm = |&&(healed, until): &&(u64, u64)| until != u64::MAX && by(healed) < until;
         let Some(&(healed, _)) = scene.heals.iter().find(calm) else { continue };
         judge.judged(1);
