@@ -8,7 +8,10 @@ use std::collections::{HashMap, HashSet};
 
 use super::{SECOND, Scene};
 use crate::{
-    check::{Judge, events::EventLog},
+    check::{
+        Judge,
+        events::{EventLog, Told},
+    },
     history::{At, Capacity, Note, Request},
 };
 
@@ -17,6 +20,8 @@ const SETTLES: u64 = 10 * SECOND;
 
 #[derive(Default)]
 struct Queue<'a> {
+    /// Slots of workers, whether or not they are there.
+    capacities: HashMap<&'a str, u64>,
     /// Since when, and by which record.
     waiting: HashMap<&'a str, (u64, At)>,
     /// Since when workers have had a free slot.
@@ -31,10 +36,6 @@ struct Queue<'a> {
 
 /// See the module.
 pub(super) fn check(scene: &Scene<'_>, judge: &mut Judge<'_>) {
-    let log = EventLog::of(scene.evidence);
-    if !matches!(log.covered()[..], [((0, 0), _)]) {
-        return;
-    }
     let small: HashSet<&str> = scene
         .evidence
         .ops()
@@ -43,21 +44,48 @@ pub(super) fn check(scene: &Scene<'_>, judge: &mut Judge<'_>) {
             _ => None,
         })
         .collect();
-    let capacities = capacities(scene);
-    let mut queue = Queue::default();
+    let queue = replay(scene, |queue, told, clock| {
+        // What was before it happened went on until then.
+        starved(scene, judge, queue, clock);
+        if told.event.kind == "job_submitted" && small.contains(told.job) {
+            queue.waiting.insert(told.job, (clock, told.at));
+        }
+        judge.judged(usize::from(told.event.kind == "job_scheduled"));
+    });
+    if let Some(queue) = queue {
+        starved(scene, judge, &queue, scene.end_ns);
+    }
+}
+
+/// When no worker was away and all slots were taken: what waits then has to.
+pub(super) fn full(scene: &Scene<'_>) -> Vec<(u64, u64)> {
+    let (mut full, mut since) = (Vec::new(), 0);
+    let queue = replay(scene, |queue, _, clock| {
+        if queue.is_full() {
+            full.push((since, clock));
+        }
+        since = clock;
+    });
+    full.extend(queue.filter(Queue::is_full).map(|_| (since, scene.end_ns)));
+    full
+}
+
+/// Goes through all events, where all are known: before each is taken, it is shown with the queue until then and its time.
+fn replay<'a>(scene: &Scene<'a>, mut next: impl FnMut(&mut Queue<'a>, &Told<'a>, u64)) -> Option<Queue<'a>> {
+    let log = EventLog::of(scene.evidence);
+    if !matches!(log.covered()[..], [((0, 0), _)]) {
+        return None;
+    }
+    let mut queue = Queue { capacities: capacities(scene), ..Queue::default() };
     let mut clock = 0;
     for told in log.events.values() {
         // A stream that was resumed tells old events late; time does not go back.
         clock = scene.evidence.record(told.at).t_ns.max(clock);
-        starved(scene, judge, &queue, clock);
-        if told.event.kind == "job_submitted" && small.contains(told.job) {
-            queue.waiting.insert(told.job, (clock, told.at));
-        }
-        queue.take(told.job, told.event, &capacities);
+        next(&mut queue, told, clock);
+        queue.take(told.job, told.event);
         queue.look(clock);
-        judge.judged(usize::from(told.event.kind == "job_scheduled"));
     }
-    starved(scene, judge, &queue, scene.end_ns);
+    Some(queue)
 }
 
 /// The slots of each worker that takes what there is.
@@ -67,32 +95,6 @@ fn capacities<'a>(scene: &Scene<'a>) -> HashMap<&'a str, u64> {
         _ => None,
     };
     scene.evidence.notes().filter_map(of).collect()
-}
-
-/// When no worker was away and all slots were taken: what waits then has to.
-pub(super) fn full(scene: &Scene<'_>) -> Vec<(u64, u64)> {
-    let log = EventLog::of(scene.evidence);
-    if !matches!(log.covered()[..], [((0, 0), _)]) {
-        return Vec::new();
-    }
-    let capacities = capacities(scene);
-    let (mut queue, mut clock) = (Queue::default(), 0);
-    let (mut full, mut since) = (Vec::new(), None);
-    for told in log.events.values() {
-        clock = scene.evidence.record(told.at).t_ns.max(clock);
-        queue.take(told.job, told.event, &capacities);
-        queue.look(clock);
-        match (since, queue.is_full(&capacities)) {
-            (None, true) => since = Some(clock),
-            (Some(from), false) => {
-                full.push((from, clock));
-                since = None;
-            }
-            _ => {}
-        }
-    }
-    full.extend(since.map(|from| (from, scene.end_ns)));
-    full
 }
 
 /// Of all that wait, who has waited longest, beside whoever has been free longest.
@@ -112,7 +114,7 @@ fn starved(scene: &Scene<'_>, judge: &mut Judge<'_>, queue: &Queue<'_>, now: u64
 }
 
 impl<'a> Queue<'a> {
-    fn take(&mut self, job: &'a str, event: &'a crate::history::Event, capacities: &HashMap<&str, u64>) {
+    fn take(&mut self, job: &'a str, event: &'a crate::history::Event) {
         let worker = event.worker.as_str();
         match event.kind.as_str() {
             "job_scheduled" => {
@@ -131,7 +133,7 @@ impl<'a> Queue<'a> {
             }
             "worker_attached" | "worker_undrained" => {
                 self.closed.remove(worker);
-                self.slots.insert(worker, capacities.get(worker).copied().unwrap_or(0));
+                self.slots.insert(worker, self.capacities.get(worker).copied().unwrap_or(0));
             }
             "worker_detached" => {
                 self.slots.remove(worker);
@@ -145,8 +147,8 @@ impl<'a> Queue<'a> {
     }
 
     /// Whether all workers are there that could take something, and have nothing free.
-    fn is_full(&self, capacities: &HashMap<&'a str, u64>) -> bool {
-        let mut workers = capacities.keys().filter(|worker| !self.closed.contains(*worker)).peekable();
+    fn is_full(&self) -> bool {
+        let mut workers = self.capacities.keys().filter(|worker| !self.closed.contains(*worker)).peekable();
         workers.peek().is_some() && workers.all(|worker| self.slots.contains_key(worker)) && self.free.is_empty()
     }
 
