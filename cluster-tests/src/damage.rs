@@ -1,6 +1,9 @@
 //! Harm to what a node that does not run has on its disk.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 pub use hodei_damage::How;
 use rand::{Rng as _, rngs::SmallRng};
@@ -28,19 +31,42 @@ pub fn harm(path: &Path, how: How, rng: &mut SmallRng) -> io::Result<u64> {
     Err(io::Error::other("there is nothing in it to damage"))
 }
 
+/// The page of a segment's header, in bytes.
+const HEADER: usize = 4096;
+
 /// Flips a bit in the middle of what the oldest segment of the log holds: below the high-water mark.
 ///
 /// # Panics
 /// If there is no log, or it cannot be written.
 pub fn flip_a_bit_of_the_log(data: &Path) {
-    let entries = fs::read_dir(data.join("wal")).expect("a node has a log").flatten().map(|entry| entry.path());
-    let is_segment = |path: &std::path::PathBuf| path.extension().is_some_and(|kind| kind == "wal");
-    let oldest = entries.filter(is_segment).min().expect("a log has a segment");
+    flip_a_bit_behind(data, HEADER);
+}
+
+/// Flips a bit half way between a place in the oldest segment of the log, as told by [`end_of_the_log`], and its end:
+/// what was written before is untouched, and something behind is not.
+///
+/// # Panics
+/// If there is no log, or it cannot be written.
+pub fn flip_a_bit_behind(data: &Path, start: usize) {
+    let oldest = oldest_segment(data);
     let mut bytes = fs::read(&oldest).expect("a segment can be read");
-    // The first page is the header's; zeros may be padding.
-    let written = bytes.iter().rposition(|byte| *byte != 0).expect("a segment has a header");
-    let middle = (4096 + written) / 2;
-    let at = (middle..=written).find(|at| bytes[*at] != 0).expect("what was written last is not zero");
+    let end = hodei_damage::written(&bytes);
+    let at = (start.midpoint(end)..end).find(|at| bytes[*at] != 0).expect("what was written last is not zero");
     bytes[at] ^= 1;
     fs::write(oldest, bytes).expect("a segment can be written");
+}
+
+/// How far the oldest segment of the log is written, in bytes.
+///
+/// # Panics
+/// If there is no log.
+#[must_use]
+pub fn end_of_the_log(data: &Path) -> usize {
+    hodei_damage::written(&fs::read(oldest_segment(data)).expect("a segment can be read"))
+}
+
+fn oldest_segment(data: &Path) -> PathBuf {
+    let entries = fs::read_dir(data.join("wal")).expect("a node has a log").flatten().map(|entry| entry.path());
+    let is_segment = |path: &PathBuf| path.extension().is_some_and(|kind| kind == "wal");
+    entries.filter(is_segment).min().expect("a log has a segment")
 }
