@@ -70,13 +70,13 @@ pub struct Open<'a> {
 }
 
 impl History {
-    /// Records that process `proc` asks `node`, and gives what takes the answer.
+    /// Records that process `proc` asks `node`, if it is known which one that is, and gives what takes the answer.
     ///
     /// # Panics
     /// If another client panicked while adding a record.
-    pub fn invoke(&self, proc: u32, node: u64, key: &str, request: Request) -> Open<'_> {
+    pub fn invoke(&self, proc: u32, node: Option<u64>, key: &str, request: Request) -> Open<'_> {
         let open = Open { history: self, proc, key: key.to_owned(), f: request.name() };
-        self.push(|t_ns| Record { node: Some(node), ..Record::new(t_ns, proc, key, Body::Invoke(request)) });
+        self.push(|t_ns| Record { node, ..Record::new(t_ns, proc, key, Body::Invoke(request)) });
         open
     }
 
@@ -237,10 +237,10 @@ mod tests {
     #[test]
     fn what_is_written_is_read_again() {
         let history = History::default();
-        let open = history.invoke(1, 2, "a", Request::Cancel);
+        let open = history.invoke(1, Some(2), "a", Request::Cancel);
         open.ok(Reply::Cancel(CancelAccepted { state: JobState::Cancelled }), Some(Position { term: 3, index: 4 }));
-        history.invoke(1, 2, "b", Request::Cancel).failed(&Status::unknown("the connection broke"));
-        history.invoke(1, 2, "c", Request::Cancel).failed(&Status::invalid_argument("no such thing"));
+        history.invoke(1, Some(2), "b", Request::Cancel).failed(&Status::unknown("the connection broke"));
+        history.invoke(1, Some(2), "c", Request::Cancel).failed(&Status::invalid_argument("no such thing"));
         let file = tempfile::NamedTempFile::new().unwrap();
         history.write(file.path()).unwrap();
         let read: Vec<_> = Evidence::read(file.path()).unwrap().records().map(|(_, record)| record.clone()).collect();
@@ -257,7 +257,7 @@ mod tests {
             let value = tonic::metadata::MetadataValue::from_bytes(&detail.encode_to_vec());
             status.metadata_mut().insert_bin("hodei-error-bin", value);
             let history = History::default();
-            history.invoke(0, 1, "a", Request::Cancel).failed(&status);
+            history.invoke(0, Some(1), "a", Request::Cancel).failed(&status);
             assert_eq!(history.keys("cancel", Kind::Fail).len(), usize::from(not_done));
         }
     }

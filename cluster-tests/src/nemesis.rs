@@ -164,6 +164,12 @@ impl Active {
         kinds().any(|kind| kind.alone && kind.name == self.fault.kind)
     }
 
+    /// This machine cannot do what was planned, and this kind was done: that is told.
+    fn instead(mut self, kind: &str) -> Self {
+        kind.clone_into(&mut self.fault.instead);
+        self
+    }
+
     /// As it is recorded at its end.
     #[must_use]
     pub fn ended(&self) -> Fault {
@@ -304,6 +310,7 @@ fn of_nodes(world: &World, nodes: &[usize]) -> Fault {
         permanent: false,
         missed: false,
         may_lose: false,
+        instead: String::new(),
         detail: String::new(),
     }
 }

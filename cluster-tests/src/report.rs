@@ -120,7 +120,14 @@ impl Summary {
             let healed = stretch.to_ns.and_then(|to| acks.get(acks.partition_point(|at| *at < to)).map(|at| at - to));
             let back_ms = healed.map(|ns| ns / 1_000_000);
             let (from, to) = (seconds(stretch.from_ns), seconds(to));
-            Span { kind: stretch.fault.kind.clone(), from, to, pause_ms, back_ms, nodes: stretch.fault.nodes.len() }
+            Span {
+                kind: stretch.fault.done().to_owned(),
+                from,
+                to,
+                pause_ms,
+                back_ms,
+                nodes: stretch.fault.nodes.len(),
+            }
         };
         let leaders = timeline::leaders(evidence);
         let bad = |report: &&Report| report.verdict() != Verdict::Valid;

@@ -3,6 +3,7 @@
 //! [`Submitters`] is enough for a test that only asks whether jobs are lost. The clients of a whole
 //! [run](crate::run) are in the modules, each a loop that records what it asks and is told.
 
+pub mod damaged;
 pub mod events;
 pub mod identities;
 pub mod jobs;
@@ -85,7 +86,7 @@ impl Submitters {
 
 /// A node by its number, where nobody cares for its id.
 fn seat(cluster: &Cluster, node: usize) -> Seat {
-    Seat { id: node as u64, address: cluster.nodes[node].address, starts: 0 }
+    Seat { id: Some(node as u64), address: cluster.nodes[node].address, starts: 0 }
 }
 
 async fn submit(field: Field, seat: Seat) {

@@ -2,7 +2,8 @@
 //!
 //! What the driver says is checked against what else was seen: an exit has a code other than zero and an error code, a
 //! quarantined node serves nothing until the run says that it is among those that serve again, and a repaired node was
-//! seen, before it was damaged again, with a state that another node has at the same index.
+//! seen, before it was damaged again, with a state that another node has at the same index. In a run somebody must have got
+//! the newest state from it before it was known as whom it serves: whether that was right, others judge (S1, S7).
 
 use std::collections::HashMap;
 
@@ -82,25 +83,37 @@ impl Injected<'_> {
             DamageClass::Exited if !end.code.starts_with("HODEI-") => "had it end without an error code".to_owned(),
             DamageClass::Quarantined => match seen.served(self.node, self.t_ns, t_ns) {
                 Some(served) => format!("quarantined it, and {}: it served", judge.line(served)),
-                None => return,
+                None => return self.met(judge, seen, &lines, t_ns),
             },
             DamageClass::Repaired if !seen.agreed(self.node, self.t_ns) => {
                 let text = format!("{what} was repaired, and nobody compared the node with another one");
                 return judge.unknown(format!("{lines}: {text}"));
             }
-            DamageClass::Repaired | DamageClass::Exited => return,
+            DamageClass::Repaired => return self.met(judge, seen, &lines, t_ns),
+            DamageClass::Exited => return,
         };
         judge.invalid(format!("{lines}: {what} {wrong}"));
+    }
+
+    /// What a node serves that nobody asked is not known.
+    fn met(&self, judge: &mut Judge<'_>, seen: &Seen, lines: &str, told_ns: u64) {
+        if seen.is_run && !seen.met(self.t_ns, told_ns) {
+            judge.unknown(format!("{lines}: nobody asked it anything after {} before it was known again", self.what()));
+        }
     }
 }
 
 /// What was seen of each node, in the order of time.
 #[derive(Default)]
 struct Seen {
+    /// Whether the history is that of a whole run.
+    is_run: bool,
     /// When it had a state that another node had, too.
     agreed: HashMap<u64, Vec<u64>>,
     /// When it was asked for the newest state and answered.
     served: HashMap<u64, Vec<(u64, At)>>,
+    /// When somebody asked a node that may have had another id by then, and got an answer.
+    met: Vec<u64>,
     /// When it was damaged.
     damaged: HashMap<u64, Vec<u64>>,
     /// When it was said to be among those that serve.
@@ -109,10 +122,14 @@ struct Seen {
 
 impl Seen {
     fn of(evidence: &Evidence) -> Self {
-        let mut seen = Self::default();
+        let is_run = evidence.run().promises.iter().any(|promise| promise == "S16");
+        let mut seen = Self { is_run, ..Self::default() };
         for op in evidence.ops().filter(|op| op.reply().is_some() && sights::is_linearizable(op.request)) {
             let at = op.returned.unwrap_or(op.invoked);
-            seen.served.entry(op.node.unwrap_or(0)).or_default().push((op.from_ns, at));
+            match op.node {
+                Some(node) => seen.served.entry(node).or_default().push((op.from_ns, at)),
+                None => seen.met.push(op.from_ns),
+            }
         }
         for (at, note) in evidence.notes() {
             let record = evidence.record(at);
@@ -147,6 +164,11 @@ impl Seen {
     fn agreed(&self, node: u64, from_ns: u64) -> bool {
         let next = first_after(self.damaged.get(&node), from_ns).unwrap_or(u64::MAX);
         first_after(self.agreed.get(&node), from_ns).is_some_and(|agreed| agreed < next)
+    }
+
+    /// Whether the node that was damaged then answered somebody before it was known as whom. No other is damaged meanwhile.
+    fn met(&self, from_ns: u64, told_ns: u64) -> bool {
+        first_after(Some(&self.met), from_ns).is_some_and(|met| met < told_ns)
     }
 
     /// Where the node answered after this damage, until it was said to serve again after the verdict.

@@ -92,8 +92,11 @@ pub struct Members {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Fault {
-    /// Its kind, such as `isolate_leader`: what is counted.
+    /// Its kind, such as `isolate_leader`: what was planned.
     pub kind: String,
+    /// The kind that was done in its place, since this machine cannot do what was planned.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub instead: String,
     /// Whether it begins or ends.
     pub phase: Phase,
     /// Nodes that it acts upon.
@@ -120,6 +123,14 @@ pub struct Fault {
     /// For people and for replays: parameters as text.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub detail: String,
+}
+
+impl Fault {
+    /// The kind that was done: what is counted.
+    #[must_use]
+    pub fn done(&self) -> &str {
+        if self.instead.is_empty() { &self.kind } else { &self.instead }
+    }
 }
 
 /// Where a fault stands.

@@ -65,7 +65,7 @@ fn gone(world: &World, node: usize) -> Active {
     let (proc, _) = field.process();
     tokio::spawn(async move {
         while !field.is_quiet() {
-            for seat in field.seats().into_iter().filter(|seat| seat.id != id) {
+            for seat in field.seats().into_iter().filter(|seat| seat.id != Some(id)) {
                 let open = field.history().invoke(proc, seat.id, &format!("node/{id}"), Request::Revoke);
                 let mut client = field.client(seat, proc).cluster();
                 let asked = client.remove(Field::ask(RemoveRequest { node_id: id, lose_logs: true }));

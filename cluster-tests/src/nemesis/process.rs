@@ -65,10 +65,10 @@ pub(super) const KINDS: &[Kind] = &[
         Some(pause(world, &majority, &rest))
     }),
     kind("pause_all", |world, _| Some(pause(world, &everyone(world)?, &[]))),
-    kind("frozen_leader", |world, _| freeze(world, leader(world)?)),
-    kind("frozen_follower", |world, rng| freeze(world, follower(world, rng)?)),
-    kind("out_of_memory_leader", |world, _| starve(world, leader(world)?)),
-    kind("out_of_memory_follower", |world, rng| starve(world, follower(world, rng)?)),
+    kind("frozen_leader", |world, _| freeze(world, leader(world)?, "pause_leader")),
+    kind("frozen_follower", |world, rng| freeze(world, follower(world, rng)?, "pause_follower")),
+    kind("out_of_memory_leader", |world, _| starve(world, leader(world)?, "blink_leader")),
+    kind("out_of_memory_follower", |world, rng| starve(world, follower(world, rng)?, "blink_follower")),
 ];
 
 /// Down until it is healed; `alone` are left without a majority.
@@ -136,10 +136,10 @@ fn pause(world: &mut World, nodes: &[usize], alone: &[usize]) -> Active {
     Active { fault, nodes: [nodes, alone].concat(), agents: Vec::new(), undo }
 }
 
-/// As [`pause`], by a control group.
-fn freeze(world: &mut World, node: usize) -> Option<Active> {
+/// As [`pause`], by a control group of version 1.
+fn freeze(world: &mut World, node: usize, or: &str) -> Option<Active> {
     if !Controller::Freezer.is_there() {
-        return Some(instead(pause(world, &[node], &[]), "SIGSTOP: there is no freezer of version 1"));
+        return Some(pause(world, &[node], &[]).instead(or));
     }
     let process = process_of(world, node)?;
     let fault = of_nodes(world, &[node]);
@@ -148,20 +148,14 @@ fn freeze(world: &mut World, node: usize) -> Option<Active> {
 }
 
 /// Killed by the kernel where it next needs memory, and started again at once.
-fn starve(world: &mut World, node: usize) -> Option<Active> {
+fn starve(world: &mut World, node: usize, or: &str) -> Option<Active> {
     if !Controller::Memory.is_there() {
-        return Some(instead(blink(world, node), "kill -9: there is no memory controller of version 1"));
+        return Some(blink(world, node).instead(or));
     }
     let process = process_of(world, node)?;
     let fault = of_nodes(world, &[node]);
     let undo = vec![Undo::Feed(Group::starved(process))];
     Some(Active { fault, nodes: vec![node], agents: Vec::new(), undo })
-}
-
-/// This machine cannot do it, and something like it is done: that is told.
-fn instead(mut active: Active, what: &str) -> Active {
-    what.clone_into(&mut active.fault.detail);
-    active
 }
 
 fn process_of(world: &mut World, node: usize) -> Option<Pid> {

@@ -30,8 +30,8 @@ pub(super) const KINDS: &[Kind] = &[
     kind("full_follower", |world, rng| fill(world, follower(world, rng)?)),
     kind("sync_fails_leader", |world, _| Some(exhaust(world, leader(world)?))),
     kind("sync_fails_follower", |world, rng| Some(exhaust(world, follower(world, rng)?))),
-    kind("slow_disk_leader", |world, rng| slow_down(world, leader(world)?, rng)),
-    kind("slow_disk_follower", |world, rng| slow_down(world, follower(world, rng)?, rng)),
+    kind("slow_disk_leader", |world, rng| slow_down(world, leader(world)?, rng, "stuttering_disk_leader")),
+    kind("slow_disk_follower", |world, rng| slow_down(world, follower(world, rng)?, rng, "stuttering_disk_follower")),
     kind("stuttering_disk_leader", |world, rng| stutter(world, leader(world)?, rng)),
     kind("stuttering_disk_follower", |world, rng| stutter(world, follower(world, rng)?, rng)),
     kind("stalled_disk_leader", |world, _| Some(stall(world, leader(world)?))),
@@ -75,9 +75,9 @@ fn exhaust(world: &mut World, node: usize) -> Active {
 }
 
 /// Each write that is to be durable takes its time: 10 to 40 of them a second reach the disk.
-fn slow_down(world: &mut World, node: usize, rng: &mut SmallRng) -> Option<Active> {
+fn slow_down(world: &mut World, node: usize, rng: &mut SmallRng, or: &str) -> Option<Active> {
     if !Controller::Blkio.is_there() {
-        return stutter(world, node, rng);
+        return Some(stutter(world, node, rng)?.instead(or));
     }
     if !world.cluster.nodes[node].is_started() {
         return None;

@@ -38,8 +38,8 @@ const LONG_RESTS: u32 = 20;
 /// A node, as clients know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seat {
-    /// Its Raft id.
-    pub id: u64,
+    /// Its Raft id, unless it is not known under which one it goes on.
+    pub id: Option<u64>,
     /// Where it listens.
     pub address: SocketAddr,
     /// How often it was started.
@@ -75,6 +75,8 @@ struct Inner {
     looks: Mutex<HashMap<u64, Look>>,
     /// Nodes that faults have cut off from a majority.
     minority: Mutex<Vec<u64>>,
+    /// The job that was accepted last.
+    accepted: Mutex<Option<String>>,
     /// How far each stream of all events has come.
     told: Mutex<HashMap<u32, Place>>,
     quiet: AtomicBool,
@@ -98,6 +100,7 @@ impl Field {
             leader: Mutex::default(),
             looks: Mutex::default(),
             minority: Mutex::default(),
+            accepted: Mutex::default(),
             told: Mutex::default(),
             quiet: AtomicBool::new(false),
             over: AtomicBool::new(false),
@@ -158,7 +161,7 @@ impl Field {
     /// # Panics
     /// If there is no other one.
     pub fn elsewhere(&self, than: Option<u64>, rng: &mut SmallRng) -> Seat {
-        let others: Vec<Seat> = self.seats().into_iter().filter(|seat| Some(seat.id) != than).collect();
+        let others: Vec<Seat> = self.seats().into_iter().filter(|seat| than.is_none() || seat.id != than).collect();
         *others.choose(rng).expect("there are other nodes")
     }
 
@@ -185,7 +188,8 @@ impl Field {
     #[must_use]
     pub fn sides(&self) -> Option<[Vec<Seat>; 2]> {
         let minority = self.inner.minority.lock().expect("changing a list does not panic").clone();
-        let (these, those): (Vec<_>, Vec<_>) = self.seats().into_iter().partition(|seat| minority.contains(&seat.id));
+        let (these, those): (Vec<_>, Vec<_>) =
+            self.seats().into_iter().partition(|seat| seat.id.is_some_and(|id| minority.contains(&id)));
         (!these.is_empty() && !those.is_empty()).then_some([these, those])
     }
 
@@ -218,19 +222,36 @@ impl Field {
     #[must_use]
     pub fn is_seen(&self, times: u32) -> bool {
         let looks = self.looks();
-        self.seats().iter().all(|seat| looks.get(&seat.id).is_some_and(|look| look.times >= times))
+        self.seats().iter().all(|seat| look(&looks, *seat).is_some_and(|look| look.times >= times))
     }
 
     /// Whether the last polls since then say that all nodes have one state.
     #[must_use]
     pub fn is_alike(&self) -> bool {
         let looks = self.looks();
-        let states: Vec<_> = self.seats().iter().map(|seat| looks.get(&seat.id).map(|look| &look.state)).collect();
+        let states: Vec<_> = self.seats().iter().map(|seat| look(&looks, *seat).map(|look| &look.state)).collect();
         states.iter().all(|state| state.is_some() && *state == states[0])
     }
 
     fn looks(&self) -> MutexGuard<'_, HashMap<u64, Look>> {
         self.inner.looks.lock().expect("counting polls does not panic")
+    }
+
+    /// A job was accepted.
+    ///
+    /// # Panics
+    /// Never: replacing a name does not.
+    pub fn accepted(&self, job: &str) {
+        *self.inner.accepted.lock().expect("replacing a name does not panic") = Some(job.to_owned());
+    }
+
+    /// The job that was accepted last.
+    ///
+    /// # Panics
+    /// Never: replacing a name does not.
+    #[must_use]
+    pub fn newest(&self) -> Option<String> {
+        self.inner.accepted.lock().expect("replacing a name does not panic").clone()
     }
 
     /// A stream of all events has come so far.
@@ -331,6 +352,10 @@ impl Field {
         let millis = u64::try_from(about.as_millis()).unwrap_or(u64::MAX).max(2);
         tokio::time::sleep(Duration::from_millis(rng.random_range(millis / 2..=millis * 3 / 2))).await;
     }
+}
+
+fn look(looks: &HashMap<u64, Look>, seat: Seat) -> Option<&Look> {
+    looks.get(&seat.id?)
 }
 
 /// Gives up on an answer that does not come although its deadline is over.

@@ -11,6 +11,7 @@ use std::{
 use futures::future::join_all;
 use hodei_proto::v1::StatusRequest;
 use tempfile::TempDir;
+use tokio::task::JoinSet;
 
 use super::{
     clock,
@@ -25,6 +26,7 @@ use crate::{
     history::{Body, Damage, DamageClass, DamageEnd, Inventory, Members, Note, Record},
     netns::{Host, Net},
     schedule::Plan,
+    workload::damaged,
 };
 
 /// What the directories of runs are called; whose they are comes next.
@@ -168,12 +170,13 @@ impl World {
             // Under which id it goes on is not known before it has said so.
             let is_known = self.damaged.iter().all(|(damaged, ..)| *damaged != index);
             let address = if is_known { node.address } else { NOWHERE };
-            Seat { id: *id, address, starts: node.starts() }
+            Seat { id: Some(*id), address, starts: node.starts() }
         };
         self.field.seat(self.ids.iter().enumerate().map(seat).collect());
     }
 
-    /// A file of a node that does not run was damaged. Nobody speaks to it until it is known under which id it goes on.
+    /// A file of a node that does not run was damaged. Until it is known under which id it goes on, nobody speaks to it but
+    /// [`damaged::ask`].
     pub fn damaged(&mut self, node: usize, file: &Path, how: &str, offset: u64) {
         self.damages += 1;
         let (key, id) = (format!("damage-{}", self.damages), self.ids[node]);
@@ -351,11 +354,13 @@ impl World {
         }
     }
 
-    /// Everybody is as at the beginning: waits until each node serves, and learns ids that have changed. It is a violation,
-    /// and `false`, if a node does not come back.
+    /// Everybody is as at the beginning: waits until each node serves, and learns ids that have changed. Damaged nodes are
+    /// asked for what they have before they have said who they are. It is a violation, and `false`, if a node does not
+    /// come back.
     #[must_use]
     pub async fn whole(&mut self) -> bool {
         let by = Instant::now() + KNOWN;
+        let asked: JoinSet<()> = self.damaged.iter().map(|(node, ..)| self.ask(*node, by)).collect();
         let said = loop {
             // One that was told to die may only now be gone.
             self.supervise();
@@ -366,6 +371,7 @@ impl World {
             }
             tokio::time::sleep(LOOK_EVERY).await;
         };
+        asked.join_all().await;
         let silent: Vec<u64> =
             self.ids.iter().zip(&said).filter(|(_, said)| said.is_none()).map(|(id, _)| *id).collect();
         for (index, id) in said.iter().enumerate().filter_map(|(index, id)| Some((index, (*id)?))) {
@@ -384,6 +390,12 @@ impl World {
             self.field.violation(format!("nodes {silent:?} do not answer within {KNOWN:?}"));
         }
         silent.is_empty()
+    }
+
+    /// Somebody asks a node that may go on under another id.
+    fn ask(&self, node: usize, by: Instant) -> impl Future<Output = ()> + use<> {
+        let Node { address, .. } = self.cluster.nodes[node];
+        damaged::ask(self.field.clone(), Seat { id: None, address, starts: 0 }, by.into())
     }
 
     /// The id by which a node answers.

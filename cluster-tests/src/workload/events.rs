@@ -32,7 +32,7 @@ pub async fn follow(field: Field, first: usize, pace: Pace, kinds: &[&str]) {
         field.history().note(proc, "", Note::Subscribe(filter));
         let _ = Reader { field: &field, proc, rng: &mut rng, pace, kinds: &kinds }.read(seat, &mut after).await;
         Field::pause(&mut rng, PAUSE).await;
-        seat = field.elsewhere(Some(seat.id), &mut rng);
+        seat = field.elsewhere(seat.id, &mut rng);
     }
 }
 

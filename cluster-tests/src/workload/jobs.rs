@@ -155,7 +155,7 @@ pub async fn queue_as(
     open.answer(&answer, |done| {
         (Reply::Submit(Submitted { job: done.id.clone(), existing: done.existing }), done.position)
     });
-    answer.map(|done| done.id)
+    answer.map(|done| done.id).inspect(|id| field.accepted(id))
 }
 
 /// Reads a job, recorded.

@@ -30,7 +30,7 @@ pub async fn for_ends(field: Field) {
         if jobs::queue(&field, proc, seat, &id, None, spec, ("wait", Some(RUNS_MS))).await.is_ok() {
             while !field.is_over() && !matches!(watch(&field, proc, seat, &id).await, Ok(true)) {
                 Field::pause(&mut rng, PAUSE).await;
-                seat = field.elsewhere(Some(seat.id), &mut rng);
+                seat = field.elsewhere(seat.id, &mut rng);
             }
         }
         Field::pause(&mut rng, PAUSE).await;
@@ -48,7 +48,7 @@ async fn watch(field: &Field, proc: u32, seat: Seat, id: &str) -> Result<bool, S
         let (view, position) = (jobs::view(job), told.position);
         let is_over = view.state.is_some_and(JobState::is_terminal);
         field.history().push(|t_ns| Record {
-            node: Some(seat.id),
+            node: seat.id,
             term: position.as_ref().map(|at| at.term),
             index: position.as_ref().map(|at| at.index),
             ..Record::new(t_ns, proc, id, Body::Note(Note::Watched(view)))

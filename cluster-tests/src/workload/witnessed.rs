@@ -140,7 +140,7 @@ pub async fn read(field: Field, job: String, pace: Pace) {
     // A job that nobody runs any more has no end to be waited for; what it has printed is read in the end.
     while !field.is_over() {
         let seat = field.elsewhere(failed, &mut rng);
-        failed = Some(seat.id);
+        failed = seat.id;
         if reader.follow(seat, true).await.is_ok_and(|ended| ended) {
             return;
         }
@@ -282,7 +282,7 @@ impl Reader<'_> {
 
     fn note(&self, seat: Seat, note: &Note) {
         let record =
-            |t_ns| Record { node: Some(seat.id), ..Record::new(t_ns, self.proc, &self.job, Body::Note(note.clone())) };
+            |t_ns| Record { node: seat.id, ..Record::new(t_ns, self.proc, &self.job, Body::Note(note.clone())) };
         self.field.history().push(record);
     }
 }
