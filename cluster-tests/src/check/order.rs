@@ -47,7 +47,10 @@ fn each_node(evidence: &Evidence, judge: &mut Judge<'_>) {
     }
     let mut reads: BTreeMap<u64, Vec<Op<'_>>> = BTreeMap::new();
     for op in evidence.ops().filter(|op| op.position.is_some() && matches!(op.reply(), Some(Reply::Get(_)))) {
-        reads.entry(op.node.unwrap_or(0)).or_default().push(op);
+        // Of whom nobody knows which node it is, nobody knows which reads are its own.
+        if let Some(node) = op.node {
+            reads.entry(node).or_default().push(op);
+        }
     }
     for (node, reads) in reads {
         let none = Vec::new();

@@ -73,7 +73,7 @@ fn forgotten(evidence: &Evidence, judge: &mut Judge<'_>, submits: &[&Op<'_>], li
         for (job, first) in seen.iter().filter(|(job, _)| !held.contains(*job)) {
             let lines = (judge.line(*first), judge.line(list.returned.unwrap_or(at)));
             let node = node(list);
-            judge.invalid(format!("{}: job {job} was seen, and {}: node {node} has forgotten it", lines.0, lines.1));
+            judge.invalid(format!("{}: job {job} was seen, and {}: {node} has forgotten it", lines.0, lines.1));
         }
     }
 }
@@ -83,14 +83,13 @@ fn lost(evidence: &Evidence, judge: &mut Judge<'_>, submits: &[&Op<'_>], lists: 
     for (list, held, len) in lists {
         let (line, node) = (judge.line(list.returned.unwrap_or(list.invoked)), node(list));
         if held.len() != *len {
-            judge.invalid(format!("{line}: node {node} lists a job twice"));
+            judge.invalid(format!("{line}: {node} lists a job twice"));
         }
         for submit in submits.iter().filter(|op| op.precedes(list) && op.to_ns >= Some(forgiven)) {
             let Some(Reply::Submit(done)) = submit.reply() else { continue };
             if !held.contains(done.job.as_str()) {
                 let told = judge.line(submit.returned.unwrap_or(submit.invoked));
-                judge
-                    .invalid(format!("{told}: job {} was acknowledged, and {line}: node {node} has lost it", done.job));
+                judge.invalid(format!("{told}: job {} was acknowledged, and {line}: {node} has lost it", done.job));
             }
         }
     }
@@ -130,7 +129,7 @@ fn strangers(judge: &mut Judge<'_>, submits: &[&Op<'_>], lists: &[List<'_>]) {
         for job in held.iter().filter(|job| !wanted.contains(*job)) {
             if told.insert(job) {
                 let line = judge.line(list.returned.unwrap_or(list.invoked));
-                judge.invalid(format!("{line}: node {} lists job {job}, which nobody submitted", node(list)));
+                judge.invalid(format!("{line}: {} lists job {job}, which nobody submitted", node(list)));
             }
         }
     }
@@ -190,9 +189,9 @@ fn in_the_end(evidence: &Evidence, judge: &mut Judge<'_>, submits: &[&Op<'_>], l
         return;
     };
     let mut latest: HashMap<u64, u64> = HashMap::new();
-    for (op, ..) in lists {
-        let at = latest.entry(op.node.unwrap_or(0)).or_default();
-        *at = op.from_ns.max(*at);
+    for (node, from_ns) in lists.iter().filter_map(|(op, ..)| Some((op.node?, op.from_ns))) {
+        let at = latest.entry(node).or_default();
+        *at = from_ns.max(*at);
     }
     let silent: BTreeSet<_> = members.iter().filter(|node| latest.get(node).is_none_or(|&at| at < last)).collect();
     for node in silent {
@@ -200,6 +199,7 @@ fn in_the_end(evidence: &Evidence, judge: &mut Judge<'_>, submits: &[&Op<'_>], l
     }
 }
 
-fn node(op: &Op<'_>) -> u64 {
-    op.node.unwrap_or(0)
+/// Of whom nobody knows which node it is was asked by its address.
+fn node(op: &Op<'_>) -> String {
+    op.node.map_or_else(|| "a damaged node".to_owned(), |node| format!("node {node}"))
 }

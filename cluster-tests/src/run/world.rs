@@ -360,7 +360,7 @@ impl World {
     #[must_use]
     pub async fn whole(&mut self) -> bool {
         let by = Instant::now() + KNOWN;
-        let asked: JoinSet<()> = self.damaged.iter().map(|(node, ..)| self.ask(*node, by)).collect();
+        let mut asked: JoinSet<()> = self.damaged.iter().map(|(node, ..)| self.ask(*node, by)).collect();
         let said = loop {
             // One that was told to die may only now be gone.
             self.supervise();
@@ -371,21 +371,28 @@ impl World {
             }
             tokio::time::sleep(LOOK_EVERY).await;
         };
-        asked.join_all().await;
         let silent: Vec<u64> =
             self.ids.iter().zip(&said).filter(|(_, said)| said.is_none()).map(|(id, _)| *id).collect();
         for (index, id) in said.iter().enumerate().filter_map(|(index, id)| Some((index, (*id)?))) {
             self.ids[index] = id;
             self.verbs[index] = ["run", "--peer", &self.others(index)].map(str::to_owned).to_vec();
         }
-        for (node, before, key) in self.damaged.extract_if(.., |(node, ..)| said[*node].is_some()) {
+        let known: Vec<_> = self.damaged.extract_if(.., |(node, ..)| said[*node].is_some()).collect();
+        // Others ask these nodes at once, however long the first answers take.
+        self.seat();
+        self.members();
+        let answers = async {
+            while let Some(answer) = asked.join_next().await {
+                answer.expect("asking does not panic");
+            }
+        };
+        let _ = tokio::time::timeout_at(by.into(), answers).await;
+        for (node, before, key) in known {
             // It serves, so that it has repaired what was damaged; or somebody else serves in its place.
             let class = if self.ids[node] == before { DamageClass::Repaired } else { DamageClass::Quarantined };
             let end = DamageEnd { class, exit_code: None, code: String::new() };
             self.field.history().note(DRIVER, &key, Note::DamageEnd(end));
         }
-        self.seat();
-        self.members();
         if !silent.is_empty() {
             self.field.violation(format!("nodes {silent:?} do not answer within {KNOWN:?}"));
         }
@@ -394,7 +401,7 @@ impl World {
 
     /// Somebody asks a node that may go on under another id.
     fn ask(&self, node: usize, by: Instant) -> impl Future<Output = ()> + use<> {
-        let Node { address, .. } = self.cluster.nodes[node];
+        let address = self.cluster.nodes[node].address;
         damaged::ask(self.field.clone(), Seat { id: None, address, starts: 0 }, by.into())
     }
 
