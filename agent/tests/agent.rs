@@ -60,7 +60,7 @@ async fn when_the_node_dies_the_next_one_gets_the_whole_log() {
     let died = Instant::now();
     drop(first);
     cluster.until("the other node has it", |seen| seen.attaches.iter().any(|(node, _)| *node == 1).then_some(())).await;
-    assert!(died.elapsed() < Duration::from_secs(1), "a broken connection is replaced at once");
+    assert!(died.elapsed() < Duration::from_secs(2), "a broken connection is replaced at once");
     let log = cluster.complete_log(1, key).await;
     let expected: String = (1..=150).map(|i| format!("line {i}\n")).collect();
     assert_eq!((text(&log.out), text(&log.err)), (expected, "done\n".to_owned()));
@@ -106,7 +106,7 @@ async fn a_timeout_is_told_as_such() {
     let node = Node::start(&cluster);
     let _agent = Agent::start(dir.path(), vec![node.address.clone()]);
     let mut job = script("trap 'echo caught; exit 3' TERM; echo begun; sleep 600 & wait");
-    job.timeout_ms = 300;
+    job.timeout_ms = 2_000;
     let key = cluster.run(job).await;
     let reason = cluster.result(key).await.reason.unwrap();
     assert_eq!((reason.kind.as_str(), reason.deadline.as_str(), reason.exit_code), ("timeout", "timeout", Some(3)));
@@ -170,10 +170,12 @@ async fn extensions_keep_an_attempt_alive_and_a_refusal_kills_it() {
     let (cluster, dir) = (Cluster::new(KIND), Dir::new());
     let node = Node::start(&cluster);
     let _agent = Agent::start(dir.path(), vec![node.address.clone()]);
-    let key = cluster.run_for(script("sleep 600 & echo $!; wait"), Duration::from_millis(900)).await;
+    let key = cluster.run_for(script("sleep 600 & echo $!; wait"), Duration::from_secs(3)).await;
     let child = printed_pid(&cluster, key).await;
     let begun = Instant::now();
-    cluster.until("more than a lease of life", |_| (begun.elapsed() > Duration::from_secs(2)).then_some(())).await;
+    cluster
+        .until("more than a lease of life", |_| (begun.elapsed() > Duration::from_millis(4_500)).then_some(()))
+        .await;
     assert!(!cluster.seen.lock().results.contains_key(&key));
     cluster.manners.lock().refuses = true;
     cluster.say(Kind::KeepAlive(KeepAlive {})).await;

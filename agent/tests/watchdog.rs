@@ -126,7 +126,7 @@ async fn a_timeout_holds_without_an_agent() {
     let node = Node::start(&cluster);
     let agent = Agent::start(dir.path(), vec![node.address.clone()]);
     let mut job = script("set +e; trap 'echo caught' TERM; echo begun; while :; do sleep 0.05; done");
-    (job.timeout_ms, job.grace_period_ms) = (1_000, 300);
+    (job.timeout_ms, job.grace_period_ms) = (2_000, 2_000);
     let key = cluster.run(job).await;
     let watchdog = parent(started(&cluster, key).await);
     drop(agent);
@@ -266,7 +266,7 @@ async fn a_cancellation_goes_on_without_the_agent_that_passed_it_on() {
     cluster.until("its line", |seen| Some(seen.logs.get(&(0, key))?.last)).await;
     let session_id = cluster.seen.lock().registrations[0].session_id.clone();
     let attempt = Some(key.to_wire());
-    let cancel = CancelAttempt { attempt, session_id, reason: "enough".into(), grace_period_ms: 500 };
+    let cancel = CancelAttempt { attempt, session_id, reason: "enough".into(), grace_period_ms: 2_000 };
     cluster.say(Kind::Cancel(cancel)).await;
     until_there(&noticed).await;
     drop(agent);

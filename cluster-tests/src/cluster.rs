@@ -258,6 +258,11 @@ impl Cluster {
         (output.code == 0).then(|| serde_json::from_slice(&output.stdout).expect("status is JSON"))
     }
 
+    /// The same, of one that is to answer, whatever else the machine does.
+    pub async fn wait_status(&self, node: usize) -> Value {
+        wait::until("a node tells its status", SETTLE, || self.status(node)).await
+    }
+
     /// Waits until every running node reports the same leader, and `nodes` voters, all of them healthy.
     pub async fn wait_healthy(&self, nodes: usize) {
         for (index, node) in self.nodes.iter().enumerate() {
@@ -372,12 +377,24 @@ impl Cluster {
     /// Processes that run as jobs of this cluster's agents, by the environment that the agent gave them.
     #[must_use]
     pub fn job_processes(&self) -> Vec<Pid> {
-        let ids: Vec<_> = self.agents.iter().map(|agent| format!("HODEI_WORKER_ID={}", agent.worker)).collect();
-        let agents: Vec<_> = self.agents.iter().filter_map(|agent| agent.process.as_ref().map(Proc::pid)).collect();
-        processes::with_variable(|variable| ids.iter().any(|id| id.as_bytes() == variable))
-            .into_iter()
-            .filter(|pid| !agents.contains(pid))
-            .collect()
+        (0..self.agents.len()).flat_map(|agent| self.job_processes_of(agent)).collect()
+    }
+
+    /// Those of one agent.
+    #[must_use]
+    pub fn job_processes_of(&self, agent: usize) -> Vec<Pid> {
+        let agent = &self.agents[agent];
+        let (id, own) = (format!("HODEI_WORKER_ID={}", agent.worker), agent.process.as_ref().map(Proc::pid));
+        let mut found = processes::with_variable(|variable| id.as_bytes() == variable);
+        found.retain(|pid| Some(*pid) != own);
+        found
+    }
+
+    /// These, and watchdogs and guardians: all that attempts have left with one agent.
+    #[must_use]
+    pub fn left_of(&self, agent: usize) -> Vec<Pid> {
+        let within = |name| processes::named_within(name, &self.agents[agent].data);
+        [self.job_processes_of(agent), within("hodei-watchdog"), within("hodei-guardian")].concat()
     }
 
     /// The watchdogs of this cluster's agents: they live in the directories of their attempts.

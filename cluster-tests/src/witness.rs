@@ -72,9 +72,14 @@ impl Witness {
     }
 
     /// When something was written last.
-    #[must_use]
-    pub fn last(&self) -> f64 {
+    fn last(&self) -> f64 {
         self.marks().last().map_or(0.0, |mark| mark.at)
+    }
+
+    /// When an attempt last wrote something.
+    #[must_use]
+    pub fn last_of(&self, attempt: u32) -> f64 {
+        self.marks().iter().filter(|mark| mark.attempt == attempt).map(|mark| mark.at).fold(0.0, f64::max)
     }
 
     /// Attempts that have begun.

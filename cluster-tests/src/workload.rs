@@ -107,7 +107,9 @@ pub async fn check_submissions(cluster: &Cluster, field: &Field) {
     let nodes: Vec<_> = cluster.running().into_iter().map(|node| node as u64).collect();
     field.history().note(auditor, "", Note::Cluster(Members { nodes }));
     for node in cluster.running() {
-        let _ = jobs::list(field, auditor, seat(cluster, node)).await;
+        let seat = seat(cluster, node);
+        let lists = || async { jobs::list(field, auditor, seat).await.is_ok() };
+        wait::until_true("a node lists its jobs", Duration::from_secs(30), lists).await;
     }
     if let Err(reports) = check::require_valid(field.history().evidence()) {
         let file = cluster.dir().join("history.jsonl");

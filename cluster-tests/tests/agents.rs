@@ -90,7 +90,7 @@ async fn a_lost_connection_shows_within_a_second_and_the_session_goes_on() {
     let job = cluster.submit(&[], &["sleep", "300"]).await;
     cluster.wait_state(&job, "Running").await;
     let row = cluster.wait_worker(&worker, |row| !row["gateway"].is_null()).await;
-    let status = cluster.status(0).await.unwrap();
+    let status = cluster.wait_status(0).await;
     let gateway = cluster.index_of(&status, &row["gateway"]).unwrap();
     let lead = (gateway + 1) % 3;
     cluster.lead(lead).await;

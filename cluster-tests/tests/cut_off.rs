@@ -39,11 +39,6 @@ impl Job {
     fn open_gate(&self, attempt: u32) {
         fs::write(self.gate.with_extension(format!("gate.{attempt}")), "").expect("the directory can be written to");
     }
-
-    /// When an attempt last wrote something.
-    fn last_of(&self, attempt: u32) -> f64 {
-        self.witness.marks().iter().filter(|mark| mark.attempt == attempt).map(|mark| mark.at).fold(0.0, f64::max)
-    }
 }
 
 fn is_empty(dir: &Path) -> bool {
@@ -71,10 +66,10 @@ async fn cut_off_together(leads: bool) {
     ending.witness.beats().await;
     ending.open_gate(1);
     wait::until_true("it ends", SOON, || async { ending.witness.marks().iter().any(|mark| mark.what == "END") }).await;
-    assert!(ending.last_of(1) - cut < LEASE, "this machine is too slow to tell the two ends apart");
+    assert!(ending.witness.last_of(1) - cut < LEASE, "this machine is too slow to tell the two ends apart");
     // The other one is ended at its lease, although agent and gateway have each other: nothing extends it.
-    wait::until_true("the tree is dead", SOON, || async { cluster.job_processes().is_empty() }).await;
-    let lived = lasting.last_of(1) - cut;
+    wait::until_true("the tree is dead", SOON, || async { cluster.job_processes_of(0).is_empty() }).await;
+    let lived = lasting.witness.last_of(1) - cut;
     assert!(lived < LEASE + 0.5, "it lived for {lived} s");
     let asked = cluster.cli_at(2).request_timeout(Duration::from_secs(1)).run(&["job", "get", &lasting.id]).await;
     assert!(asked.expect(69).stderr.contains("no quorum"));

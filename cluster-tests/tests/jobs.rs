@@ -44,7 +44,7 @@ async fn cancel_ends_pending_and_running_jobs_and_their_whole_group() {
 async fn a_timeout_ends_the_whole_group() {
     let mut cluster = Cluster::one().await;
     cluster.agent(&[0], &[]).await;
-    let args = ["job", "run", "--timeout", "500ms", "--", "bash", "-c", "echo begun; sleep 300 & sleep 300"];
+    let args = ["job", "run", "--timeout", "2s", "--", "bash", "-c", "echo begun; sleep 300 & sleep 300"];
     let output = cluster.cli().run(&args).await.expect(124);
     assert_eq!(output.text(), "begun", "what it printed is kept");
     let job = cluster.wait_state("last", "Timeout").await;

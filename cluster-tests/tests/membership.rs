@@ -108,7 +108,7 @@ async fn the_only_copy_of_a_log_is_not_removed_by_mistake() {
         "{}",
         refused.stderr
     );
-    assert_eq!(cluster.status(0).await.unwrap()["nodes"].as_array().unwrap().len(), 3);
+    assert_eq!(cluster.wait_status(0).await["nodes"].as_array().unwrap().len(), 3);
     let other = cluster.id_of(1).await.to_string();
     cluster.cli().ok(&["cluster", "remove", &other]).await;
     cluster.cli().ok(&["cluster", "remove", &id, "--lose-logs"]).await;
@@ -137,7 +137,7 @@ async fn who_was_a_gateway_for_a_while_has_not_all_of_the_log() {
     })
     .await;
     let gateway = async |cluster: &Cluster, other_than: Option<usize>| {
-        let status = cluster.status(0).await.unwrap();
+        let status = cluster.wait_status(0).await;
         let of = |row: &Value| cluster.index_of(&status, &row["gateway"]);
         let row = cluster.wait_worker(&worker, |row| of(row).is_some_and(|node| Some(node) != other_than)).await;
         of(&row).unwrap()
@@ -168,7 +168,7 @@ async fn a_node_may_be_killed_as_soon_as_it_is_removed() {
     }
     // Whoever led: what is left is a majority, of two and then of one.
     cluster.cli_at(0).ok(&["job", "submit", "--", "true"]).await;
-    let status = cluster.status(0).await.unwrap();
+    let status = cluster.wait_status(0).await;
     assert_eq!(status["nodes"].as_array().unwrap().len(), 1, "{status}");
 }
 

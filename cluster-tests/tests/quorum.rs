@@ -73,7 +73,7 @@ async fn run_is_ready_without_a_quorum() {
     cluster.nodes[2].restart().await;
     let cli = cluster.cli_at(2).request_timeout(Duration::from_secs(1));
     cli.run(&["job", "list"]).await.expect(69);
-    let status = cluster.status(2).await.unwrap();
+    let status = cluster.wait_status(2).await;
     assert!(status["leader"].is_null(), "{status}");
 }
 

@@ -61,7 +61,7 @@ async fn one_node_goes_on_alone_and_listens_to_no_other() {
         cli.run(&["job", "submit", "--", "true"]).await.code != 0
     })
     .await;
-    let status = cluster.status(0).await.unwrap();
+    let status = cluster.wait_status(0).await;
     assert_eq!(status["nodes"].as_array().unwrap().len(), 1, "{status}");
     cluster.nodes[1].kill();
 

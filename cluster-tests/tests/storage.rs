@@ -148,7 +148,7 @@ async fn the_last_lines_of_a_log_that_find_no_room_are_found_where_there_is_some
     let cluster = &mut small.cluster;
     let worker = cluster.agents[short.agent].worker.clone();
     let row = cluster.wait_worker(&worker, |row| !row["gateway"].is_null()).await;
-    let status = cluster.status(0).await.unwrap();
+    let status = cluster.wait_status(0).await;
     assert_eq!(
         cluster.index_of(&status, &row["gateway"]),
         Some(1),

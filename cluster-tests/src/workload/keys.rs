@@ -30,8 +30,8 @@ pub async fn race(field: Field) {
         races += 1;
         let by_id = rng.random_bool(0.3);
         let name = if by_id { Name::Id(Uuid::now_v7().to_string()) } else { Name::Key(format!("race-{proc}-{races}")) };
-        // More at once than a job's operations can be judged with would prove less.
-        let parties = rng.random_range(2..=3);
+        // Of more at once than a job's operations can be judged with nobody could say anything; those without an answer stay.
+        let parties = if by_id { 2 } else { rng.random_range(2..=3) };
         join_all((0..parties).map(|_| party(&field, &name))).await;
         Field::pause(&mut rng, PAUSE).await;
     }

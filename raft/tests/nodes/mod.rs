@@ -84,18 +84,32 @@ impl Cluster {
 
     /// Makes a running node a voter.
     pub async fn join(&self, id: NodeId) {
-        let leader = self.leader().await;
-        self.node(leader).add_learner(id).await.unwrap();
+        self.led(async |leader| leader.add_learner(id).await).await;
         self.caught_up(id).await;
-        self.node(self.leader().await).promote(id).await.unwrap();
+        self.led(async |leader| leader.promote(id).await).await;
+    }
+
+    /// Has whoever leads do something that can be repeated; it has to succeed. On a busy machine another one may be elected
+    /// meanwhile: then that one is asked.
+    pub async fn led<T, E: std::fmt::Debug>(&self, ask: impl AsyncFn(&Handle) -> Result<T, E>) -> T {
+        let deadline = soon();
+        loop {
+            let leader = self.leader().await;
+            let term = self.node(leader).status().term;
+            let error = match ask(self.node(leader)).await {
+                Ok(done) => return done,
+                Err(error) => error,
+            };
+            let leads_still = self.leader().await == leader && self.node(leader).status().term == term;
+            assert!(!leads_still && Instant::now() < deadline, "node {leader}: {error:?}");
+        }
     }
 
     /// Waits until the leader knows that a node has all of its log.
     pub async fn caught_up(&self, id: NodeId) {
-        let leader = self.node(self.leader().await);
         until("the node has caught up", || {
-            let status = leader.status();
-            status.peers.iter().any(|peer| peer.node == id && peer.matched_index == status.last_log.index)
+            let mut statuses = self.nodes.values().map(|node| node.handle.status());
+            statuses.any(|own| own.peers.iter().any(|at| at.node == id && at.matched_index == own.last_log.index))
         })
         .await;
     }
