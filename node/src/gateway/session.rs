@@ -278,17 +278,21 @@ impl Session {
         Ok(())
     }
 
-    /// Compares what the state says with what the agent says, and does what is needed.
-    async fn reconcile(&mut self) -> Result<(), Ended> {
-        let state = self.gateway.handle.view().state;
+    /// Whether the state knows this stream as the worker's. What another one has taken over is nothing to speak of any more:
+    /// what the agent gave that one would be put behind this node's.
+    fn check_current(&self, state: &State) -> Result<(), Ended> {
         let current = state.worker(self.on.worker).is_some_and(|worker| {
             worker.session == self.on.session
                 && worker.stream == self.stream
                 && worker.gateway == Some(self.gateway.handle.node_id())
         });
-        if !current {
-            return Err(Ended::Superseded);
-        }
+        if current { Ok(()) } else { Err(Ended::Superseded) }
+    }
+
+    /// Compares what the state says with what the agent says, and does what is needed.
+    async fn reconcile(&mut self) -> Result<(), Ended> {
+        let state = self.gateway.handle.view().state;
+        self.check_current(&state)?;
         let now = Instant::now();
         let on = self.on;
         for live in state.live_attempts(on.worker).filter(|live| live.session == on.session) {

@@ -19,6 +19,7 @@ const EXECUTION_TIMEOUT: Duration = Duration::from_secs(2);
 impl Session {
     /// Brings one attempt forward: tells the agent what it has to know, and proposes what the state has to know.
     pub(super) async fn pump(&mut self, state: &State, id: AttemptRef, now: Instant) -> Result<(), Ended> {
+        self.check_current(state)?;
         let Some(attempt) = self.attempts.get_mut(&id) else { return Ok(()) };
         let truth = Truth::of(state, self.on, id);
         attempt.learn(state, &truth, self.gateway.handle.node_id(), now);
