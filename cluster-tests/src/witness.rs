@@ -82,6 +82,13 @@ impl Witness {
         self.marks().iter().filter(|mark| mark.attempt == attempt).map(|mark| mark.at).fold(0.0, f64::max)
     }
 
+    /// When an attempt first wrote something; infinitely late where it has not.
+    #[must_use]
+    pub fn first_of(&self, attempt: u32) -> f64 {
+        let marks = self.marks();
+        marks.iter().filter(|mark| mark.attempt == attempt).map(|mark| mark.at).fold(f64::INFINITY, f64::min)
+    }
+
     /// Attempts that have begun.
     #[must_use]
     pub fn starts(&self) -> usize {

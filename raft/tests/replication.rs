@@ -188,7 +188,12 @@ async fn a_follower_that_nobody_could_reach_comes_back_without_an_election() {
         cluster.net.reach(deaf, false);
         cluster.run(deaf).await;
         // Several election time-outs, in which it hears nobody and asks everybody. That nothing comes of it takes time to see.
-        tokio::time::sleep(Duration::from_secs(3)).await;
+        let mut stood_still = false;
+        for _ in 0..60 {
+            let slept = Instant::now();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            stood_still |= slept.elapsed() > Duration::from_millis(250);
+        }
         cluster.net.reach(deaf, true);
         cluster.submit(leader, round).await;
         cluster.converged().await;
@@ -196,8 +201,8 @@ async fn a_follower_that_nobody_could_reach_comes_back_without_an_election() {
         if terms == [term; 3] {
             break;
         }
-        // A machine that stands still for as long as an election takes changes leaders, too, which it does seldom.
-        assert!(round < 4, "each time its leader had to go: {terms:?} after {term}");
+        // Nodes on a machine that has stood still may well elect another one.
+        assert!(stood_still && round < 4, "its leader had to go: {terms:?} after {term}");
     }
     cluster.shutdown().await;
 }
