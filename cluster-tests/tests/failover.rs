@@ -9,6 +9,7 @@ use cluster_tests::{
     wait,
     workload::{Submitters, check_submissions},
 };
+use nix::sys::signal::{Signal, kill};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -64,6 +65,41 @@ async fn the_leader_dies_while_it_is_the_jobs_gateway() {
     cluster.nodes[gateway].restart().await;
     cluster.wait_healthy(3).await;
     assert_eq!(cluster.cli_at(gateway).run(&["job", "logs", &job]).await.expect(0).stdout, counted(500).into_bytes());
+}
+
+/// The first gateway is frozen, the agent goes on to another one and dies there, and the first one is back with less.
+#[tokio::test]
+async fn a_gateway_that_was_left_hides_no_line_of_a_lost_attempt() {
+    let mut cluster = Cluster::start(3).await;
+    let agent = cluster.agent(&[0, 1, 2], &[]).await;
+    let worker = cluster.agents[agent].worker.clone();
+    let job = cluster.submit(&["--lost-after", "5s"], &["bash", "-c", &counting(1_000_000)]).await;
+    cluster.wait_state(&job, "Running").await;
+    let row = cluster.wait_worker(&worker, |row| row["state"] == "Busy").await;
+    let status = cluster.wait_status(0).await;
+    let gateway = cluster.index_of(&status, &row["gateway"]).expect("the gateway is a member");
+    let others: Vec<_> = (0..3).filter(|&node| node != gateway).collect();
+    cluster.lead(gateway).await;
+
+    let read = cluster.cli_at(others[0]).spawn("logs", &["job", "logs", "-f", &job]);
+    wait::until_true("some of the job's lines", SOON, || async { read.stdout().len() > 1_000 }).await;
+    cluster.nodes[gateway].freeze();
+    let before = read.stdout().len();
+    wait::until_true("lines by way of another gateway", SOON, || async { read.stdout().len() > before + 3_000 }).await;
+    for watchdog in cluster.watchdogs() {
+        kill(watchdog, Signal::SIGKILL).unwrap();
+    }
+    cluster.agents[agent].kill();
+    cluster.nodes[gateway].thaw();
+    cluster.wait_healthy(3).await;
+    let lost = |job: &serde_json::Value| job["state"] == "Pending" || job["attempt"] != 1;
+    cluster.wait_job(&job, "its attempt is lost", lost).await;
+
+    let read = read.stdout();
+    for node in 0..3 {
+        let log = cluster.cli_at(node).run(&["job", "logs", "--attempt", "1", &job]).await.stdout;
+        assert!(log.starts_with(&read), "node {node} has {} bytes of {} that were read", log.len(), read.len());
+    }
 }
 
 #[tokio::test]

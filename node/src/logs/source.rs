@@ -2,7 +2,9 @@
 //!
 //! The worker's gateway is asked first, because that is where the agent delivers now, then the other holders, newest
 //! first. When one fails, the next is asked from the sequence reached so far; when the worker moves, the source moves
-//! with it. A copy of this node's own that is complete is used whatever else there is.
+//! with it. A copy of this node's own that is complete is used whatever else there is. Once the attempt has ended, all
+//! holders are asked until the log is complete; where it was lost there is nothing to complete it by, and nobody can tell
+//! who has the most.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -38,6 +40,8 @@ pub struct Feed {
     pub file: Option<Arc<LogFile>>,
     /// Everything that the holders had when they were asked last is in the file.
     pub settled: bool,
+    /// The attempt was known to have ended when they were asked. Before that not all of them are.
+    pub ended: bool,
     /// Holders that do not answer, while something of theirs may be lacking.
     pub missing: Vec<NodeId>,
     /// All holders were asked, and either do not answer or lack something.
@@ -86,9 +90,13 @@ struct Task {
 struct Place {
     /// Who holds something, in the order in which to ask.
     holders: Vec<NodeId>,
+    /// The last one to whom it was given.
+    last: Option<NodeId>,
     /// Whose attempt it is.
     worker: Option<WorkerId>,
-    /// The figures that it ended with.
+    /// Whether it has ended.
+    ended: bool,
+    /// The figures that it ended with; a lost one has none.
     figures: Option<v1::LogEnd>,
 }
 
@@ -98,7 +106,7 @@ enum Turn {
     Failed,
     /// This node cannot keep what the holder sends.
     Broken(String),
-    /// The attempt has ended, and the holder lacks something of its log.
+    /// The attempt has ended, and another holder may have more of its log.
     Short,
     /// The state says something else now.
     Moved,
@@ -126,7 +134,7 @@ impl Task {
                     self.asked_all = true;
                     let (missing, broken) = (self.failed.clone(), self.broken.clone());
                     self.feed.send_modify(|feed| {
-                        feed.settled = missing.is_empty() && broken.is_none();
+                        (feed.settled, feed.ended) = (missing.is_empty() && broken.is_none(), place.ended);
                         (feed.missing, feed.broken, feed.asked_all) = (missing, broken, true);
                     });
                     tokio::select! {
@@ -143,12 +151,14 @@ impl Task {
         let own = self.own_copy().await;
         // The cache too: a change that was not looked at yet, such as the attempt's end, is no reason to ask again.
         if let Some(complete) = [&own, &self.cache].into_iter().flatten().find(|copy| place.is_reached(copy)) {
-            self.publish(complete.clone(), true);
+            self.publish(complete.clone(), true, place);
             return Turn::Complete;
         }
         if place.holders.is_empty() {
             // Nothing is placed yet. What this node's own gateway has begun may be read already.
-            self.feed.send_modify(|feed| (feed.file, feed.settled) = (own.or(feed.file.take()), true));
+            self.feed.send_modify(|feed| {
+                (feed.file, feed.settled, feed.ended) = (own.or(feed.file.take()), true, place.ended);
+            });
             return self.until_moved(place, wakes).await;
         }
         for &holder in &place.holders {
@@ -156,10 +166,15 @@ impl Task {
                 (true, Some(own)) => {
                     self.answered(holder);
                     // Somebody else may have the rest.
-                    self.publish(own.clone(), place.figures.is_none());
-                    if place.figures.is_some() { Turn::Short } else { self.until_moved(place, wakes).await }
+                    self.publish(own.clone(), !place.ended, place);
+                    if place.ended { Turn::Short } else { self.until_moved(place, wakes).await }
                 }
                 (true, None) => Turn::Failed,
+                // Nothing tells that it had more than the others have, and nothing more comes from it.
+                (false, _) if place.is_past(holder, &self.hub.ledger().state()) => {
+                    self.answered(holder);
+                    Turn::Short
+                }
                 // Who has left the cluster does not serve it.
                 (false, _) if !self.hub.ledger().state().is_member(holder) => Turn::Failed,
                 (false, _) => self.pull(holder, place, wakes).await,
@@ -171,6 +186,11 @@ impl Task {
                 Turn::Short => {}
                 turn => return turn,
             }
+        }
+        // Whichever was asked last, what another one has is not hidden by it.
+        let copies = [own, self.cache.clone()].into_iter().flatten();
+        if let Some(longest) = copies.max_by_key(|copy| copy.progress().tally.last_sequence) {
+            self.feed.send_modify(|feed| feed.file = Some(longest));
         }
         Turn::Failed
     }
@@ -206,7 +226,7 @@ impl Task {
             from_sequence: cache.progress().tally.next(),
             follow: true,
         };
-        self.publish(cache.clone(), false);
+        self.publish(cache.clone(), false, place);
         let mut pulled = match timeout(PULL_TIMEOUT, self.hub.upstream().pull(holder, request)).await {
             Ok(Ok(pulled)) => pulled,
             Ok(Err(error)) => {
@@ -218,8 +238,9 @@ impl Task {
         loop {
             tokio::select! {
                 () = wakes.changed() => {
-                    // The end alone is no reason to leave a holder that is still sending.
-                    if wakes.look(&self.hub, self.key).holders != place.holders {
+                    // The end alone is no reason to leave a holder that is still sending, unless nothing says how much.
+                    let now = wakes.look(&self.hub, self.key);
+                    if now.holders != place.holders || (now.is_lost() && !place.is_lost()) {
                         return Turn::Moved;
                     }
                 }
@@ -255,12 +276,11 @@ impl Task {
             _ => return Some(Turn::Failed),
         }
         let place = Place::of(&self.hub.ledger().state(), self.key);
-        self.publish(cache.clone(), place.figures.is_none() || place.is_reached(cache));
-        match place.figures {
-            _ if mark.closed || place.is_reached(cache) => Some(Turn::Complete),
-            Some(_) => Some(Turn::Short),
-            None => None,
+        self.publish(cache.clone(), !place.ended || place.is_reached(cache), &place);
+        if mark.closed || place.is_reached(cache) {
+            return Some(Turn::Complete);
         }
+        place.ended.then_some(Turn::Short)
     }
 
     /// Until then who failed is missing, also while it is asked once more.
@@ -277,9 +297,10 @@ impl Task {
         Ok(cache)
     }
 
-    fn publish(&self, file: Arc<LogFile>, settled: bool) {
+    fn publish(&self, file: Arc<LogFile>, settled: bool, place: &Place) {
         let (missing, broken) = (self.failed.clone(), self.broken.clone());
-        self.feed.send_replace(Feed { file: Some(file), settled, missing, asked_all: self.asked_all, broken });
+        let (ended, asked_all) = (place.ended, self.asked_all);
+        self.feed.send_replace(Feed { file: Some(file), settled, ended, missing, asked_all, broken });
     }
 }
 
@@ -288,7 +309,8 @@ impl Place {
         let attempt = state.attempt(key.job, key.attempt);
         let worker = attempt.map(|attempt| attempt.worker);
         let gateway = worker.and_then(|worker| state.worker(worker)).and_then(|worker| worker.gateway);
-        let figures = attempt.and_then(|attempt| attempt.end.as_ref()).and_then(|end| end.log.as_ref());
+        let end = attempt.and_then(|attempt| attempt.end.as_ref());
+        let figures = end.and_then(|end| end.log.as_ref()).map(to_proto::log_end);
         let mut segments: Vec<_> = state.segments(key.job, key.attempt).collect();
         segments.reverse();
         let newest_first =
@@ -301,7 +323,19 @@ impl Place {
         }
         // Stable: the gateway first, the others as they were.
         holders.sort_by_key(|node| Some(*node) != gateway);
-        Self { holders, worker, figures: figures.map(to_proto::log_end) }
+        let last = segments.first().and_then(|segment| segment.holders.last()).map(|holder| state.heir(*holder));
+        Self { holders, last, worker, ended: end.is_some(), figures }
+    }
+
+    /// Whether nobody knows how much there is of the log: its attempt was lost.
+    fn is_lost(&self) -> bool {
+        self.ended && self.figures.is_none()
+    }
+
+    /// Whether somebody has left the cluster and is not waited for: of a lost attempt's log only the last holder is known to
+    /// have had something that others may lack.
+    fn is_past(&self, holder: NodeId, state: &State) -> bool {
+        self.is_lost() && self.last != Some(holder) && !state.is_member(holder)
     }
 
     /// Whether a file holds everything up to the last entry.

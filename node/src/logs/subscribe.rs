@@ -193,8 +193,10 @@ impl Subscriber {
         }
         let awaited = attempt.is_some_and(|attempt| is_awaited(state, attempt, &feed.missing)) && feed.broken.is_none();
         reading.patience.allow(self.follow, awaited);
+        // What was asked for before the end was known says nothing about what all have.
+        let settled = feed.settled && (feed.ended || end.is_none());
         if !reading.positioned {
-            if !feed.settled && !reading.patience.is_over(Instant::now()) {
+            if !settled && !reading.patience.is_over(Instant::now()) {
                 return Ok(Verdict::Wait { impatient: true });
             }
             let last = feed.file.as_ref().map_or(0, |file| file.progress().tally.last_sequence);
@@ -210,7 +212,7 @@ impl Subscriber {
             // Removed while it was read.
             return Ok(Verdict::End { complete: false, missing: Vec::new(), gone: None });
         }
-        let (follow, settled, missing) = (self.follow, feed.settled, feed.missing.as_slice());
+        let (follow, missing) = (self.follow, feed.missing.as_slice());
         let gone = attempt.is_some_and(|attempt| is_gone(state, attempt, feed.asked_all, missing));
         // After whatever was sent just now. What never comes is not waited for.
         let never_comes = gone && attempt.is_some_and(|attempt| !may_come(state, attempt, missing));
