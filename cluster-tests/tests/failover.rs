@@ -73,7 +73,7 @@ async fn a_gateway_that_was_left_hides_no_line_of_a_lost_attempt() {
     let mut cluster = Cluster::start(3).await;
     let agent = cluster.agent(&[0, 1, 2], &[]).await;
     let worker = cluster.agents[agent].worker.clone();
-    let job = cluster.submit(&["--lost-after", "5s"], &["bash", "-c", &counting(1_000_000)]).await;
+    let job = cluster.submit(&["--lost-after", "15s"], &["bash", "-c", &counting(1_000_000)]).await;
     cluster.wait_state(&job, "Running").await;
     let row = cluster.wait_worker(&worker, |row| row["state"] == "Busy").await;
     let status = cluster.wait_status(0).await;
@@ -86,12 +86,15 @@ async fn a_gateway_that_was_left_hides_no_line_of_a_lost_attempt() {
     cluster.nodes[gateway].freeze();
     let before = read.stdout().len();
     wait::until_true("lines by way of another gateway", SOON, || async { read.stdout().len() > before + 3_000 }).await;
+    // It can say no more of the job's end than its watchdog can.
+    cluster.agents[agent].freeze();
     for watchdog in cluster.watchdogs() {
         kill(watchdog, Signal::SIGKILL).unwrap();
     }
     cluster.agents[agent].kill();
     cluster.nodes[gateway].thaw();
     cluster.wait_healthy(3).await;
+    assert_eq!(cluster.job(&job).await["attempt"], 1);
     let lost = |job: &serde_json::Value| job["state"] == "Pending" || job["attempt"] != 1;
     cluster.wait_job(&job, "its attempt is lost", lost).await;
 

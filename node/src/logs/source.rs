@@ -32,6 +32,8 @@ use crate::convert::to_proto;
 const PULL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between rounds over holders of which none answers.
 const RETRY: Duration = Duration::from_millis(250);
+/// The same once all have given what they have of a lost attempt, whose agent may still bring something.
+const LATE: Duration = Duration::from_secs(10);
 
 /// What a source offers.
 #[derive(Clone, Default)]
@@ -133,13 +135,14 @@ impl Task {
                 Turn::Failed | Turn::Broken(_) | Turn::Short => {
                     self.asked_all = true;
                     let (missing, broken) = (self.failed.clone(), self.broken.clone());
+                    let settled = missing.is_empty() && broken.is_none();
                     self.feed.send_modify(|feed| {
-                        (feed.settled, feed.ended) = (missing.is_empty() && broken.is_none(), place.ended);
+                        (feed.settled, feed.ended) = (settled, place.ended);
                         (feed.missing, feed.broken, feed.asked_all) = (missing, broken, true);
                     });
                     tokio::select! {
                         () = wakes.changed() => {}
-                        () = sleep(RETRY) => {}
+                        () = sleep(if settled && place.is_lost() { LATE } else { RETRY }) => {}
                     }
                 }
             }
@@ -161,7 +164,7 @@ impl Task {
             });
             return self.until_moved(place, wakes).await;
         }
-        for &holder in &place.holders {
+        for holder in self.whom_to_ask(place) {
             let turn = match (holder == self.hub.node(), &own) {
                 (true, Some(own)) => {
                     self.answered(holder);
@@ -170,13 +173,8 @@ impl Task {
                     if place.ended { Turn::Short } else { self.until_moved(place, wakes).await }
                 }
                 (true, None) => Turn::Failed,
-                // Nothing tells that it had more than the others have, and nothing more comes from it.
-                (false, _) if place.is_past(holder, &self.hub.ledger().state()) => {
-                    self.answered(holder);
-                    Turn::Short
-                }
                 // Who has left the cluster does not serve it.
-                (false, _) if !self.hub.ledger().state().is_member(holder) => Turn::Failed,
+                (false, _) if !self.hub.ledger().state().is_member(holder) => self.has_none(holder, place),
                 (false, _) => self.pull(holder, place, wakes).await,
             };
             match turn {
@@ -187,12 +185,16 @@ impl Task {
                 turn => return turn,
             }
         }
-        // Whichever was asked last, what another one has is not hidden by it.
-        let copies = [own, self.cache.clone()].into_iter().flatten();
-        if let Some(longest) = copies.max_by_key(|copy| copy.progress().tally.last_sequence) {
-            self.feed.send_modify(|feed| feed.file = Some(longest));
-        }
         Turn::Failed
+    }
+
+    /// All holders. Of a lost attempt each is missing until it has answered, and who has is not asked again before that.
+    fn whom_to_ask(&mut self, place: &Place) -> Vec<NodeId> {
+        if place.is_lost() && !self.asked_all {
+            self.failed.clone_from(&place.holders);
+        }
+        let answered = |holder: &NodeId| place.is_lost() && !self.failed.is_empty() && !self.failed.contains(holder);
+        place.holders.iter().copied().filter(|holder| !answered(holder)).collect()
     }
 
     async fn own_copy(&self) -> Option<Arc<LogFile>> {
@@ -262,7 +264,8 @@ impl Task {
                 return self.hub.append(cache, batch, 0).await.err().map(|_| Turn::Failed);
             }
             Kind::Mark(mark) if !mark.unknown => mark,
-            Kind::Batch(_) | Kind::Mark(_) => return Some(Turn::Failed),
+            Kind::Mark(_) => return Some(self.has_none(holder, &Place::of(&self.hub.ledger().state(), self.key))),
+            Kind::Batch(_) => return Some(Turn::Failed),
         };
         let mut progress = cache.watch();
         let written = |p: &Progress| p.failed || p.tally.last_sequence >= mark.last_sequence;
@@ -283,6 +286,16 @@ impl Task {
         place.ended.then_some(Turn::Short)
     }
 
+    /// A holder has left the cluster, or has lost its copy. Of a lost attempt that is an answer, unless it was the last one:
+    /// nothing more comes from it, and what it had was given to the next one, too.
+    fn has_none(&mut self, holder: NodeId, place: &Place) -> Turn {
+        if place.is_lost() && place.last != Some(holder) {
+            self.answered(holder);
+            return Turn::Short;
+        }
+        Turn::Failed
+    }
+
     /// Until then who failed is missing, also while it is asked once more.
     fn answered(&mut self, holder: NodeId) {
         self.failed.retain(|failed| *failed != holder);
@@ -297,8 +310,18 @@ impl Task {
         Ok(cache)
     }
 
+    /// Offers a file. After the end the longest one is offered, whichever was asked last: what one holder has is not hidden
+    /// by another's. Before, it is the one that grows.
     fn publish(&self, file: Arc<LogFile>, settled: bool, place: &Place) {
         let (missing, broken) = (self.failed.clone(), self.broken.clone());
+        let last = |file: &Arc<LogFile>| file.progress().tally.last_sequence;
+        let longer = self
+            .feed
+            .borrow()
+            .file
+            .clone()
+            .filter(|offered| place.ended && !offered.progress().failed && last(offered) > last(&file));
+        let file = longer.unwrap_or(file);
         let (ended, asked_all) = (place.ended, self.asked_all);
         self.feed.send_replace(Feed { file: Some(file), settled, ended, missing, asked_all, broken });
     }
@@ -330,12 +353,6 @@ impl Place {
     /// Whether nobody knows how much there is of the log: its attempt was lost.
     fn is_lost(&self) -> bool {
         self.ended && self.figures.is_none()
-    }
-
-    /// Whether somebody has left the cluster and is not waited for: of a lost attempt's log only the last holder is known to
-    /// have had something that others may lack.
-    fn is_past(&self, holder: NodeId, state: &State) -> bool {
-        self.is_lost() && self.last != Some(holder) && !state.is_member(holder)
     }
 
     /// Whether a file holds everything up to the last entry.

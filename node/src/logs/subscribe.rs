@@ -193,8 +193,9 @@ impl Subscriber {
         }
         let awaited = attempt.is_some_and(|attempt| is_awaited(state, attempt, &feed.missing)) && feed.broken.is_none();
         reading.patience.allow(self.follow, awaited);
-        // What was asked for before the end was known says nothing about what all have.
-        let settled = feed.settled && (feed.ended || end.is_none());
+        // Of a lost attempt only what was asked after its end was known says what all have.
+        let is_of_now = feed.ended || end.is_none_or(|end| end.log.is_some());
+        let (settled, asked_all) = (feed.settled && is_of_now, feed.asked_all && is_of_now);
         if !reading.positioned {
             if !settled && !reading.patience.is_over(Instant::now()) {
                 return Ok(Verdict::Wait { impatient: true });
@@ -213,7 +214,7 @@ impl Subscriber {
             return Ok(Verdict::End { complete: false, missing: Vec::new(), gone: None });
         }
         let (follow, missing) = (self.follow, feed.missing.as_slice());
-        let gone = attempt.is_some_and(|attempt| is_gone(state, attempt, feed.asked_all, missing));
+        let gone = attempt.is_some_and(|attempt| is_gone(state, attempt, asked_all, missing));
         // After whatever was sent just now. What never comes is not waited for.
         let never_comes = gone && attempt.is_some_and(|attempt| !may_come(state, attempt, missing));
         let patience_over = never_comes || reading.patience.is_over(Instant::now());

@@ -102,6 +102,15 @@ impl Nodes {
         hub
     }
 
+    /// Its agent goes from one gateway to the next.
+    fn hand_on(&self, attempt: AttemptRef, holders: &[NodeId]) {
+        for (stream, &holder) in (2..).zip(holders) {
+            self.replica.attach(stream, holder);
+            self.place(attempt, holder);
+        }
+        assert_eq!(self.holders(attempt), holders);
+    }
+
     fn holders(&self, attempt: AttemptRef) -> Vec<NodeId> {
         let state = self.replica.state();
         state.segments(attempt.job, attempt.attempt).flat_map(|segment| segment.holders.iter().copied()).collect()
@@ -511,11 +520,7 @@ async fn a_lost_attempt_names_the_holders_that_may_have_more() {
         let attempt = nodes.replica.assigned();
         let key = LogKey { job: attempt.job, attempt: attempt.attempt };
         hub.copy(key, Open::OrCreate).await.unwrap().unwrap();
-        for (stream, &holder) in (2..).zip(holders) {
-            nodes.replica.attach(stream, holder);
-            nodes.place(attempt, holder);
-        }
-        assert_eq!(nodes.holders(attempt), holders);
+        nodes.hand_on(attempt, holders);
         if let Some(node) = gone {
             nodes.replica.done(Caller::Admin(ADMIN), Command::RemoveNode { node });
         }
@@ -526,23 +531,49 @@ async fn a_lost_attempt_names_the_holders_that_may_have_more() {
         assert_eq!(end.gone, gone.is_some() && !missing.is_empty(), "{holders:?}, gone: {gone:?}");
         assert_eq!(begun.elapsed() < Duration::from_secs(5), gone.is_some(), "{holders:?}, gone: {gone:?}");
     }
-    // It is missing until it is removed.
+}
+
+/// However many holders do not answer, and whoever is asked before it, what one has is read.
+#[tokio::test(start_paused = true)]
+async fn whoever_answers_of_a_lost_attempt_is_read_and_the_others_are_named() {
     let nodes = Nodes::new();
     let hub = nodes.start(1);
     let attempt = nodes.replica.assigned();
     write(&hub, attempt, lines(1, &["a\n"])).await;
-    nodes.replica.attach(2, 2);
-    nodes.place(attempt, 2);
-    nodes.replica.attach(3, 1);
-    nodes.place(attempt, 1);
+    nodes.others.frozen.lock().extend([2, 3]);
+    nodes.hand_on(attempt, &[2, 1, 3]);
     nodes.replica.done(Caller::Node(1), Command::AttemptLost { attempt });
-    let mut reader = Reader::follow(&hub);
-    assert_eq!(reader.text(1).await, "a\n");
-    assert!(timeout(Duration::from_secs(3), reader.events.recv()).await.is_err(), "it gave up");
-    nodes.replica.done(Caller::Admin(ADMIN), Command::RemoveNode { node: 2 });
-    let removed = tokio::time::Instant::now();
-    let end = reader.attempt_end().await;
-    assert_eq!((end.missing_holders, removed.elapsed() < Duration::from_secs(2)), (vec![], true));
+    for follow in [false, true] {
+        let mut reader = Reader::open(&hub, &v1::SubscribeLogsRequest { follow, ..Default::default() });
+        assert_eq!(reader.text(1).await, "a\n", "follow: {follow}");
+        let mut missing = reader.attempt_end().await.missing_holders;
+        missing.sort();
+        assert_eq!(missing, ["2", "3"], "follow: {follow}");
+    }
+}
+
+/// Who has lost its copy has answered, and who is removed is not waited for any longer.
+#[tokio::test(start_paused = true)]
+async fn a_holder_of_a_lost_attempt_is_missing_until_nothing_can_come_from_it() {
+    for is_removed in [false, true] {
+        let nodes = Nodes::new();
+        let hub = nodes.start(1);
+        let attempt = nodes.replica.assigned();
+        write(&hub, attempt, lines(1, &["a\n"])).await;
+        nodes.hand_on(attempt, &[2, 1]);
+        nodes.replica.done(Caller::Node(1), Command::AttemptLost { attempt });
+        let mut reader = Reader::follow(&hub);
+        assert_eq!(reader.text(1).await, "a\n");
+        assert!(timeout(Duration::from_secs(3), reader.events.recv()).await.is_err(), "it gave up");
+        if is_removed {
+            nodes.replica.done(Caller::Admin(ADMIN), Command::RemoveNode { node: 2 });
+        } else {
+            nodes.start(2);
+        }
+        let since = tokio::time::Instant::now();
+        let end = reader.attempt_end().await;
+        assert_eq!((end.missing_holders, since.elapsed() < Duration::from_secs(2)), (vec![], true), "{is_removed}");
+    }
 }
 
 /// Somebody who reads nothing holds up neither the writer nor another reader.

@@ -26,7 +26,7 @@ pub struct Situation<'a> {
     pub end: Option<&'a AttemptEnd>,
     /// What the file adds up to; nothing: there is none.
     pub tally: Tally,
-    /// See [`super::source::Feed`]; of holders that were asked after the end, if it has ended.
+    /// See [`super::source::Feed`]; of holders that were asked after the end, if it was lost.
     pub settled: bool,
     /// See [`super::source::Feed`].
     pub missing: &'a [NodeId],
