@@ -71,7 +71,7 @@ async fn cut_off_together(leads: bool) {
     wait::until_true("the tree is dead", SOON, || async { cluster.job_processes_of(0).is_empty() }).await;
     let lived = lasting.witness.last_of(1) - cut;
     assert!(lived < LEASE + 0.5, "it lived for {lived} s");
-    let asked = cluster.cli_at(2).request_timeout(Duration::from_secs(1)).run(&["job", "get", &lasting.id]).await;
+    let asked = cluster.cli_at(2).request_timeout(Duration::from_secs(3)).run(&["job", "get", &lasting.id]).await;
     assert!(asked.expect(69).stderr.contains("no quorum"));
 
     // The majority runs both again elsewhere, and not before.
