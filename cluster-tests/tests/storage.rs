@@ -136,6 +136,33 @@ async fn the_last_lines_of_a_log_that_find_no_room_come_when_there_is_some() {
     short.is_whole_in_the_end(&small.cluster).await;
 }
 
+/// Its jobs go on, and what they print is read: there is room elsewhere.
+#[tokio::test]
+async fn an_agent_whose_gateway_has_no_room_for_its_logs_goes_to_another_one() {
+    if !disk::permitted() {
+        return;
+    }
+    let mut small = Small::new().await;
+    small.cluster.lead(0).await;
+    let agent = small.cluster.agent(&[1, 0], &[]).await;
+    let cluster = &small.cluster;
+    let counting = "for ((i = 1; ; i++)); do echo line $i; sleep 0.01; done";
+    let job = cluster.submit(&["--lost-after", "10s"], &["bash", "-c", counting]).await;
+    let read = cluster.cli_at(2).spawn("logs", &["job", "logs", "-f", &job]);
+    wait::until_true("some of the job's lines", SOON, || async { read.stdout().len() > 1_000 }).await;
+    disk::fill(&small.disk.path().join("filler")).expect("a disk can be filled");
+    let before = read.stdout().len();
+    // More than may have been under way.
+    wait::until_true("lines by way of another gateway", SOON, || async { read.stdout().len() > before + 5_000 }).await;
+    let row = cluster.wait_worker(&cluster.agents[agent].worker, |row| !row["gateway"].is_null()).await;
+    assert_ne!(row["gateway"], cluster.id_of(1).await, "{row}");
+    assert_eq!(cluster.job(&job).await["attempt"], 1);
+    let text = read.stdout_text();
+    let whole: Vec<_> = text.rsplit_once('\n').unwrap().0.lines().collect();
+    let expected: Vec<_> = (1..=whole.len()).map(|i| format!("line {i}")).collect();
+    assert_eq!(whole, expected);
+}
+
 /// The result is known by then: that the rest of the log lies elsewhere is all that is new.
 #[tokio::test]
 async fn the_last_lines_of_a_log_that_find_no_room_are_found_where_there_is_some() {

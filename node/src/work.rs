@@ -25,7 +25,10 @@ use tonic::{Status, Streaming};
 use crate::{
     api::{explain::Explainer, jobs, jobs::Jobs, logs::Logs, scheduler::Scheduler, workers::Workers},
     error,
-    gateway::{Relay, session::Gateway},
+    gateway::{
+        Relay,
+        session::{Gateway, SentAway},
+    },
     leader::{self, door::Door},
     logs::{
         hub::{Hub, Ledger, Pulled, Upstream},
@@ -76,7 +79,7 @@ pub fn start(
     hub.spawn(relaying);
     hub.spawn(leader::supervise(handle.clone(), door.clone(), stop.clone()));
     hub.spawn(sweep(handle.clone(), hub.clone(), stop.clone()));
-    let gateway = Gateway { handle: handle.clone(), hub: hub.clone(), relay, vault };
+    let gateway = Gateway { handle: handle.clone(), hub: hub.clone(), relay, vault, sent_away: SentAway::default() };
     Ok(Work {
         jobs: Jobs::new(handle.clone(), hub.clone()),
         logs: Logs::new(handle.clone(), hub.clone()),

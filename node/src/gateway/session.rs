@@ -6,6 +6,7 @@
 mod errands;
 mod inbound;
 mod outbound;
+mod room;
 mod secrets;
 
 use std::{
@@ -33,7 +34,8 @@ use tokio::{
 };
 use tonic::Status;
 
-use self::errands::Finished;
+pub use self::room::SentAway;
+use self::{errands::Finished, room::Room};
 use super::{
     attempt::Attempt,
     reconcile::{Said, Truth},
@@ -71,6 +73,8 @@ pub struct Gateway {
     pub relay: Relay,
     /// Opens secrets.
     pub vault: Arc<Vault>,
+    /// Whom this node has sent away, since it has no room for their logs.
+    pub sent_away: SentAway,
 }
 
 /// What an agent sends.
@@ -117,11 +121,13 @@ impl Gateway {
             reported: None,
             asked: true,
             enlisted: self.relay.enlist(worker, down).await,
+            room: Room::default(),
         };
         let ended = session.live(inbound, orders, state, &attach).await;
         let (superseded, result) = match ended {
             Ended::Superseded => (true, Err(Status::aborted("a newer stream of this worker is attached"))),
             Ended::Stopping => (false, Err(error::unavailable("the node is stopping"))),
+            Ended::NoRoom => (false, Err(error::unavailable("this node's disk takes no logs"))),
             Ended::Gone => (false, Ok(())),
         };
         if !superseded {
@@ -182,6 +188,8 @@ enum Ended {
     Superseded,
     /// The node stops.
     Stopping,
+    /// The node cannot keep what the agent prints; another one may.
+    NoRoom,
 }
 
 /// See the module.
@@ -201,6 +209,7 @@ struct Session {
     /// The leader waits for a heartbeat.
     asked: bool,
     enlisted: Enlisted,
+    room: Room,
 }
 
 impl Session {

@@ -48,6 +48,8 @@ pub struct Feed {
     pub missing: Vec<NodeId>,
     /// All holders were asked, and either do not answer or lack something.
     pub asked_all: bool,
+    /// Batches that have come from other holders. They may have gone to a file that is not offered yet, since this one is longer.
+    pub pulled: u64,
     /// Why this node cannot keep what holders send, if it cannot.
     pub broken: Option<String>,
 }
@@ -69,8 +71,16 @@ impl Source {
 pub(super) fn start(hub: &Hub, key: LogKey) -> Arc<Source> {
     let stop = hub.stop().child_token();
     let (sender, feed) = watch::channel(Feed::default());
-    let task =
-        Task { hub: hub.clone(), key, feed: sender, cache: None, failed: Vec::new(), asked_all: false, broken: None };
+    let task = Task {
+        hub: hub.clone(),
+        key,
+        feed: sender,
+        cache: None,
+        failed: Vec::new(),
+        asked_all: false,
+        pulled: 0,
+        broken: None,
+    };
     hub.spawn(task.run(stop.clone()));
     Arc::new(Source { feed, _stop: stop.drop_guard() })
 }
@@ -84,6 +94,7 @@ struct Task {
     failed: Vec<NodeId>,
     /// All were asked since the state last said something else of the log.
     asked_all: bool,
+    pulled: u64,
     broken: Option<String>,
 }
 
@@ -126,11 +137,16 @@ impl Task {
 
     async fn follow(&mut self) {
         let mut wakes = Wakes::new(&self.hub, self.key);
+        let mut asked = Place::default();
         loop {
             let place = wakes.look(&self.hub, self.key);
+            if place != asked {
+                self.asked_all = false;
+                asked = place.clone();
+            }
             self.failed.retain(|holder| place.holders.contains(holder));
             match self.round(&place, &mut wakes).await {
-                Turn::Moved => self.asked_all = false,
+                Turn::Moved => {}
                 Turn::Complete => wakes.changed().await,
                 Turn::Failed | Turn::Broken(_) | Turn::Short => {
                     self.asked_all = true;
@@ -151,7 +167,14 @@ impl Task {
 
     /// Tries every holder in turn.
     async fn round(&mut self, place: &Place, wakes: &mut Wakes) -> Turn {
-        let own = self.own_copy().await;
+        let (own, is_readable) = match self.hub.copy(self.key, Open::Existing).await {
+            Ok(own) => (own, true),
+            Err(error) => {
+                let LogKey { job, attempt } = self.key;
+                tracing::warn!(%job, attempt, %error, "cannot open this node's copy of a log");
+                (None, false)
+            }
+        };
         // The cache too: a change that was not looked at yet, such as the attempt's end, is no reason to ask again.
         if let Some(complete) = [&own, &self.cache].into_iter().flatten().find(|copy| place.is_reached(copy)) {
             self.publish(complete.clone(), true, place);
@@ -164,14 +187,21 @@ impl Task {
             });
             return self.until_moved(place, wakes).await;
         }
-        for holder in self.whom_to_ask(place) {
+        let to_ask = self.whom_to_ask(place);
+        if let Some(own) = own.as_ref().filter(|_| place.ended) {
+            // However long others take to answer. They may have the rest.
+            self.answered(self.hub.node());
+            self.publish(own.clone(), false, place);
+        }
+        for holder in to_ask {
             let turn = match (holder == self.hub.node(), &own) {
+                (true, Some(_)) if place.ended => Turn::Short,
                 (true, Some(own)) => {
                     self.answered(holder);
-                    // Somebody else may have the rest.
-                    self.publish(own.clone(), !place.ended, place);
-                    if place.ended { Turn::Short } else { self.until_moved(place, wakes).await }
+                    self.publish(own.clone(), true, place);
+                    self.until_moved(place, wakes).await
                 }
+                (true, None) if is_readable => self.has_none(holder, place),
                 (true, None) => Turn::Failed,
                 // Who has left the cluster does not serve it.
                 (false, _) if !self.hub.ledger().state().is_member(holder) => self.has_none(holder, place),
@@ -195,13 +225,6 @@ impl Task {
         }
         let answered = |holder: &NodeId| place.is_lost() && !self.failed.is_empty() && !self.failed.contains(holder);
         place.holders.iter().copied().filter(|holder| !answered(holder)).collect()
-    }
-
-    async fn own_copy(&self) -> Option<Arc<LogFile>> {
-        self.hub.copy(self.key, Open::Existing).await.unwrap_or_else(|error| {
-            tracing::warn!(job = %self.key.job, attempt = self.key.attempt, %error, "cannot open this node's copy of a log");
-            None
-        })
     }
 
     /// Waits until the state says something else of the log.
@@ -261,7 +284,13 @@ impl Task {
     async fn take(&mut self, holder: NodeId, cache: &Arc<LogFile>, kind: Kind) -> Option<Turn> {
         let mark = match kind {
             Kind::Batch(batch) if entries::check(&batch).is_ok() => {
-                return self.hub.append(cache, batch, 0).await.err().map(|_| Turn::Failed);
+                let appended = self.hub.append(cache, batch, 0).await;
+                self.pulled += 1;
+                let is_offered = self.feed.borrow().file.as_ref().is_some_and(|file| Arc::ptr_eq(file, cache));
+                if !is_offered {
+                    self.publish(cache.clone(), false, &Place::of(&self.hub.ledger().state(), self.key));
+                }
+                return appended.err().map(|_| Turn::Failed);
             }
             Kind::Mark(mark) if !mark.unknown => mark,
             Kind::Mark(_) => return Some(self.has_none(holder, &Place::of(&self.hub.ledger().state(), self.key))),
@@ -291,6 +320,7 @@ impl Task {
     fn has_none(&mut self, holder: NodeId, place: &Place) -> Turn {
         if place.is_lost() && place.last != Some(holder) {
             self.answered(holder);
+            self.broken = None;
             return Turn::Short;
         }
         Turn::Failed
@@ -322,8 +352,8 @@ impl Task {
             .clone()
             .filter(|offered| place.ended && !offered.progress().failed && last(offered) > last(&file));
         let file = longer.unwrap_or(file);
-        let (ended, asked_all) = (place.ended, self.asked_all);
-        self.feed.send_replace(Feed { file: Some(file), settled, ended, missing, asked_all, broken });
+        let (ended, asked_all, pulled) = (place.ended, self.asked_all, self.pulled);
+        self.feed.send_replace(Feed { file: Some(file), settled, ended, missing, asked_all, pulled, broken });
     }
 }
 

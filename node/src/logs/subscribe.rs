@@ -157,6 +157,7 @@ impl Subscriber {
             feed: source.feed(),
             progress: None,
             cursor: Cursor::default(),
+            pulled: 0,
             patience: Patience::new(Instant::now()),
             positioned: self.tail == 0,
         };
@@ -298,6 +299,8 @@ struct Reading {
     feed: watch::Receiver<Feed>,
     progress: Option<watch::Receiver<Progress>>,
     cursor: Cursor,
+    /// See [`Feed`].
+    pulled: u64,
     patience: Patience,
     /// Where `tail` begins is known.
     positioned: bool,
@@ -307,6 +310,9 @@ impl Reading {
     /// What the source offers now; everything after it counts as a change.
     fn look(&mut self) -> Feed {
         let feed = self.feed.borrow_and_update().clone();
+        if std::mem::replace(&mut self.pulled, feed.pulled) != feed.pulled {
+            self.patience.came(Instant::now());
+        }
         self.progress = feed.file.as_ref().map(|file| {
             let mut progress = file.watch();
             progress.borrow_and_update();

@@ -58,10 +58,11 @@ impl Ledger for Replica {
 }
 
 /// The other nodes: each has a log plane of its own over the same state. A dead one refuses and breaks its streams, a frozen
-/// one does not answer.
+/// one does not answer, a slow one takes half a second for each message.
 #[derive(Clone, Default)]
 struct Others {
     frozen: Arc<Mutex<HashSet<NodeId>>>,
+    slow: Arc<Mutex<HashSet<NodeId>>>,
     nodes: Arc<Mutex<HashMap<NodeId, (Hub, CancellationToken)>>>,
     pulls: Arc<Mutex<Vec<(NodeId, u64)>>>,
 }
@@ -71,12 +72,16 @@ impl Upstream for Others {
         self.pulls.lock().push((holder, request.from_sequence));
         let node = self.nodes.lock().get(&holder).cloned();
         let is_frozen = self.frozen.lock().contains(&holder);
+        let pause = Duration::from_millis(if self.slow.lock().contains(&holder) { 500 } else { 0 });
         async move {
             if is_frozen {
                 return std::future::pending().await;
             }
             let (hub, dead) = node.ok_or_else(|| Status::unavailable("dead"))?;
-            let answers = ReceiverStream::new(pull::serve(&hub, &request)?);
+            let answers = ReceiverStream::new(pull::serve(&hub, &request)?).then(move |answer| async move {
+                tokio::time::sleep(pause).await;
+                answer
+            });
             Ok(answers.take_until(dead.cancelled_owned()).boxed())
         }
         .boxed()

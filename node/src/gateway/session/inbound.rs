@@ -113,10 +113,16 @@ impl Session {
         let now = Instant::now();
         let last = entries::last_sequence(&batch);
         attempt.known_last = attempt.known_last.max(last);
-        if attempt.file.as_ref().is_none_or(|file| file.progress().failed) {
+        let has_failed = attempt.file.as_ref().is_some_and(|file| file.progress().failed);
+        if attempt.file.is_none() || has_failed {
             self.open_log(attempt, Open::OrCreate).await;
         }
-        let Some(file) = attempt.file.clone() else { return Ok(()) };
+        let state = self.gateway.handle.view().state;
+        let file = attempt.file.clone().filter(|file| !file.progress().failed);
+        if has_failed || file.is_none() {
+            self.lacks_room(&state, now)?;
+        }
+        let Some(file) = file else { return Ok(()) };
         if last < attempt.next {
             return Ok(());
         }
@@ -124,7 +130,6 @@ impl Session {
         if batch.first_sequence > attempt.next && !stands {
             return self.ask_again(attempt, now).await;
         }
-        let state = self.gateway.handle.view().state;
         let flags = if Truth::of(&state, self.on, attempt.id) == Truth::Freed { FLAG_LATE } else { 0 };
         if let Ok(Ok(())) = timeout(APPEND_TIMEOUT, self.gateway.hub.append(&file, batch, flags)).await {
             attempt.next = last + 1;

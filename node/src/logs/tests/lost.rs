@@ -76,7 +76,7 @@ async fn whoever_answers_of_a_lost_attempt_is_read_and_the_others_are_named() {
     let attempt = nodes.replica.assigned();
     write(&hub, attempt, lines(1, &["a\n"])).await;
     nodes.others.frozen.lock().extend([2, 3]);
-    nodes.hand_on(attempt, &[2, 1, 3]);
+    nodes.hand_on(attempt, &[1, 2, 3]);
     nodes.replica.done(Caller::Node(1), Command::AttemptLost { attempt });
     for follow in [false, true] {
         let mut reader = Reader::open(&hub, &v1::SubscribeLogsRequest { follow, ..Default::default() });
@@ -108,5 +108,54 @@ async fn a_holder_of_a_lost_attempt_is_missing_until_nothing_can_come_from_it() 
         let since = tokio::time::Instant::now();
         let end = reader.attempt_end().await;
         assert_eq!((end.missing_holders, since.elapsed() < Duration::from_secs(2)), (vec![], true), "{is_removed}");
+    }
+}
+
+/// Late lines of a lost attempt, by way of a gateway that it did not have before, while another one does not answer.
+#[tokio::test]
+async fn who_is_given_lines_after_the_end_is_asked_whoever_else_is_silent() {
+    let nodes = Nodes::new();
+    let (hub, other) = (nodes.start(1), nodes.start(3));
+    let attempt = nodes.replica.assigned();
+    write(&hub, attempt, lines(1, &["a\n"])).await;
+    nodes.hand_on(attempt, &[2, 1]);
+    nodes.replica.done(Caller::Node(1), Command::AttemptLost { attempt });
+    let mut reader = Reader::follow(&hub);
+    assert_eq!(reader.text(1).await, "a\n");
+    let asked = || nodes.others.pulls.lock().iter().filter(|(node, _)| *node == 2).count();
+    while asked() < 2 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    write(&other, attempt, lines(1, &["a\n", "b\n"])).await;
+    nodes.replica.attach(4, 3);
+    nodes.place(attempt, 3);
+    assert_eq!(reader.text(1).await, "b\n");
+}
+
+/// Neither what a reader has seen of a shorter copy nor the time that a longer one takes to come ends its patience.
+#[tokio::test]
+async fn a_copy_that_takes_long_to_come_is_waited_for_while_it_grows() {
+    for is_lost in [true, false] {
+        let nodes = Nodes::new();
+        let (hub, other) = (nodes.start(1), nodes.start(2));
+        let attempt = nodes.replica.assigned();
+        let batches: Vec<_> = (1..=8).map(|sequence| lines(sequence, &["line\n"])).collect();
+        for batch in &batches {
+            write(&other, attempt, batch.clone()).await;
+        }
+        for batch in &batches[..7] {
+            write(&hub, attempt, batch.clone()).await;
+        }
+        nodes.hand_on(attempt, &[2, 1]);
+        nodes.others.slow.lock().insert(2);
+        if is_lost {
+            nodes.replica.done(Caller::Node(1), Command::AttemptLost { attempt });
+        } else {
+            nodes.replica.result(attempt, figures(&batches));
+        }
+        let mut reader = Reader::open(&hub, &v1::SubscribeLogsRequest::default());
+        assert_eq!(reader.text(8).await, "line\n".repeat(8), "lost: {is_lost}");
+        let end = reader.attempt_end().await;
+        assert_eq!((end.complete, end.missing_holders), (!is_lost, vec![]), "lost: {is_lost}");
     }
 }
