@@ -2,6 +2,17 @@
 
 use super::*;
 
+/// Node 1 has one line of an attempt that went from one of these to the next and was lost.
+async fn lost_with_a_line_on_node_1(holders: &[NodeId]) -> (Nodes, Hub, AttemptRef) {
+    let nodes = Nodes::new();
+    let hub = nodes.start(1);
+    let attempt = nodes.replica.assigned();
+    write(&hub, attempt, lines(1, &["a\n"])).await;
+    nodes.hand_on(attempt, holders);
+    nodes.replica.done(Caller::Node(1), Command::AttemptLost { attempt });
+    (nodes, hub, attempt)
+}
+
 /// Of a lost attempt's log nobody can tell who has the most: a gateway that stood still while another one was given more may
 /// have named itself the last holder.
 #[tokio::test]
@@ -71,13 +82,8 @@ async fn a_lost_attempt_names_the_holders_that_may_have_more() {
 /// However many holders do not answer, and whoever is asked before it, what one has is read.
 #[tokio::test(start_paused = true)]
 async fn whoever_answers_of_a_lost_attempt_is_read_and_the_others_are_named() {
-    let nodes = Nodes::new();
-    let hub = nodes.start(1);
-    let attempt = nodes.replica.assigned();
-    write(&hub, attempt, lines(1, &["a\n"])).await;
+    let (nodes, hub, _) = lost_with_a_line_on_node_1(&[1, 2, 3]).await;
     nodes.others.frozen.lock().extend([2, 3]);
-    nodes.hand_on(attempt, &[1, 2, 3]);
-    nodes.replica.done(Caller::Node(1), Command::AttemptLost { attempt });
     for follow in [false, true] {
         let mut reader = Reader::open(&hub, &v1::SubscribeLogsRequest { follow, ..Default::default() });
         assert_eq!(reader.text(1).await, "a\n", "follow: {follow}");
@@ -91,12 +97,7 @@ async fn whoever_answers_of_a_lost_attempt_is_read_and_the_others_are_named() {
 #[tokio::test(start_paused = true)]
 async fn a_holder_of_a_lost_attempt_is_missing_until_nothing_can_come_from_it() {
     for is_removed in [false, true] {
-        let nodes = Nodes::new();
-        let hub = nodes.start(1);
-        let attempt = nodes.replica.assigned();
-        write(&hub, attempt, lines(1, &["a\n"])).await;
-        nodes.hand_on(attempt, &[2, 1]);
-        nodes.replica.done(Caller::Node(1), Command::AttemptLost { attempt });
+        let (nodes, hub, _) = lost_with_a_line_on_node_1(&[2, 1]).await;
         let mut reader = Reader::follow(&hub);
         assert_eq!(reader.text(1).await, "a\n");
         assert!(timeout(Duration::from_secs(3), reader.events.recv()).await.is_err(), "it gave up");
@@ -114,12 +115,8 @@ async fn a_holder_of_a_lost_attempt_is_missing_until_nothing_can_come_from_it() 
 /// Late lines of a lost attempt, by way of a gateway that it did not have before, while another one does not answer.
 #[tokio::test]
 async fn who_is_given_lines_after_the_end_is_asked_whoever_else_is_silent() {
-    let nodes = Nodes::new();
-    let (hub, other) = (nodes.start(1), nodes.start(3));
-    let attempt = nodes.replica.assigned();
-    write(&hub, attempt, lines(1, &["a\n"])).await;
-    nodes.hand_on(attempt, &[2, 1]);
-    nodes.replica.done(Caller::Node(1), Command::AttemptLost { attempt });
+    let (nodes, hub, attempt) = lost_with_a_line_on_node_1(&[2, 1]).await;
+    let other = nodes.start(3);
     let mut reader = Reader::follow(&hub);
     assert_eq!(reader.text(1).await, "a\n");
     let asked = || nodes.others.pulls.lock().iter().filter(|(node, _)| *node == 2).count();
