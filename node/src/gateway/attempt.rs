@@ -103,6 +103,8 @@ pub struct Attempt {
     pub place: Errand,
     /// Its log here; `None` before its first batch on this stream.
     pub file: Option<Arc<LogFile>>,
+    /// It could not be opened when that was tried last.
+    pub cannot_open: bool,
     /// The next entry to hand to the file.
     pub next: u64,
     /// The agent is known to have entries up to here.
@@ -130,6 +132,7 @@ impl Attempt {
             report: None,
             place: Errand::Idle,
             file: None,
+            cannot_open: false,
             next: 1,
             known_last: 0,
             log_activity: now,

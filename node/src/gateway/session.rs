@@ -357,9 +357,13 @@ impl Session {
                 file.listen(self.log_progress.clone());
                 attempt.next = file.progress().tally.next();
                 attempt.file = Some(file);
+                attempt.cannot_open = false;
             }
             Ok(None) => (attempt.file, attempt.next) = (None, 1),
-            // One that has failed stays, so that this is tried again.
+            // One that has failed stays, so that this is tried again, with every batch that comes.
+            Err(error) if std::mem::replace(&mut attempt.cannot_open, true) => {
+                tracing::debug!(job = %key.job, attempt = key.attempt, %error, "still cannot open a log segment");
+            }
             Err(error) => {
                 tracing::error!(job = %key.job, attempt = key.attempt, %error, "cannot open a log segment");
             }

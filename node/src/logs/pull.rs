@@ -79,6 +79,10 @@ impl Puller {
             if closed || !self.follow {
                 return Ok(());
             }
+            if file.progress().failed {
+                // What comes goes to a file that is opened anew; who asks again reads that one.
+                return self.fail(&std::io::Error::other("this node's disk does not take the log")).await;
+            }
             tokio::select! {
                 _ = progress.changed() => {}
                 _ = job.changed() => {}

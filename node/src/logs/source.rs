@@ -1,8 +1,8 @@
 //! Where one log is read from on this node: its own copy, or a cache filled from another holder.
 //!
 //! The worker's gateway is asked first, because that is where the agent delivers now, then the other holders, newest
-//! first. When one fails, the next is asked from the sequence reached so far; when the worker moves, the source moves
-//! with it. A copy of this node's own that is complete is used whatever else there is. Once the attempt has ended, all
+//! first. When one fails, the next is asked from the sequence reached so far, and then the gateway again; when the worker
+//! moves, the source moves with it. A copy of this node's own that is complete is used whatever else there is. Once the attempt has ended, all
 //! holders are asked until the log is complete; where it was lost there is nothing to complete it by, and nobody can tell
 //! who has the most.
 
@@ -119,7 +119,7 @@ enum Turn {
     Failed,
     /// This node cannot keep what the holder sends.
     Broken(String),
-    /// The attempt has ended, and another holder may have more of its log.
+    /// It has given all that it has, and another holder may have more.
     Short,
     /// The state says something else now.
     Moved,
@@ -185,7 +185,7 @@ impl Task {
             self.feed.send_modify(|feed| {
                 (feed.file, feed.settled, feed.ended) = (own.or(feed.file.take()), true, place.ended);
             });
-            return self.until_moved(place, wakes).await;
+            return self.until_moved(place, wakes, None).await;
         }
         let to_ask = self.whom_to_ask(place);
         if let Some(own) = own.as_ref().filter(|_| place.ended) {
@@ -196,10 +196,18 @@ impl Task {
         for holder in to_ask {
             let turn = match (holder == self.hub.node(), &own) {
                 (true, Some(_)) if place.ended => Turn::Short,
+                (true, Some(own)) if !place.grows_at(holder) => {
+                    self.answered(holder);
+                    if self.cache.as_ref().is_none_or(|cache| last_sequence(cache) < last_sequence(own)) {
+                        self.publish(own.clone(), false, place);
+                    }
+                    Turn::Short
+                }
                 (true, Some(own)) => {
                     self.answered(holder);
+                    self.broken = None;
                     self.publish(own.clone(), true, place);
-                    self.until_moved(place, wakes).await
+                    self.until_moved(place, wakes, Some(own)).await
                 }
                 (true, None) if is_readable => self.has_none(holder, place),
                 (true, None) => Turn::Failed,
@@ -227,10 +235,20 @@ impl Task {
         place.holders.iter().copied().filter(|holder| !answered(holder)).collect()
     }
 
-    /// Waits until the state says something else of the log.
-    async fn until_moved(&self, place: &Place, wakes: &mut Wakes) -> Turn {
+    /// Waits until the state says something else of the log, or this node's copy must be opened anew.
+    async fn until_moved(&self, place: &Place, wakes: &mut Wakes, own: Option<&Arc<LogFile>>) -> Turn {
+        let failed = async {
+            match own {
+                Some(own) if own.watch().wait_for(|progress| progress.failed).await.is_ok() => {}
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::pin!(failed);
         loop {
-            wakes.changed().await;
+            tokio::select! {
+                () = wakes.changed() => {}
+                () = &mut failed => return Turn::Failed,
+            }
             if wakes.look(&self.hub, self.key) != *place {
                 return Turn::Moved;
             }
@@ -308,11 +326,12 @@ impl Task {
             _ => return Some(Turn::Failed),
         }
         let place = Place::of(&self.hub.ledger().state(), self.key);
-        self.publish(cache.clone(), !place.ended || place.is_reached(cache), &place);
+        let settled = if place.ended { place.is_reached(cache) } else { place.grows_at(holder) };
+        self.publish(cache.clone(), settled, &place);
         if mark.closed || place.is_reached(cache) {
             return Some(Turn::Complete);
         }
-        place.ended.then_some(Turn::Short)
+        (place.ended || !place.grows_at(holder)).then_some(Turn::Short)
     }
 
     /// A holder has left the cluster, or has lost its copy. Of a lost attempt that is an answer, unless it was the last one:
@@ -344,13 +363,9 @@ impl Task {
     /// by another's. Before, it is the one that grows.
     fn publish(&self, file: Arc<LogFile>, settled: bool, place: &Place) {
         let (missing, broken) = (self.failed.clone(), self.broken.clone());
-        let last = |file: &Arc<LogFile>| file.progress().tally.last_sequence;
-        let longer = self
-            .feed
-            .borrow()
-            .file
-            .clone()
-            .filter(|offered| place.ended && !offered.progress().failed && last(offered) > last(&file));
+        let longer = self.feed.borrow().file.clone().filter(|offered| {
+            place.ended && !offered.progress().failed && last_sequence(offered) > last_sequence(&file)
+        });
         let file = longer.unwrap_or(file);
         let (ended, asked_all, pulled) = (place.ended, self.asked_all, self.pulled);
         self.feed.send_replace(Feed { file: Some(file), settled, ended, missing, asked_all, pulled, broken });
@@ -385,11 +400,21 @@ impl Place {
         self.ended && self.figures.is_none()
     }
 
+    /// Whether that is where new lines of a running attempt come: the worker's gateway or, before that is known to have
+    /// begun a copy, the last one that had. With another one nobody stays longer than it takes to read what it has.
+    fn grows_at(&self, holder: NodeId) -> bool {
+        self.holders.first() == Some(&holder)
+    }
+
     /// Whether a file holds everything up to the last entry.
     fn is_reached(&self, file: &LogFile) -> bool {
         let progress = file.progress();
         !progress.failed && self.figures.as_ref().is_some_and(|end| progress.tally.last_sequence >= end.last_sequence)
     }
+}
+
+fn last_sequence(file: &LogFile) -> u64 {
+    file.progress().tally.last_sequence
 }
 
 /// What wakes a source: the job and, once the attempt exists, its worker.

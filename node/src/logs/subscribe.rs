@@ -178,7 +178,7 @@ impl Subscriber {
             tokio::select! {
                 _ = job.changed() => {}
                 changed = reading.feed.changed() => changed.map_err(|_| Over)?,
-                () = grown(&mut reading.progress) => reading.patience.came(Instant::now()),
+                () = grown(&mut reading.progress) => {}
                 () = sleep_until(until), if impatient => {}
                 () = self.events.closed() => return Err(Over),
             }
@@ -191,6 +191,9 @@ impl Subscriber {
         let end = attempt.and_then(|attempt| attempt.end.as_ref());
         if end.is_some() {
             reading.patience.ended(Instant::now());
+        }
+        if feed.broken.is_some() {
+            reading.patience.broke(Instant::now());
         }
         let awaited = attempt.is_some_and(|attempt| is_awaited(state, attempt, &feed.missing)) && feed.broken.is_none();
         reading.patience.allow(self.follow, awaited);
@@ -214,12 +217,12 @@ impl Subscriber {
             // Removed while it was read.
             return Ok(Verdict::End { complete: false, missing: Vec::new(), gone: None });
         }
-        let (follow, missing) = (self.follow, feed.missing.as_slice());
+        let (follow, missing, broken) = (self.follow, feed.missing.as_slice(), feed.broken.is_some());
         let gone = attempt.is_some_and(|attempt| is_gone(state, attempt, asked_all, missing));
         // After whatever was sent just now. What never comes is not waited for.
         let never_comes = gone && attempt.is_some_and(|attempt| !may_come(state, attempt, missing));
         let patience_over = never_comes || reading.patience.is_over(Instant::now());
-        let verdict = verdict(&Situation { end, tally, settled, missing, gone, follow, patience_over });
+        let verdict = verdict(&Situation { end, tally, settled, missing, gone, broken, follow, patience_over });
         match (&verdict, &feed.broken) {
             (Verdict::End { complete: false, .. } | Verdict::Stop { .. }, Some(why)) => {
                 // Others may have it, and could give it to a node that can keep it.
@@ -241,6 +244,7 @@ impl Subscriber {
                 Ok(batches) => batches,
                 Err(error) => return self.fail(error::internal(error)).await.and(Err(Over)),
             };
+            let next = self.next;
             for batch in batches {
                 let Some(batch) = entries::from_sequence(batch, self.next) else { continue };
                 self.next = entries::last_sequence(&batch) + 1;
@@ -250,8 +254,10 @@ impl Subscriber {
                     self.since_ms = 0;
                 }
             }
-            // However long the client took for it.
-            reading.patience.came(Instant::now());
+            if self.next > next {
+                // However long the client took for it.
+                reading.patience.came(Instant::now());
+            }
         }
     }
 
@@ -310,7 +316,8 @@ impl Reading {
     /// What the source offers now; everything after it counts as a change.
     fn look(&mut self) -> Feed {
         let feed = self.feed.borrow_and_update().clone();
-        if std::mem::replace(&mut self.pulled, feed.pulled) != feed.pulled {
+        // What this node cannot keep comes again and again.
+        if std::mem::replace(&mut self.pulled, feed.pulled) != feed.pulled && feed.broken.is_none() {
             self.patience.came(Instant::now());
         }
         self.progress = feed.file.as_ref().map(|file| {

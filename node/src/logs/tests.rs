@@ -1,6 +1,7 @@
 //! The log plane as its clients see it, over a scripted state and other nodes' copies that are kept in memory.
 
 mod lost;
+mod running;
 
 use std::{
     collections::{HashMap, HashSet},

@@ -32,6 +32,8 @@ pub struct Situation<'a> {
     pub missing: &'a [NodeId],
     /// See [`is_gone`].
     pub gone: bool,
+    /// This node cannot keep what holders send, so that nothing more is seen here.
+    pub broken: bool,
     /// Whether to wait for what comes.
     pub follow: bool,
     /// Nothing has come for as long as a subscriber waits for what is known to be lacking.
@@ -41,19 +43,21 @@ pub struct Situation<'a> {
 /// How long nothing has come of what is known to be lacking.
 ///
 /// Until the attempt's end is known nothing is known to be lacking, however long its job is silent: the end may be heard of
-/// before the last lines come.
+/// before the last lines come. The exception is a node that cannot keep what others send.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
     bound: Duration,
     since: Instant,
     has_ended: bool,
+    /// Nothing has come since this node first could not keep something.
+    is_broken: bool,
 }
 
 impl Patience {
     /// Begins to wait.
     #[must_use]
     pub fn new(now: Instant) -> Self {
-        Self { bound: PATIENCE, since: now, has_ended: false }
+        Self { bound: PATIENCE, since: now, has_ended: false, is_broken: false }
     }
 
     /// Waits for so long from now on: who follows, for an agent that is still [awaited](is_awaited) longer than for others.
@@ -67,13 +71,20 @@ impl Patience {
 
     /// Something came.
     pub fn came(&mut self, now: Instant) {
-        self.since = now;
+        (self.since, self.is_broken) = (now, false);
     }
 
     /// The attempt has ended. Only the first time counts.
     pub fn ended(&mut self, now: Instant) {
         if !self.has_ended {
             (self.since, self.has_ended) = (now, true);
+        }
+    }
+
+    /// This node cannot keep what comes. Until something comes only the first time counts, and none after the end.
+    pub fn broke(&mut self, now: Instant) {
+        if !self.has_ended && !self.is_broken {
+            (self.since, self.is_broken) = (now, true);
         }
     }
 
@@ -164,7 +175,7 @@ pub fn verdict(now: &Situation<'_>) -> Verdict {
         Some(AttemptEnd { by: EndedBy::Declined, .. }) => end(true),
         // Lost: what its holders have is all there may ever be, though late lines may still come.
         Some(_) if now.settled || now.patience_over => give_up(0),
-        None if now.follow => Verdict::Wait { impatient: false },
+        None if now.follow && !now.broken => Verdict::Wait { impatient: false },
         None if now.settled || now.patience_over => Verdict::Stop { missing: now.missing.to_vec() },
         Some(_) | None => Verdict::Wait { impatient: true },
     }
@@ -217,6 +228,22 @@ mod tests {
     }
 
     #[test]
+    fn patience_with_a_node_that_cannot_keep_what_comes_begins_when_that_shows() {
+        let begun = Instant::now();
+        let at = |seconds| begun + Duration::from_secs(seconds);
+        let mut patience = Patience::new(begun);
+        patience.broke(at(60));
+        patience.broke(at(65));
+        assert_eq!(patience.until(), at(70));
+        patience.came(at(66));
+        patience.broke(at(67));
+        assert_eq!(patience.until(), at(77));
+        patience.ended(at(70));
+        patience.broke(at(71));
+        assert_eq!(patience.until(), at(80));
+    }
+
+    #[test]
     fn every_situation_has_its_verdict() {
         let whole = |complete| Verdict::End { complete, missing: vec![], gone: None };
         let lacks = |node| Verdict::End { complete: false, missing: vec![node], gone: None };
@@ -253,10 +280,25 @@ mod tests {
                 settled,
                 missing: &missing,
                 gone: missing == [9],
+                broken: false,
                 follow,
                 patience_over,
             };
             assert_eq!(verdict(&now), expected, "case {at}");
+        }
+        for (patience_over, expected) in [(false, wait(true)), (true, Verdict::Stop { missing: vec![] })] {
+            let (tally, settled, missing) = (tally(3, 3), false, [].as_slice());
+            let running = Situation {
+                end: None,
+                tally,
+                settled,
+                missing,
+                gone: false,
+                broken: true,
+                follow: true,
+                patience_over,
+            };
+            assert_eq!(verdict(&running), expected, "a node that cannot keep what comes of a running attempt");
         }
     }
 }

@@ -1,0 +1,77 @@
+//! What readers of an attempt that goes on see while its copies, or who has them, fail and come back.
+
+use super::*;
+
+/// A disk that was full for a moment: the gateway has opened its copy anew, and so do those who read it.
+#[tokio::test]
+async fn a_copy_that_has_failed_is_read_on_once_it_is_opened_anew() {
+    let nodes = Nodes::new();
+    let (gateway, elsewhere) = (nodes.start(1), nodes.start(2));
+    let attempt = nodes.replica.assigned();
+    write(&gateway, attempt, lines(1, &["a\n"])).await;
+    nodes.place(attempt, 1);
+    let mut readers = [Reader::follow(&gateway), Reader::follow(&elsewhere)];
+    for reader in &mut readers {
+        assert_eq!(reader.text(1).await, "a\n");
+    }
+    let key = LogKey { job: attempt.job, attempt: attempt.attempt };
+    let copy = gateway.copy(key, Open::Existing).await.unwrap().unwrap();
+    copy.watch().wait_for(|progress| progress.durable == 1).await.unwrap();
+    copy.give_up();
+    write(&gateway, attempt, lines(2, &["b\n"])).await;
+    for reader in &mut readers {
+        assert_eq!(reader.text(1).await, "b\n");
+    }
+}
+
+/// Lines come by way of the gateway only: an earlier holder is no place to stay, whoever reads.
+#[tokio::test]
+async fn a_gateway_that_answers_again_is_read_again() {
+    for reading in [2, 3] {
+        let nodes = Nodes::new();
+        let [gateway, earlier, third] = [1, 2, 3].map(|node| nodes.start(node));
+        let attempt = nodes.replica.assigned();
+        write(&earlier, attempt, lines(1, &["a\n"])).await;
+        write(&gateway, attempt, lines(1, &["a\n", "b\n"])).await;
+        nodes.hand_on(attempt, &[2, 1]);
+        let mut reader = Reader::follow(if reading == 2 { &earlier } else { &third });
+        assert_eq!(reader.text(2).await, "a\nb\n");
+        nodes.kill(1);
+        let refused = |pulls: &[(NodeId, u64)]| pulls.iter().filter(|(node, _)| *node == 1).count() > 2;
+        timeout(Duration::from_secs(10), async {
+            while !refused(&nodes.others.pulls.lock()) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await
+        .expect("the gateway is asked again");
+        nodes.others.nodes.lock().insert(1, (gateway.clone(), CancellationToken::new()));
+        write(&gateway, attempt, lines(3, &["c\n"])).await;
+        assert_eq!(reader.text(1).await, "c\n", "node {reading}");
+    }
+}
+
+/// The job goes on, and another node may have room: a reader is told to ask there, in good time.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_cannot_keep_what_a_running_attempt_prints_says_so() {
+    let nodes = Nodes::new();
+    let (gateway, elsewhere) = (nodes.start(1), nodes.start(2));
+    let attempt = nodes.replica.assigned();
+    write(&gateway, attempt, lines(1, &["a\n"])).await;
+    nodes.place(attempt, 1);
+    // What should be a directory is a file.
+    let cache = nodes.dir.path().join("2").join("cache");
+    std::fs::write(&cache, "").unwrap();
+    let mut reader = Reader::follow(&elsewhere);
+    let event = timeout(Duration::from_secs(20), reader.events.recv()).await.expect("not silent").unwrap();
+    let status = event.unwrap_err();
+    assert_eq!(status.code(), tonic::Code::Unavailable, "{status:?}");
+    assert!(status.message().contains("cannot keep"), "{status:?}");
+
+    // Before that it is waited for.
+    let mut reader = Reader::follow(&elsewhere);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    std::fs::remove_file(&cache).unwrap();
+    tokio::time::resume();
+    assert_eq!(reader.text(1).await, "a\n");
+}
