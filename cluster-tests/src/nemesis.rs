@@ -7,6 +7,7 @@
 mod agents;
 mod clock;
 mod damage;
+mod depose;
 mod membership;
 mod network;
 mod points;

@@ -27,7 +27,6 @@ const RARE: &[&str] = &[
     "install::before-replace",
     "lease::before-grant",
     "lease::before-read-index",
-    "log::before-truncate",
     "propose::before-append",
     "recover::before-adopt",
     "recover::before-inherit",

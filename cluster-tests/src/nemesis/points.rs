@@ -8,17 +8,15 @@ use nix::sys::signal::{Signal, kill};
 use rand::{Rng as _, rngs::SmallRng, seq::IndexedRandom as _};
 use uuid::Uuid;
 
-use super::{Active, Class, Kind, Undo, everyone, follower, leader, network, of_nodes};
+use super::{Active, Class, Kind, Undo, depose::depose, everyone, follower, leader, of_nodes};
 use crate::{
     cluster::Agent,
     failpoints::Failpoints,
-    netns::Link,
     run::world::World,
     workload::jobs::{self, patient},
 };
 
-/// How long a follower is paused, so that it lacks entries that the others have purged, or a leader is cut off, so that it has
-/// entries that the others lack.
+/// How long a follower is paused, so that it lacks entries that the others have purged.
 const LAGS: Duration = Duration::from_secs(5);
 
 /// How long a process may take to come to the place where it is to die, in milliseconds.
@@ -48,7 +46,7 @@ enum Prompt {
     Blink,
     /// A follower stands still until the log that it lacks has been purged.
     Lag,
-    /// The leader is cut off until another one leads, while clients go on writing to it.
+    /// The leader is cut off until another one leads, while clients go on writing to it. Then that one needs it.
     Depose,
     /// Agents are killed, and started again at once.
     AgentsBlink,
@@ -213,7 +211,7 @@ fn urge(world: &mut World, rng: &mut SmallRng, prompt: Prompt) -> Option<Option<
             world.cluster.nodes[node].kill();
             world.supervise();
         }
-        Prompt::Depose => return Some(Some(depose(world, leader(world)?))),
+        Prompt::Depose => return Some(Some(depose(world))),
         Prompt::Lag => return Some(lag(world, follower(world, rng)?)),
         Prompt::AgentsBlink => {
             kill_agents(world);
@@ -234,20 +232,6 @@ fn urge(world: &mut World, rng: &mut SmallRng, prompt: Prompt) -> Option<Option<
         Prompt::Scripts => scripts(world),
     }
     Some(None)
-}
-
-/// What it has taken from clients meanwhile has to give way to what its successor has.
-fn depose(world: &World, node: usize) -> Undo {
-    let ways = network::ways(world, &[node], &network::others(world, node));
-    let links = world.net.links();
-    let laid = links.lay(ways.into_iter().map(|way| (way, Link::CUT)).collect());
-    let (stop, stopped) = mpsc::channel::<()>();
-    let wait = move || {
-        let _ = stopped.recv_timeout(LAGS);
-        links.lift(laid);
-    };
-    let thread = thread::Builder::new().name("depose".to_owned()).spawn(wait).expect("a thread can be made");
-    Undo::Flap(stop, Some(thread))
 }
 
 /// It goes on in time, whether or not somebody dies for it.
