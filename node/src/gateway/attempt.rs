@@ -12,7 +12,10 @@ use hodei_state::{
 };
 use tokio::time::Instant;
 
-use super::reconcile::{Said, Told, Truth};
+use super::{
+    reconcile::{Said, Told, Truth},
+    session::Room,
+};
 use crate::{convert::to_proto, logs::file::LogFile};
 
 /// The placement of a log waits so long for a result to travel with.
@@ -105,6 +108,8 @@ pub struct Attempt {
     pub file: Option<Arc<LogFile>>,
     /// It could not be opened when that was tried last.
     pub cannot_open: bool,
+    /// How long nothing of it could be kept.
+    pub room: Room,
     /// The next entry to hand to the file.
     pub next: u64,
     /// The agent is known to have entries up to here.
@@ -133,6 +138,7 @@ impl Attempt {
             place: Errand::Idle,
             file: None,
             cannot_open: false,
+            room: Room::default(),
             next: 1,
             known_last: 0,
             log_activity: now,

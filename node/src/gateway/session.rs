@@ -34,8 +34,8 @@ use tokio::{
 };
 use tonic::Status;
 
-pub use self::room::SentAway;
-use self::{errands::Finished, room::Room};
+use self::errands::Finished;
+pub use self::room::{Room, SentAway};
 use super::{
     attempt::Attempt,
     reconcile::{Said, Truth},
@@ -121,7 +121,6 @@ impl Gateway {
             reported: None,
             asked: true,
             enlisted: self.relay.enlist(worker, down).await,
-            room: Room::default(),
         };
         let ended = session.live(inbound, orders, state, &attach).await;
         let (superseded, result) = match ended {
@@ -209,7 +208,6 @@ struct Session {
     /// The leader waits for a heartbeat.
     asked: bool,
     enlisted: Enlisted,
-    room: Room,
 }
 
 impl Session {
@@ -359,7 +357,7 @@ impl Session {
                 attempt.file = Some(file);
                 attempt.cannot_open = false;
             }
-            Ok(None) => (attempt.file, attempt.next) = (None, 1),
+            Ok(None) => (attempt.file, attempt.next, attempt.cannot_open) = (None, 1, false),
             // One that has failed stays, so that this is tried again, with every batch that comes.
             Err(error) if std::mem::replace(&mut attempt.cannot_open, true) => {
                 tracing::debug!(job = %key.job, attempt = key.attempt, %error, "still cannot open a log segment");

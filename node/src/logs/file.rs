@@ -9,7 +9,10 @@ use std::{
     io,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use hodei_proto::v1::LogBatch;
@@ -48,6 +51,8 @@ pub struct LogFile {
     listener: Mutex<Option<Arc<Notify>>>,
     /// The directory entry is synced together with the first data.
     named: OnceLock<()>,
+    /// See [`LogFile::give_up`].
+    is_cut: AtomicBool,
 }
 
 /// Whether a file is this node's copy of a log.
@@ -84,6 +89,7 @@ impl LogFile {
             progress: watch::Sender::new(progress),
             listener: Mutex::new(None),
             named,
+            is_cut: AtomicBool::new(false),
         })
     }
 
@@ -138,6 +144,10 @@ impl LogFile {
 
     /// Makes durable what is written; blocking; the sync thread only.
     pub(super) fn sync(&self) {
+        if self.is_cut.load(Ordering::Relaxed) {
+            // An append may have been under way when it was given up. What stood before that is gone.
+            return;
+        }
         let Progress { len, tally, failed, .. } = self.progress();
         hodei_state::failpoint!("segment::before-fsync");
         let synced = self.file.sync_data().and_then(|()| self.sync_name());
@@ -158,11 +168,13 @@ impl LogFile {
     /// After a failed sync the kernel takes the pages for clean, whether they are on the disk or not: who opens the file again
     /// would find them there and take them for durable. They are cut off, and wanted again from the agent. Blocking.
     pub(crate) fn give_up(&self) {
-        self.update(|progress| progress.failed = true);
+        self.is_cut.store(true, Ordering::Relaxed);
         let durable = self.progress().durable_len;
         if let Err(error) = self.file.set_len(durable) {
             tracing::error!(path = %self.path.display(), %error, "cannot cut a log segment to what is durable");
         }
+        // Only now: whoever sees it opens the file again.
+        self.update(|progress| progress.failed = true);
     }
 
     fn sync_name(&self) -> io::Result<()> {

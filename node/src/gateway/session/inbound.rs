@@ -113,16 +113,8 @@ impl Session {
         let now = Instant::now();
         let last = entries::last_sequence(&batch);
         attempt.known_last = attempt.known_last.max(last);
-        let has_failed = attempt.file.as_ref().is_some_and(|file| file.progress().failed);
-        if attempt.file.is_none() || has_failed {
-            self.open_log(attempt, Open::OrCreate).await;
-        }
-        let state = self.gateway.handle.view().state;
-        let file = attempt.file.clone().filter(|file| !file.progress().failed);
-        if has_failed || file.is_none() {
-            self.lacks_room(&state, now)?;
-        }
-        let Some(file) = file else { return Ok(()) };
+        self.open_again(attempt, Open::OrCreate, now).await?;
+        let Some(file) = attempt.file.clone().filter(|file| !file.progress().failed) else { return Ok(()) };
         if last < attempt.next {
             return Ok(());
         }
@@ -130,6 +122,7 @@ impl Session {
         if batch.first_sequence > attempt.next && !stands {
             return self.ask_again(attempt, now).await;
         }
+        let state = self.gateway.handle.view().state;
         let flags = if Truth::of(&state, self.on, attempt.id) == Truth::Freed { FLAG_LATE } else { 0 };
         if let Ok(Ok(())) = timeout(APPEND_TIMEOUT, self.gateway.hub.append(&file, batch, flags)).await {
             attempt.next = last + 1;
@@ -154,10 +147,7 @@ impl Session {
     async fn log_resume(&mut self, resume: &v1::LogResume) -> Result<(), Ended> {
         let Some(id) = self.known(resume.attempt.as_ref()) else { return Ok(()) };
         let Some(mut attempt) = self.attempts.remove(&id) else { return Ok(()) };
-        // One that failed is opened anew, which may tell that less is there than was handed to it.
-        if attempt.file.as_ref().is_none_or(|file| file.progress().failed) {
-            self.open_log(&mut attempt, Open::OrCreate).await;
-        }
+        self.open_again(&mut attempt, Open::OrCreate, Instant::now()).await?;
         let result = if resume.first_available > attempt.next {
             tracing::warn!(job = %id.job, from = attempt.next, to = resume.first_available, "a part of a log is lost");
             let now_ms = i64::try_from(self.gateway.handle.view().state.stamp().0).unwrap_or(i64::MAX);

@@ -110,9 +110,7 @@ impl Session {
             return Ok(());
         }
         let Some(mut attempt) = self.attempts.remove(&id) else { return Ok(()) };
-        if attempt.file.as_ref().is_none_or(|file| file.progress().failed) {
-            self.open_log(&mut attempt, Open::Existing).await;
-        }
+        self.open_again(&mut attempt, Open::Existing, now).await?;
         attempt.log_activity = now;
         let wanted = v1::LogWanted { attempt: Some(to_proto::attempt_ref(&id)), from_sequence: attempt.next };
         self.attempts.insert(id, attempt);

@@ -3,34 +3,42 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use hodei_state::{State, ids::WorkerId};
+use hodei_state::ids::WorkerId;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{Ended, Session};
+use super::{Attempt, Ended, Session};
+use crate::logs::hub::Open;
 
-/// For so long nothing could be kept before an agent is sent away.
+/// For so long nothing of a log could be kept before its agent is sent away.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// What fails more rarely than this is not one failure. An agent repeats what was not kept every two seconds.
+/// What fails more rarely than this is not one failure. An agent is asked for what was not kept every two seconds.
 const APART: Duration = Duration::from_secs(5);
-/// An agent is sent away no more often: where no node has room, it must not go round in circles.
+/// A node sends an agent away no more often: where none has room, it must not go round and round.
 const AGAIN: Duration = Duration::from_secs(30);
 
-/// How long entries could not be kept.
+/// How long nothing of a log could be kept.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Room {
-    /// The first time, and the last.
-    lacking: Option<(Instant, Instant)>,
+    lacking: Option<Lack>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Lack {
+    first: Instant,
+    last: Instant,
+    /// The last entry that was kept before.
+    durable: u64,
 }
 
 impl Room {
-    /// An entry could not be kept. Returns whether that has been so for too long.
-    fn lacks(&mut self, now: Instant) -> bool {
+    /// What came after the entry `durable` could not be kept. Returns whether that has been so for too long.
+    fn lacks(&mut self, durable: u64, now: Instant) -> bool {
         let first = match self.lacking {
-            Some((first, last)) if now < last + APART => first,
+            Some(lack) if lack.durable == durable && now < lack.last + APART => lack.first,
             _ => now,
         };
-        self.lacking = Some((first, now));
+        self.lacking = Some(Lack { first, last: now, durable });
         now >= first + PATIENCE
     }
 }
@@ -53,13 +61,27 @@ impl SentAway {
 }
 
 impl Session {
-    /// Takes up that what the agent sent could not be kept.
-    pub(super) fn lacks_room(&mut self, state: &State, now: Instant) -> Result<(), Ended> {
-        let has_choice = state.members().filter(|member| member.removed_at.is_none()).count() > 1;
-        if self.room.lacks(now) && has_choice && self.gateway.sent_away.send(self.on.worker, now) {
+    /// Opens this node's copy of an attempt's log, unless it is open. One that has failed is opened anew, which may tell that
+    /// less is there than was handed to it.
+    pub(super) async fn open_again(&mut self, attempt: &mut Attempt, open: Open, now: Instant) -> Result<(), Ended> {
+        let before = attempt.file.as_ref().map(|file| file.progress());
+        if before.is_some_and(|before| !before.failed) {
+            return Ok(());
+        }
+        self.open_log(attempt, open).await;
+        if before.is_none() && !attempt.cannot_open {
+            return Ok(());
+        }
+        let durable = before.map_or(0, |before| before.durable);
+        if attempt.room.lacks(durable, now) && self.has_choice() && self.gateway.sent_away.send(self.on.worker, now) {
             return Err(Ended::NoRoom);
         }
         Ok(())
+    }
+
+    fn has_choice(&self) -> bool {
+        let state = self.gateway.handle.view().state;
+        state.members().filter(|member| member.removed_at.is_none()).count() > 1
     }
 }
 
@@ -72,9 +94,11 @@ mod tests {
         let begun = Instant::now();
         let at = |ms| begun + Duration::from_millis(ms);
         let mut room = Room::default();
-        assert!(!room.lacks(at(0)) && !room.lacks(at(900)) && room.lacks(at(1_000)));
+        assert!(!room.lacks(7, at(0)) && !room.lacks(7, at(900)) && room.lacks(7, at(1_000)));
         // Much later it begins anew.
-        assert!(!room.lacks(at(9_000)) && !room.lacks(at(9_900)) && room.lacks(at(11_900)));
+        assert!(!room.lacks(7, at(9_000)) && !room.lacks(7, at(9_900)) && room.lacks(7, at(11_900)));
+        // And where something was kept meanwhile.
+        assert!(!room.lacks(8, at(12_900)) && !room.lacks(9, at(14_900)) && room.lacks(9, at(15_900)));
     }
 
     #[test]

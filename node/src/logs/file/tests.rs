@@ -53,6 +53,8 @@ fn what_could_not_be_synced_is_not_there_any_more() {
     append(&file, lines(2, &["b\n"]));
     file.give_up();
     assert!(file.progress().failed && !append(&file, lines(3, &["c\n"])), "nothing more comes to it");
+    file.sync();
+    assert_eq!(file.progress().durable, 1, "what was cut off is not promised by a later sync");
     assert_eq!(all(&open(&path)), [lines(1, &["a\n"])]);
 
     let empty = dir.path().join("empty");
