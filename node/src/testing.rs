@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use hodei_raft::Leadership;
 use hodei_state::{
     State, codec,
     command::{Command, CreateToken, Envelope, Init, OpenSession, SubmitJob, UseToken},
@@ -80,11 +81,13 @@ pub fn submission() -> Envelope {
 pub struct Replica {
     state: Arc<Mutex<(State, u64)>>,
     changed: watch::Sender<u64>,
+    pub leadership: watch::Sender<Leadership>,
 }
 
 impl Replica {
     pub fn new() -> Self {
-        let replica = Self { state: Arc::default(), changed: watch::Sender::new(0) };
+        let leadership = watch::Sender::new(Leadership::Leading { term: 1 });
+        let replica = Self { state: Arc::default(), changed: watch::Sender::new(0), leadership };
         for Envelope { caller, command } in founding() {
             replica.done(caller, command);
         }

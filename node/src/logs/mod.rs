@@ -15,6 +15,7 @@
 //!
 //! Not here yet: second copies, retention by size, archives.
 
+mod contact;
 pub mod entries;
 pub mod file;
 pub mod frame;

@@ -2,9 +2,9 @@
 //!
 //! The worker's gateway is asked first, because that is where the agent delivers now, then the other holders, newest
 //! first. When one fails, the next is asked from the sequence reached so far, and then the gateway again; when the worker
-//! moves, the source moves with it. A copy of this node's own that is complete is used whatever else there is. Once the attempt has ended, all
-//! holders are asked until the log is complete; where it was lost there is nothing to complete it by, and nobody can tell
-//! who has the most.
+//! moves, the source moves with it. A copy of this node's own that is complete is used whatever else there is. Once the
+//! attempt has ended, all holders are asked until the log is complete; where it was lost there is nothing to complete it
+//! by, and nobody can tell who has the most.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -28,9 +28,9 @@ use super::{
 };
 use crate::convert::to_proto;
 
-/// For a holder to begin to answer.
+/// For a holder to begin to answer and, once the attempt has ended, to go on.
 const PULL_TIMEOUT: Duration = Duration::from_secs(2);
-/// Between rounds over holders of which none answers.
+/// Between rounds over holders of which none has all.
 const RETRY: Duration = Duration::from_millis(250);
 /// The same once all have given what they have of a lost attempt, whose agent may still bring something.
 const LATE: Duration = Duration::from_secs(10);
@@ -48,7 +48,8 @@ pub struct Feed {
     pub missing: Vec<NodeId>,
     /// All holders were asked, and either do not answer or lack something.
     pub asked_all: bool,
-    /// Batches that have come from other holders. They may have gone to a file that is not offered yet, since this one is longer.
+    /// The highest sequence that has come from other holders. It may have gone to a file that is not offered yet, since this one
+    /// is longer.
     pub pulled: u64,
     /// Why this node cannot keep what holders send, if it cannot.
     pub broken: Option<String>,
@@ -75,7 +76,10 @@ pub(super) fn start(hub: &Hub, key: LogKey) -> Arc<Source> {
         hub: hub.clone(),
         key,
         feed: sender,
+        own: None,
+        is_own_broken: false,
         cache: None,
+        given: Vec::new(),
         failed: Vec::new(),
         asked_all: false,
         pulled: 0,
@@ -89,13 +93,20 @@ struct Task {
     hub: Hub,
     key: LogKey,
     feed: watch::Sender<Feed>,
+    /// This node's copy, which would be read through whenever it is opened anew.
+    own: Option<Arc<LogFile>>,
+    /// It could not be opened when that was tried last.
+    is_own_broken: bool,
     cache: Option<Arc<LogFile>>,
+    /// Holders at which a running attempt does not grow, and all that they have is in the cache.
+    given: Vec<NodeId>,
     /// Holders that did not answer when they were asked last.
     failed: Vec<NodeId>,
     /// All were asked since the state last said something else of the log.
     asked_all: bool,
     pulled: u64,
-    broken: Option<String>,
+    /// Of whom something could not be kept, and why.
+    broken: Option<(NodeId, String)>,
 }
 
 /// What the state says of a log: a change of it may mean another place to read from.
@@ -115,7 +126,7 @@ struct Place {
 
 /// How reading from one holder ended.
 enum Turn {
-    /// The holder does not answer, or does not have it.
+    /// The holder does not answer, or does not have it, or its disk has failed.
     Failed,
     /// This node cannot keep what the holder sends.
     Broken(String),
@@ -142,15 +153,17 @@ impl Task {
             let place = wakes.look(&self.hub, self.key);
             if place != asked {
                 self.asked_all = false;
+                self.given.clear();
                 asked = place.clone();
             }
             self.failed.retain(|holder| place.holders.contains(holder));
+            self.broken.take_if(|(holder, _)| !place.holders.contains(holder));
             match self.round(&place, &mut wakes).await {
                 Turn::Moved => {}
                 Turn::Complete => wakes.changed().await,
                 Turn::Failed | Turn::Broken(_) | Turn::Short => {
                     self.asked_all = true;
-                    let (missing, broken) = (self.failed.clone(), self.broken.clone());
+                    let (missing, broken) = (self.failed.clone(), self.why_broken());
                     let settled = missing.is_empty() && broken.is_none();
                     self.feed.send_modify(|feed| {
                         (feed.settled, feed.ended) = (settled, place.ended);
@@ -167,14 +180,7 @@ impl Task {
 
     /// Tries every holder in turn.
     async fn round(&mut self, place: &Place, wakes: &mut Wakes) -> Turn {
-        let (own, is_readable) = match self.hub.copy(self.key, Open::Existing).await {
-            Ok(own) => (own, true),
-            Err(error) => {
-                let LogKey { job, attempt } = self.key;
-                tracing::warn!(%job, attempt, %error, "cannot open this node's copy of a log");
-                (None, false)
-            }
-        };
+        let (own, is_readable) = self.open_own().await;
         // The cache too: a change that was not looked at yet, such as the attempt's end, is no reason to ask again.
         if let Some(complete) = [&own, &self.cache].into_iter().flatten().find(|copy| place.is_reached(copy)) {
             self.publish(complete.clone(), true, place);
@@ -183,30 +189,23 @@ impl Task {
         if place.holders.is_empty() {
             // Nothing is placed yet. What this node's own gateway has begun may be read already.
             self.feed.send_modify(|feed| {
-                (feed.file, feed.settled, feed.ended) = (own.or(feed.file.take()), true, place.ended);
+                (feed.file, feed.settled, feed.ended) = (own.clone().or(feed.file.take()), true, place.ended);
             });
-            return self.until_moved(place, wakes, None).await;
+            return self.until_moved(place, wakes, own.as_ref()).await;
         }
         let to_ask = self.whom_to_ask(place);
-        if let Some(own) = own.as_ref().filter(|_| place.ended) {
+        if let Some(own) = &own {
             // However long others take to answer. They may have the rest.
             self.answered(self.hub.node());
             self.publish(own.clone(), false, place);
         }
         for holder in to_ask {
             let turn = match (holder == self.hub.node(), &own) {
-                (true, Some(_)) if place.ended => Turn::Short,
-                (true, Some(own)) if !place.grows_at(holder) => {
-                    self.answered(holder);
-                    if self.cache.as_ref().is_none_or(|cache| last_sequence(cache) < last_sequence(own)) {
-                        self.publish(own.clone(), false, place);
-                    }
-                    Turn::Short
-                }
+                (true, Some(_)) if place.ended || !place.grows_at(holder) => Turn::Short,
                 (true, Some(own)) => {
-                    self.answered(holder);
+                    // It will have all, and nothing of others has to be kept.
                     self.broken = None;
-                    self.publish(own.clone(), true, place);
+                    self.offer(own.clone(), true, place);
                     self.until_moved(place, wakes, Some(own)).await
                 }
                 (true, None) if is_readable => self.has_none(holder, place),
@@ -217,8 +216,12 @@ impl Task {
             };
             match turn {
                 Turn::Failed if self.failed.contains(&holder) => {}
-                Turn::Failed => self.failed.push(holder),
-                Turn::Broken(why) => self.broken = Some(why),
+                Turn::Failed => {
+                    self.failed.push(holder);
+                    // Before the next one is asked, who may take his time.
+                    self.feed.send_modify(|feed| feed.missing.clone_from(&self.failed));
+                }
+                Turn::Broken(why) => self.broken = Some((holder, why)),
                 Turn::Short => {}
                 turn => return turn,
             }
@@ -226,13 +229,15 @@ impl Task {
         Turn::Failed
     }
 
-    /// All holders. Of a lost attempt each is missing until it has answered, and who has is not asked again before that.
+    /// All holders, but who has given all that it will have. Of a lost attempt each is missing until it has answered, and who
+    /// has is not asked again before that.
     fn whom_to_ask(&mut self, place: &Place) -> Vec<NodeId> {
         if place.is_lost() && !self.asked_all {
             self.failed.clone_from(&place.holders);
         }
         let answered = |holder: &NodeId| place.is_lost() && !self.failed.is_empty() && !self.failed.contains(holder);
-        place.holders.iter().copied().filter(|holder| !answered(holder)).collect()
+        let is_asked = |holder: &NodeId| !answered(holder) && !self.given.contains(holder);
+        place.holders.iter().copied().filter(is_asked).collect()
     }
 
     /// Waits until the state says something else of the log, or this node's copy must be opened anew.
@@ -259,7 +264,9 @@ impl Task {
         let cache = match self.open_cache().await {
             Ok(cache) => cache,
             Err(error) => {
-                tracing::warn!(%error, "cannot make a cache file for a log");
+                if self.broken.is_none() {
+                    tracing::warn!(%error, "cannot make a cache file for a log");
+                }
                 return Turn::Broken(error.to_string());
             }
         };
@@ -269,7 +276,7 @@ impl Task {
             from_sequence: cache.progress().tally.next(),
             follow: true,
         };
-        self.publish(cache.clone(), false, place);
+        self.feed.send_modify(|feed| feed.settled = false);
         let mut pulled = match timeout(PULL_TIMEOUT, self.hub.upstream().pull(holder, request)).await {
             Ok(Ok(pulled)) => pulled,
             Ok(Err(error)) => {
@@ -278,11 +285,21 @@ impl Task {
             }
             Err(_) => return Turn::Failed,
         };
+        let mut is_over = place.ended;
         loop {
+            let silent = async {
+                match is_over {
+                    true => sleep(PULL_TIMEOUT).await,
+                    false => std::future::pending().await,
+                }
+            };
             tokio::select! {
+                // Another one may have what this one has not.
+                () = silent => return Turn::Short,
                 () = wakes.changed() => {
                     // The end alone is no reason to leave a holder that is still sending, unless nothing says how much.
                     let now = wakes.look(&self.hub, self.key);
+                    is_over = now.ended;
                     if now.holders != place.holders || (now.is_lost() && !place.is_lost()) {
                         return Turn::Moved;
                     }
@@ -302,8 +319,8 @@ impl Task {
     async fn take(&mut self, holder: NodeId, cache: &Arc<LogFile>, kind: Kind) -> Option<Turn> {
         let mark = match kind {
             Kind::Batch(batch) if entries::check(&batch).is_ok() => {
+                self.pulled = self.pulled.max(entries::last_sequence(&batch));
                 let appended = self.hub.append(cache, batch, 0).await;
-                self.pulled += 1;
                 let is_offered = self.feed.borrow().file.as_ref().is_some_and(|file| Arc::ptr_eq(file, cache));
                 if !is_offered {
                     self.publish(cache.clone(), false, &Place::of(&self.hub.ledger().state(), self.key));
@@ -318,20 +335,25 @@ impl Task {
         let written = |p: &Progress| p.failed || p.tally.last_sequence >= mark.last_sequence;
         let waited = timeout(PULL_TIMEOUT, progress.wait_for(written)).await.map(|progress| progress.map(|p| p.failed));
         match waited {
-            Ok(Ok(false)) => {
-                self.answered(holder);
-                self.broken = None;
-            }
+            Ok(Ok(false)) => self.answered(holder),
             Ok(Ok(true)) => return Some(Turn::Broken("its disk does not take it".to_owned())),
             _ => return Some(Turn::Failed),
         }
         let place = Place::of(&self.hub.ledger().state(), self.key);
         let settled = if place.ended { place.is_reached(cache) } else { place.grows_at(holder) };
         self.publish(cache.clone(), settled, &place);
-        if mark.closed || place.is_reached(cache) {
+        if place.is_reached(cache) || (mark.closed && place.worker.is_none()) {
             return Some(Turn::Complete);
         }
-        (place.ended || !place.grows_at(holder)).then_some(Turn::Short)
+        if mark.closed {
+            // It has heard of an end that this node has not, or has not heard of the attempt yet.
+            return Some(Turn::Failed);
+        }
+        if !place.ended && !place.grows_at(holder) {
+            self.given.push(holder);
+            return Some(Turn::Short);
+        }
+        place.ended.then_some(Turn::Short)
     }
 
     /// A holder has left the cluster, or has lost its copy. Of a lost attempt that is an answer, unless it was the last one:
@@ -339,15 +361,36 @@ impl Task {
     fn has_none(&mut self, holder: NodeId, place: &Place) -> Turn {
         if place.is_lost() && place.last != Some(holder) {
             self.answered(holder);
-            self.broken = None;
             return Turn::Short;
         }
         Turn::Failed
     }
 
-    /// Until then who failed is missing, also while it is asked once more.
+    /// Until then who failed is missing, also while it is asked once more, and what it sent could not be kept.
     fn answered(&mut self, holder: NodeId) {
         self.failed.retain(|failed| *failed != holder);
+        self.broken.take_if(|(of, _)| *of == holder);
+    }
+
+    fn why_broken(&self) -> Option<String> {
+        self.broken.as_ref().map(|(_, why)| why.clone())
+    }
+
+    /// This node's copy, if it has one, and whether that is known.
+    async fn open_own(&mut self) -> (Option<Arc<LogFile>>, bool) {
+        match self.hub.copy(self.key, Open::Existing).await {
+            Ok(own) => {
+                (self.own, self.is_own_broken) = (own.clone(), false);
+                (own, true)
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.is_own_broken, true) {
+                    let LogKey { job, attempt } = self.key;
+                    tracing::warn!(%job, attempt, %error, "cannot open this node's copy of a log");
+                }
+                (None, false)
+            }
+        }
     }
 
     async fn open_cache(&mut self) -> io::Result<Arc<LogFile>> {
@@ -356,17 +399,20 @@ impl Task {
         }
         let cache = self.hub.cache(self.key).await?;
         self.cache = Some(cache.clone());
+        self.given.clear();
         Ok(cache)
     }
 
-    /// Offers a file. After the end the longest one is offered, whichever was asked last: what one holder has is not hidden
-    /// by another's. Before, it is the one that grows.
+    /// Offers a file, or the one that is offered if that is longer: what one holder has is not hidden by another's.
     fn publish(&self, file: Arc<LogFile>, settled: bool, place: &Place) {
-        let (missing, broken) = (self.failed.clone(), self.broken.clone());
-        let longer = self.feed.borrow().file.clone().filter(|offered| {
-            place.ended && !offered.progress().failed && last_sequence(offered) > last_sequence(&file)
-        });
-        let file = longer.unwrap_or(file);
+        let is_longer =
+            |offered: &Arc<LogFile>| !offered.progress().failed && last_sequence(offered) > last_sequence(&file);
+        let longer = self.feed.borrow().file.clone().filter(is_longer);
+        self.offer(longer.unwrap_or(file), settled, place);
+    }
+
+    fn offer(&self, file: Arc<LogFile>, settled: bool, place: &Place) {
+        let (missing, broken) = (self.failed.clone(), self.why_broken());
         let (ended, asked_all, pulled) = (place.ended, self.asked_all, self.pulled);
         self.feed.send_replace(Feed { file: Some(file), settled, ended, missing, asked_all, pulled, broken });
     }

@@ -14,6 +14,7 @@ use tokio::{
 use tonic::Status;
 
 use super::{
+    contact::Contact,
     entries,
     file::{LogFile, Progress},
     frame::LogKey,
@@ -39,6 +40,7 @@ pub fn serve(hub: &Hub, job: JobId, request: &SubscribeLogsRequest) -> mpsc::Rec
         since_ms: request.since_ms,
         tail: request.tail,
         next: request.from_sequence.max(1),
+        contact: Contact::new(hub.ledger().leadership(), Instant::now()),
         events,
     };
     let (stop, attempt) = (hub.stop().clone(), request.attempt);
@@ -90,6 +92,7 @@ struct Subscriber {
     since_ms: i64,
     tail: u64,
     next: u64,
+    contact: Contact,
     events: mpsc::Sender<Result<LogEvent, Status>>,
 }
 
@@ -114,6 +117,7 @@ impl Subscriber {
             } else if self.follow && !terminal {
                 tokio::select! {
                     changed = job.changed() => changed.map_err(|_| Over)?,
+                    () = self.contact.lost() => return self.cut_off().await,
                     () = self.events.closed() => return Err(Over),
                 }
                 continue;
@@ -180,6 +184,7 @@ impl Subscriber {
                 changed = reading.feed.changed() => changed.map_err(|_| Over)?,
                 () = grown(&mut reading.progress) => {}
                 () = sleep_until(until), if impatient => {}
+                () = self.contact.lost() => return self.cut_off().await,
                 () = self.events.closed() => return Err(Over),
             }
         }
@@ -242,6 +247,8 @@ impl Subscriber {
             let batches = match reading.cursor.read(file, self.next).await {
                 Ok(batches) if batches.is_empty() => return Ok(tally),
                 Ok(batches) => batches,
+                // It was cut to what is durable, and is opened anew.
+                Err(_) if file.progress().failed => return Ok(tally),
                 Err(error) => return self.fail(error::internal(error)).await.and(Err(Over)),
             };
             let next = self.next;
@@ -257,6 +264,7 @@ impl Subscriber {
             if self.next > next {
                 // However long the client took for it.
                 reading.patience.came(Instant::now());
+                self.contact.came(Instant::now());
             }
         }
     }
@@ -291,6 +299,11 @@ impl Subscriber {
 
     async fn send(&self, kind: Kind) -> Result<(), Over> {
         self.events.send(Ok(LogEvent { kind: Some(kind) })).await.map_err(|_| Over)
+    }
+
+    async fn cut_off(&self) -> Result<(), Over> {
+        let why = "this node knows no leader, and may be cut off from where the log goes on";
+        self.fail(error::unavailable(why)).await
     }
 
     async fn fail(&self, status: Status) -> Result<(), Over> {

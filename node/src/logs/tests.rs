@@ -11,6 +11,7 @@ use std::{
 
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture};
 use hodei_proto::v1::{self, LogBatch, log_event::Kind};
+use hodei_raft::Leadership;
 use hodei_state::{
     State,
     command::{Command, PlaceSegment},
@@ -49,6 +50,10 @@ impl Ledger for Replica {
 
     fn watch_worker(&self, _: WorkerId) -> watch::Receiver<u64> {
         self.watch()
+    }
+
+    fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.leadership.subscribe()
     }
 
     fn describe(&self, job: JobId) -> BoxFuture<'_, Option<v1::JobEnd>> {

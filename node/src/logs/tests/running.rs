@@ -45,6 +45,8 @@ async fn a_gateway_that_answers_again_is_read_again() {
         })
         .await
         .expect("the gateway is asked again");
+        let asked = nodes.others.pulls.lock().iter().filter(|(node, _)| *node == 2).count();
+        assert!(asked <= 1, "what an earlier holder has is asked for {asked} times");
         nodes.others.nodes.lock().insert(1, (gateway.clone(), CancellationToken::new()));
         write(&gateway, attempt, lines(3, &["c\n"])).await;
         assert_eq!(reader.text(1).await, "c\n", "node {reading}");
@@ -74,4 +76,75 @@ async fn a_node_that_cannot_keep_what_a_running_attempt_prints_says_so() {
     std::fs::remove_file(&cache).unwrap();
     tokio::time::resume();
     assert_eq!(reader.text(1).await, "a\n");
+}
+
+/// While the gateway does not answer, this node's own copy is what there is, and its end is where the tail is counted from.
+#[tokio::test(start_paused = true)]
+async fn an_earlier_holder_shows_its_own_copy_while_the_gateway_is_silent() {
+    for follow in [false, true] {
+        for (tail, text) in [(0, "a\nb\nc\n"), (2, "b\nc\n")] {
+            let nodes = Nodes::new();
+            let [reading, _, _] = [3, 2, 1].map(|node| nodes.start(node));
+            let attempt = nodes.replica.assigned();
+            write(&reading, attempt, lines(1, &["a\n", "b\n", "c\n"])).await;
+            nodes.hand_on(attempt, &[3, 2, 1]);
+            nodes.others.frozen.lock().extend([1, 2]);
+            let mut reader = Reader::open(&reading, &v1::SubscribeLogsRequest { follow, tail, ..Default::default() });
+            assert_eq!(reader.text(text.len() as u64 / 2).await, text, "follow: {follow}, tail: {tail}");
+            if !follow {
+                assert!(matches!(reader.next().await, Some(Kind::Notice(_))));
+                assert!(reader.next().await.is_none());
+            }
+        }
+    }
+}
+
+/// Its agent was on its way to a gateway that had no more than the beginning when its machine died.
+#[tokio::test]
+async fn a_gateway_that_has_less_is_left_once_the_attempt_has_ended() {
+    let nodes = Nodes::new();
+    let [earlier, gateway, reading] = [1, 2, 3].map(|node| nodes.start(node));
+    let attempt = nodes.replica.assigned();
+    let batches = [lines(1, &["a\n"]), lines(2, &["b\n"])];
+    for batch in &batches {
+        write(&earlier, attempt, batch.clone()).await;
+    }
+    write(&gateway, attempt, batches[0].clone()).await;
+    nodes.hand_on(attempt, &[1, 2]);
+    let mut reader = Reader::follow(&reading);
+    assert_eq!(reader.text(1).await, "a\n");
+    nodes.replica.result(attempt, figures(&batches));
+    assert_eq!(reader.text(1).await, "b\n");
+    assert!(reader.attempt_end().await.complete);
+}
+
+/// The log may go on where this node cannot see it. Before that, all that is here is sent, and whatever comes here.
+#[tokio::test]
+async fn a_node_that_knows_no_leader_sends_its_readers_elsewhere_once_nothing_comes() {
+    let nodes = Nodes::new();
+    let gateway = nodes.start(1);
+    let attempt = nodes.replica.assigned();
+    write(&gateway, attempt, lines(1, &["a\n"])).await;
+    nodes.place(attempt, 1);
+    nodes.replica.leadership.send_replace(Leadership::Following { leader: None });
+    let mut reader = Reader::follow(&gateway);
+    assert_eq!(reader.text(1).await, "a\n");
+    write(&gateway, attempt, lines(2, &["b\n"])).await;
+    assert_eq!(reader.text(1).await, "b\n");
+    tokio::time::pause();
+    let begun = tokio::time::Instant::now();
+    let status = reader.events.recv().await.unwrap().unwrap_err();
+    assert_eq!(status.code(), tonic::Code::Unavailable, "{status:?}");
+    assert!(begun.elapsed() <= Duration::from_secs(3), "after {:?}", begun.elapsed());
+
+    // One that waits for the job's first attempt, too; not one that only wants what there is.
+    nodes.replica.leadership.send_replace(Leadership::Leading { term: 2 });
+    let request = v1::SubscribeLogsRequest { attempt: 2, follow: true, ..Default::default() };
+    let mut waiting = Reader::open(&gateway, &request);
+    assert!(timeout(Duration::from_secs(60), waiting.events.recv()).await.is_err());
+    nodes.replica.leadership.send_replace(Leadership::Following { leader: None });
+    assert_eq!(waiting.events.recv().await.unwrap().unwrap_err().code(), tonic::Code::Unavailable);
+    let mut once = Reader::open(&gateway, &v1::SubscribeLogsRequest::default());
+    assert_eq!(once.text(2).await, "a\nb\n");
+    assert!(once.next().await.is_none());
 }
