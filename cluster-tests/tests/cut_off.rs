@@ -118,3 +118,43 @@ async fn nor_does_one_that_led() {
         cut_off_together(true).await;
     }
 }
+
+/// A reader's node is cut off from the others, but not from the reader: the log goes on elsewhere, and so does the reader.
+async fn read_at_one_cut_off(leads: bool) {
+    let mut net = Net::new();
+    let [near, other, far] = [net.host(), net.host(), net.host()];
+    let mut cluster = Cluster::start_at(&[near.clone(), other.clone(), far.clone()]).await;
+    cluster.lead(if leads { 2 } else { 0 }).await;
+    cluster.agent_at(Some(&near), &[0], &[]).await;
+    let job = Job::start(&cluster, "read").await;
+    let servers = [2, 1].map(|node| cluster.nodes[node].address.to_string());
+    let mut reader = cluster.cli().at(servers).spawn("reader", &["job", "logs", "-f", &job.id]);
+    wait::until_true("it reads", SOON, || async { !reader.stdout().is_empty() }).await;
+
+    net.part(&[&far], &[&near, &other]);
+    let cut = now();
+    job.witness.beats().await;
+    // Whatever was on its way when they were cut apart is there by then.
+    wait::until_true("another node is read", SOON, || async { reader.stderr_text().contains("trying again") }).await;
+    let there = reader.stdout().len();
+    wait::until_true("the log goes on", SOON, || async { reader.stdout().len() > there }).await;
+    let after = now() - cut;
+    assert!(after < 10.0, "the reader went on after {after} s");
+    job.open_gate(1);
+    assert!(reader.exit(SOON).await.success());
+    check_lines(&reader.stdout());
+}
+
+#[tokio::test]
+async fn a_reader_at_a_node_that_is_cut_off_goes_on_at_another_one() {
+    if permitted() {
+        read_at_one_cut_off(false).await;
+    }
+}
+
+#[tokio::test]
+async fn so_does_one_at_a_leader_that_is_cut_off() {
+    if permitted() {
+        read_at_one_cut_off(true).await;
+    }
+}

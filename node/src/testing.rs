@@ -1,8 +1,10 @@
 //! A small replicated state for tests, made by real commands: three nodes, one worker, a job that is assigned to it.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::AtomicBool},
+};
 
-use hodei_raft::Leadership;
 use hodei_state::{
     State, codec,
     command::{Command, CreateToken, Envelope, Init, OpenSession, SubmitJob, UseToken},
@@ -81,13 +83,13 @@ pub fn submission() -> Envelope {
 pub struct Replica {
     state: Arc<Mutex<(State, u64)>>,
     changed: watch::Sender<u64>,
-    pub leadership: watch::Sender<Leadership>,
+    /// No majority is heard from.
+    pub is_alone: Arc<AtomicBool>,
 }
 
 impl Replica {
     pub fn new() -> Self {
-        let leadership = watch::Sender::new(Leadership::Leading { term: 1 });
-        let replica = Self { state: Arc::default(), changed: watch::Sender::new(0), leadership };
+        let replica = Self { state: Arc::default(), changed: watch::Sender::new(0), is_alone: Arc::default() };
         for Envelope { caller, command } in founding() {
             replica.done(caller, command);
         }

@@ -10,7 +10,7 @@ use hodei_proto::v1::{
     GetQueueStatusResponse, GetSchedulingDecisionRequest, GetSchedulingDecisionResponse, JobEnd, LivenessRequest,
     LivenessResponse, PullLogRequest, PullLogResponse, peer_service_client::PeerServiceClient,
 };
-use hodei_raft::{Dialer, Handle, Leadership, Topic};
+use hodei_raft::{Dialer, Handle, Topic};
 use hodei_state::{
     State,
     ids::{JobId, NodeId, WorkerId},
@@ -171,8 +171,8 @@ impl Ledger for Replica {
         self.handle.subscribe(Topic::Worker(worker))
     }
 
-    fn leadership(&self) -> watch::Receiver<Leadership> {
-        self.handle.leadership()
+    fn has_quorum(&self) -> bool {
+        self.handle.has_quorum()
     }
 
     fn describe(&self, job: JobId) -> BoxFuture<'_, Option<JobEnd>> {

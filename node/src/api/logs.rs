@@ -3,6 +3,7 @@
 use hodei_proto::v1::{LogEvent, SubscribeLogsRequest, log_stream_service_server::LogStreamService};
 use hodei_raft::Handle;
 use hodei_state::{State, ids::JobId};
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
@@ -38,6 +39,8 @@ impl LogStreamService for Logs {
     ) -> Result<Response<Self::SubscribeLogsStream>, Status> {
         let (caller, by) = (auth::caller(&request)?, deadline::of(&request));
         let request = request.into_inner();
+        // Who follows will ask another node: without a majority here, nothing is gained by waiting for longer than an election.
+        let by = if request.follow { by.min(Instant::now() + subscribe::ALONE) } else { by };
         let view = self.handle.read(by).await.map_err(error::read)?;
         let job = select(&view.state, request.job.as_ref(), caller)?;
         exists(&view.state, job, &request)?;

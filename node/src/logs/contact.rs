@@ -1,30 +1,29 @@
-//! Whether a node that has nothing to send to a reader may be cut off from where the log goes on.
+//! When a reader that gets nothing is sent elsewhere: this node is cut off from where its log may go on.
 
 use std::time::Duration;
 
-use hodei_raft::Leadership;
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep_until},
-};
+use tokio::time::{Instant, sleep, sleep_until};
 
-/// For so long nothing comes and no leader is known before a reader is sent elsewhere. An election takes less as a rule.
-const ALONE: Duration = Duration::from_secs(2);
+use super::hub::Ledger;
 
-/// What this node knows of a leader, while a reader waits here.
+/// For so long nothing comes before a reader is sent elsewhere. An election takes less as a rule.
+pub const ALONE: Duration = Duration::from_secs(2);
+/// The same at the gateway of the log's worker: lines may come here and nowhere else, and who is sent away without a majority
+/// cannot come back.
+pub const ALONE_AT_GATEWAY: Duration = Duration::from_secs(10);
+/// Between looks for a majority.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// While a reader waits here.
 pub struct Contact {
-    leadership: watch::Receiver<Leadership>,
-    /// Since when none has been known.
-    alone: Option<Instant>,
-    /// When something came last.
     came: Instant,
 }
 
 impl Contact {
     /// A reader begins to wait.
     #[must_use]
-    pub fn new(leadership: watch::Receiver<Leadership>, now: Instant) -> Self {
-        Self { leadership, alone: None, came: now }
+    pub fn new(now: Instant) -> Self {
+        Self { came: now }
     }
 
     /// Something came for it.
@@ -32,54 +31,11 @@ impl Contact {
         self.came = now;
     }
 
-    /// Waits until no leader has been known, and nothing has come, for too long. May be dropped and begun again.
-    pub async fn lost(&mut self) {
-        loop {
-            let is_alone = matches!(*self.leadership.borrow_and_update(), Leadership::Following { leader: None });
-            self.alone = is_alone.then(|| self.alone.unwrap_or_else(Instant::now));
-            let until = self.alone.map(|since| since.max(self.came) + ALONE);
-            tokio::select! {
-                changed = self.leadership.changed() => if changed.is_err() {
-                    // The replica is gone: the node stops.
-                    std::future::pending::<()>().await;
-                },
-                () = sleep_until(until.unwrap_or(self.came)), if until.is_some() => return,
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use tokio::time::{error::Elapsed, sleep, timeout};
-
-    use super::*;
-
-    async fn within(contact: &mut Contact, ms: u64) -> Result<(), Elapsed> {
-        timeout(Duration::from_millis(ms), contact.lost()).await
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn it_is_lost_once_nobody_leads_and_nothing_comes_for_two_seconds() {
-        let leadership = watch::Sender::new(Leadership::Following { leader: Some(2) });
-        let mut contact = Contact::new(leadership.subscribe(), Instant::now());
-        assert!(within(&mut contact, 60_000).await.is_err(), "somebody leads");
-        leadership.send_replace(Leadership::Following { leader: None });
-        assert!(within(&mut contact, 1_900).await.is_err());
-        contact.came(Instant::now());
-        assert!(within(&mut contact, 1_900).await.is_err(), "something came");
-        leadership.send_replace(Leadership::Preparing { term: 2 });
-        assert!(within(&mut contact, 60_000).await.is_err(), "this node leads");
-        leadership.send_replace(Leadership::Following { leader: None });
-        let begun = Instant::now();
-        let change = async {
-            sleep(Duration::from_secs(1)).await;
-            leadership.send_replace(Leadership::Following { leader: None });
-            std::future::pending::<()>().await;
-        };
-        tokio::select! {
-            () = contact.lost() => assert_eq!(begun.elapsed(), ALONE),
-            () = change => {}
+    /// Waits until nothing has come for so long, and no leader speaks for a majority. May be dropped and begun again.
+    pub async fn lost(&self, ledger: &dyn Ledger, patience: Duration) {
+        sleep_until(self.came + patience).await;
+        while ledger.has_quorum() {
+            sleep(LOOK).await;
         }
     }
 }

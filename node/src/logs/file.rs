@@ -105,7 +105,21 @@ impl LogFile {
         *self.progress.borrow()
     }
 
-    /// The same, to wait for.
+    /// Whether what was not durable has been cut off; its progress still counts that. Who reads it has to open it anew.
+    #[must_use]
+    pub fn is_cut(&self) -> bool {
+        self.is_cut.load(Ordering::Relaxed)
+    }
+
+    /// Waits until nothing more comes to it; never, if it is closed before.
+    pub async fn failed(&self) {
+        let closed = self.watch().wait_for(|progress| progress.failed).await.is_err();
+        if closed {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// The same as [`LogFile::progress`], to wait for.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<Progress> {
         self.progress.subscribe()

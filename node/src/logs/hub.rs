@@ -9,7 +9,6 @@ use std::{
 
 use futures::{future::BoxFuture, stream::BoxStream};
 use hodei_proto::v1;
-use hodei_raft::Leadership;
 use hodei_state::{
     State,
     ids::{JobId, NodeId, WorkerId},
@@ -34,8 +33,8 @@ pub trait Ledger: Send + Sync + 'static {
     fn watch_job(&self, job: JobId) -> watch::Receiver<u64>;
     /// Bumped whenever something about the worker changes, above all its gateway.
     fn watch_worker(&self, worker: WorkerId) -> watch::Receiver<u64>;
-    /// Who leads, as far as this node knows.
-    fn leadership(&self) -> watch::Receiver<Leadership>;
+    /// Whether a leader speaks to this node, or from it, for a majority.
+    fn has_quorum(&self) -> bool;
     /// The job as it is told to clients; `None` where it was removed.
     fn describe(&self, job: JobId) -> BoxFuture<'_, Option<v1::JobEnd>>;
 }

@@ -16,7 +16,7 @@ use hodei_state::{
 };
 use tokio::{
     sync::watch,
-    time::{sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -28,8 +28,10 @@ use super::{
 };
 use crate::convert::to_proto;
 
-/// For a holder to begin to answer and, once the attempt has ended, to go on.
+/// For a holder to begin to answer and, where no more may come than it has, to send what is new beside what it has given.
 const PULL_TIMEOUT: Duration = Duration::from_secs(2);
+/// For each batch of what it has, there.
+const STALL: Duration = Duration::from_secs(10);
 /// Between rounds over holders of which none has all.
 const RETRY: Duration = Duration::from_millis(250);
 /// The same once all have given what they have of a lost attempt, whose agent may still bring something.
@@ -126,11 +128,11 @@ struct Place {
 
 /// How reading from one holder ended.
 enum Turn {
-    /// The holder does not answer, or does not have it, or its disk has failed.
+    /// The holder does not answer, or stops to, or does not have it, or its disk has failed.
     Failed,
     /// This node cannot keep what the holder sends.
     Broken(String),
-    /// It has given all that it has, and another holder may have more.
+    /// It has given all that it has, or seems to, and another holder may have more.
     Short,
     /// The state says something else now.
     Moved,
@@ -160,7 +162,10 @@ impl Task {
             self.broken.take_if(|(holder, _)| !place.holders.contains(holder));
             match self.round(&place, &mut wakes).await {
                 Turn::Moved => {}
-                Turn::Complete => wakes.changed().await,
+                Turn::Complete => tokio::select! {
+                    () = wakes.changed() => {}
+                    () = self.offered_failed() => {}
+                },
                 Turn::Failed | Turn::Broken(_) | Turn::Short => {
                     self.asked_all = true;
                     let (missing, broken) = (self.failed.clone(), self.why_broken());
@@ -172,10 +177,21 @@ impl Task {
                     tokio::select! {
                         () = wakes.changed() => {}
                         () = sleep(if settled && place.is_lost() { LATE } else { RETRY }) => {}
+                        () = self.offered_failed() => {}
                     }
                 }
             }
         }
+    }
+
+    /// Waits until what is offered has failed, and a little longer, so that it is not opened anew without a pause.
+    async fn offered_failed(&self) {
+        let offered = self.feed.borrow().file.clone();
+        match offered {
+            Some(file) => file.failed().await,
+            None => std::future::pending().await,
+        }
+        sleep(RETRY).await;
     }
 
     /// Tries every holder in turn.
@@ -244,8 +260,8 @@ impl Task {
     async fn until_moved(&self, place: &Place, wakes: &mut Wakes, own: Option<&Arc<LogFile>>) -> Turn {
         let failed = async {
             match own {
-                Some(own) if own.watch().wait_for(|progress| progress.failed).await.is_ok() => {}
-                _ => std::future::pending().await,
+                Some(own) => own.failed().await,
+                None => std::future::pending().await,
             }
         };
         tokio::pin!(failed);
@@ -285,30 +301,33 @@ impl Task {
             }
             Err(_) => return Turn::Failed,
         };
-        let mut is_over = place.ended;
+        // Others are asked for the rest, once this one is silent; while the log grows here it may be silent for ever.
+        let mut is_limited = place.ended || !place.grows_at(holder);
+        let (mut heard, mut is_marked) = (Instant::now(), false);
         loop {
-            let silent = async {
-                match is_over {
-                    true => sleep(PULL_TIMEOUT).await,
-                    false => std::future::pending().await,
-                }
-            };
+            let until = heard + if is_marked { PULL_TIMEOUT } else { STALL };
             tokio::select! {
-                // Another one may have what this one has not.
-                () = silent => return Turn::Short,
+                () = sleep_until(until), if is_limited => {
+                    return if is_marked { Turn::Short } else { Turn::Failed };
+                }
                 () = wakes.changed() => {
                     // The end alone is no reason to leave a holder that is still sending, unless nothing says how much.
                     let now = wakes.look(&self.hub, self.key);
-                    is_over = now.ended;
+                    if now.ended && !is_limited {
+                        (is_limited, heard) = (true, Instant::now());
+                    }
                     if now.holders != place.holders || (now.is_lost() && !place.is_lost()) {
                         return Turn::Moved;
                     }
                 }
                 message = pulled.next() => match message {
-                    Some(Ok(v1::PullLogResponse { kind: Some(kind) })) => match self.take(holder, &cache, kind).await {
-                        Some(turn) => return turn,
-                        None => continue,
-                    },
+                    Some(Ok(v1::PullLogResponse { kind: Some(kind) })) => {
+                        is_marked |= matches!(kind, Kind::Mark(_));
+                        if let Some(turn) = self.take(holder, &cache, kind, place).await {
+                            return turn;
+                        }
+                        heard = Instant::now();
+                    }
                     _ => return Turn::Failed,
                 },
             }
@@ -316,7 +335,7 @@ impl Task {
     }
 
     /// Takes one answer of a holder; `Some` ends the pull.
-    async fn take(&mut self, holder: NodeId, cache: &Arc<LogFile>, kind: Kind) -> Option<Turn> {
+    async fn take(&mut self, holder: NodeId, cache: &Arc<LogFile>, kind: Kind, asked: &Place) -> Option<Turn> {
         let mark = match kind {
             Kind::Batch(batch) if entries::check(&batch).is_ok() => {
                 self.pulled = self.pulled.max(entries::last_sequence(&batch));
@@ -340,20 +359,24 @@ impl Task {
             _ => return Some(Turn::Failed),
         }
         let place = Place::of(&self.hub.ledger().state(), self.key);
+        if !place.ended && place.grows_at(holder) {
+            // It will have all: what others sent need not be kept.
+            self.broken = None;
+        }
         let settled = if place.ended { place.is_reached(cache) } else { place.grows_at(holder) };
         self.publish(cache.clone(), settled, &place);
         if place.is_reached(cache) || (mark.closed && place.worker.is_none()) {
             return Some(Turn::Complete);
         }
-        if mark.closed {
-            // It has heard of an end that this node has not, or has not heard of the attempt yet.
-            return Some(Turn::Failed);
+        if mark.closed || place.ended {
+            // Closed: it has heard of an end that this node has not, or has not heard of the attempt yet.
+            return Some(Turn::Short);
         }
-        if !place.ended && !place.grows_at(holder) {
+        if !asked.grows_at(holder) && !place.grows_at(holder) {
             self.given.push(holder);
             return Some(Turn::Short);
         }
-        place.ended.then_some(Turn::Short)
+        None
     }
 
     /// A holder has left the cluster, or has lost its copy. Of a lost attempt that is an answer, unless it was the last one:
@@ -447,7 +470,7 @@ impl Place {
     }
 
     /// Whether that is where new lines of a running attempt come: the worker's gateway or, before that is known to have
-    /// begun a copy, the last one that had. With another one nobody stays longer than it takes to read what it has.
+    /// begun a copy, the last one that had. With another one nobody stays once it has given what it has.
     fn grows_at(&self, holder: NodeId) -> bool {
         self.holders.first() == Some(&holder)
     }

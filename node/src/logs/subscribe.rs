@@ -13,8 +13,9 @@ use tokio::{
 };
 use tonic::Status;
 
+pub use super::contact::ALONE;
 use super::{
-    contact::Contact,
+    contact::{ALONE_AT_GATEWAY, Contact},
     entries,
     file::{LogFile, Progress},
     frame::LogKey,
@@ -40,7 +41,7 @@ pub fn serve(hub: &Hub, job: JobId, request: &SubscribeLogsRequest) -> mpsc::Rec
         since_ms: request.since_ms,
         tail: request.tail,
         next: request.from_sequence.max(1),
-        contact: Contact::new(hub.ledger().leadership(), Instant::now()),
+        contact: Contact::new(Instant::now()),
         events,
     };
     let (stop, attempt) = (hub.stop().clone(), request.attempt);
@@ -117,7 +118,7 @@ impl Subscriber {
             } else if self.follow && !terminal {
                 tokio::select! {
                     changed = job.changed() => changed.map_err(|_| Over)?,
-                    () = self.contact.lost() => return self.cut_off().await,
+                    () = self.contact.lost(self.hub.ledger(), ALONE) => return self.cut_off().await,
                     () = self.events.closed() => return Err(Over),
                 }
                 continue;
@@ -179,12 +180,13 @@ impl Subscriber {
                 Verdict::Wait { impatient } => impatient,
             };
             let until = reading.patience.until();
+            let alone = if self.is_gateway_of(key, &state) { ALONE_AT_GATEWAY } else { ALONE };
             tokio::select! {
                 _ = job.changed() => {}
                 changed = reading.feed.changed() => changed.map_err(|_| Over)?,
                 () = grown(&mut reading.progress) => {}
                 () = sleep_until(until), if impatient => {}
-                () = self.contact.lost() => return self.cut_off().await,
+                () = self.contact.lost(self.hub.ledger(), alone), if self.follow => return self.cut_off().await,
                 () = self.events.closed() => return Err(Over),
             }
         }
@@ -216,8 +218,10 @@ impl Subscriber {
         let fence = attempt.map_or(0, |attempt| attempt.id.fence);
         let tally = match &feed.file {
             Some(file) => self.drain(file, reading, fence).await?,
-            None => Tally::default(),
+            None => Some(Tally::default()),
         };
+        // What could not be read any more is not known to have been all.
+        let Some(tally) = tally else { return Ok(Verdict::Wait { impatient: end.is_some() || !self.follow }) };
         if attempt.is_none() {
             // Removed while it was read.
             return Ok(Verdict::End { complete: false, missing: Vec::new(), gone: None });
@@ -238,17 +242,17 @@ impl Subscriber {
         }
     }
 
-    /// Sends everything from `next` on. Returns what the file added up to before its end was reached.
-    async fn drain(&mut self, file: &Arc<LogFile>, reading: &mut Reading, fence: u64) -> Result<Tally, Over> {
+    /// Sends everything from `next` on. Returns what the file added up to before its end was reached; nothing where the file
+    /// was cut to what is durable before that.
+    async fn drain(&mut self, file: &Arc<LogFile>, reading: &mut Reading, fence: u64) -> Result<Option<Tally>, Over> {
         let key = reading.key;
         let attempt = to_proto::attempt_ref(&AttemptRef { job: key.job, attempt: key.attempt, fence });
         loop {
             let tally = file.progress().tally;
             let batches = match reading.cursor.read(file, self.next).await {
-                Ok(batches) if batches.is_empty() => return Ok(tally),
+                Ok(batches) if batches.is_empty() => return Ok(Some(tally)),
                 Ok(batches) => batches,
-                // It was cut to what is durable, and is opened anew.
-                Err(_) if file.progress().failed => return Ok(tally),
+                Err(_) if file.is_cut() => return Ok(None),
                 Err(error) => return self.fail(error::internal(error)).await.and(Err(Over)),
             };
             let next = self.next;
@@ -301,8 +305,15 @@ impl Subscriber {
         self.events.send(Ok(LogEvent { kind: Some(kind) })).await.map_err(|_| Over)
     }
 
+    /// Whether the attempt goes on, and its agent speaks to this node.
+    fn is_gateway_of(&self, key: LogKey, state: &State) -> bool {
+        let attempt = state.attempt(key.job, key.attempt).filter(|attempt| attempt.end.is_none());
+        let worker = attempt.and_then(|attempt| state.worker(attempt.worker));
+        worker.is_some_and(|worker| worker.gateway == Some(self.hub.node()))
+    }
+
     async fn cut_off(&self) -> Result<(), Over> {
-        let why = "this node knows no leader, and may be cut off from where the log goes on";
+        let why = "this node has no majority, and may be cut off from where the log goes on";
         self.fail(error::unavailable(why)).await
     }
 

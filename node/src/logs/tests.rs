@@ -5,13 +5,12 @@ mod running;
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture};
 use hodei_proto::v1::{self, LogBatch, log_event::Kind};
-use hodei_raft::Leadership;
 use hodei_state::{
     State,
     command::{Command, PlaceSegment},
@@ -52,8 +51,8 @@ impl Ledger for Replica {
         self.watch()
     }
 
-    fn leadership(&self) -> watch::Receiver<Leadership> {
-        self.leadership.subscribe()
+    fn has_quorum(&self) -> bool {
+        !self.is_alone.load(Ordering::Relaxed)
     }
 
     fn describe(&self, job: JobId) -> BoxFuture<'_, Option<v1::JobEnd>> {
@@ -64,10 +63,11 @@ impl Ledger for Replica {
 }
 
 /// The other nodes: each has a log plane of its own over the same state. A dead one refuses and breaks its streams, a frozen
-/// one does not answer, a slow one takes half a second for each message.
+/// one does not answer, a hanging one begins to, a slow one takes half a second for each message.
 #[derive(Clone, Default)]
 struct Others {
     frozen: Arc<Mutex<HashSet<NodeId>>>,
+    hanging: Arc<Mutex<HashSet<NodeId>>>,
     slow: Arc<Mutex<HashSet<NodeId>>>,
     nodes: Arc<Mutex<HashMap<NodeId, (Hub, CancellationToken)>>>,
     pulls: Arc<Mutex<Vec<(NodeId, u64)>>>,
@@ -77,11 +77,14 @@ impl Upstream for Others {
     fn pull(&self, holder: NodeId, request: v1::PullLogRequest) -> BoxFuture<'_, Result<Pulled, Status>> {
         self.pulls.lock().push((holder, request.from_sequence));
         let node = self.nodes.lock().get(&holder).cloned();
-        let is_frozen = self.frozen.lock().contains(&holder);
+        let [is_frozen, is_hanging] = [&self.frozen, &self.hanging].map(|these| these.lock().contains(&holder));
         let pause = Duration::from_millis(if self.slow.lock().contains(&holder) { 500 } else { 0 });
         async move {
             if is_frozen {
                 return std::future::pending().await;
+            }
+            if is_hanging {
+                return Ok(futures::stream::pending().boxed());
             }
             let (hub, dead) = node.ok_or_else(|| Status::unavailable("dead"))?;
             let answers = ReceiverStream::new(pull::serve(&hub, &request)?).then(move |answer| async move {

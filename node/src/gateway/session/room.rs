@@ -12,8 +12,6 @@ use crate::logs::hub::Open;
 
 /// For so long nothing of a log could be kept before its agent is sent away.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// What fails more rarely than this is not one failure. An agent is asked for what was not kept every two seconds.
-const APART: Duration = Duration::from_secs(5);
 /// A node sends an agent away no more often: where none has room, it must not go round and round.
 const AGAIN: Duration = Duration::from_secs(30);
 
@@ -25,21 +23,18 @@ pub struct Room {
 
 #[derive(Clone, Copy, Debug)]
 struct Lack {
-    first: Instant,
-    last: Instant,
+    since: Instant,
     /// The last entry that was kept before.
     durable: u64,
 }
 
 impl Room {
-    /// What came after the entry `durable` could not be kept. Returns whether that has been so for too long.
+    /// What came after the entry `durable` could not be kept. Returns whether that has been so for too long: an agent is asked
+    /// for it every two seconds, and until it is kept nothing else becomes durable.
     fn lacks(&mut self, durable: u64, now: Instant) -> bool {
-        let first = match self.lacking {
-            Some(lack) if lack.durable == durable && now < lack.last + APART => lack.first,
-            _ => now,
-        };
-        self.lacking = Some(Lack { first, last: now, durable });
-        now >= first + PATIENCE
+        let since = self.lacking.filter(|lack| lack.durable == durable).map_or(now, |lack| lack.since);
+        self.lacking = Some(Lack { since, durable });
+        now >= since + PATIENCE
     }
 }
 
@@ -95,9 +90,7 @@ mod tests {
         let at = |ms| begun + Duration::from_millis(ms);
         let mut room = Room::default();
         assert!(!room.lacks(7, at(0)) && !room.lacks(7, at(900)) && room.lacks(7, at(1_000)));
-        // Much later it begins anew.
-        assert!(!room.lacks(7, at(9_000)) && !room.lacks(7, at(9_900)) && room.lacks(7, at(11_900)));
-        // And where something was kept meanwhile.
+        // Where something was kept meanwhile it begins anew.
         assert!(!room.lacks(8, at(12_900)) && !room.lacks(9, at(14_900)) && room.lacks(9, at(15_900)));
     }
 

@@ -118,33 +118,88 @@ async fn a_gateway_that_has_less_is_left_once_the_attempt_has_ended() {
     assert!(reader.attempt_end().await.complete);
 }
 
-/// The log may go on where this node cannot see it. Before that, all that is here is sent, and whatever comes here.
+/// The log may go on where this node cannot see it. Before that, all that is here is sent, and whatever comes here; lines of
+/// an agent that speaks to this node may come nowhere else.
 #[tokio::test]
-async fn a_node_that_knows_no_leader_sends_its_readers_elsewhere_once_nothing_comes() {
+async fn a_node_without_a_majority_sends_its_readers_elsewhere_once_nothing_comes() {
+    for is_gateway in [false, true] {
+        let nodes = Nodes::new();
+        let (gateway, other) = (nodes.start(1), nodes.start(2));
+        let reading = if is_gateway { &gateway } else { &other };
+        let attempt = nodes.replica.assigned();
+        write(&gateway, attempt, lines(1, &["a\n"])).await;
+        nodes.place(attempt, 1);
+        nodes.replica.is_alone.store(true, Ordering::Relaxed);
+        let mut reader = Reader::follow(reading);
+        assert_eq!(reader.text(1).await, "a\n");
+        write(&gateway, attempt, lines(2, &["b\n"])).await;
+        assert_eq!(reader.text(1).await, "b\n");
+        tokio::time::pause();
+        let begun = tokio::time::Instant::now();
+        let status = reader.events.recv().await.unwrap().unwrap_err();
+        assert_eq!(status.code(), tonic::Code::Unavailable, "{status:?}");
+        let after = begun.elapsed().as_millis();
+        assert!(if is_gateway { (8_000..11_000).contains(&after) } else { after < 3_000 }, "after {after} ms");
+
+        // One that waits for the job's next attempt, too; not one that only wants what there is.
+        nodes.replica.is_alone.store(false, Ordering::Relaxed);
+        let request = v1::SubscribeLogsRequest { attempt: 2, follow: true, ..Default::default() };
+        let mut waiting = Reader::open(reading, &request);
+        assert!(timeout(Duration::from_secs(60), waiting.events.recv()).await.is_err(), "there is a majority");
+        nodes.replica.is_alone.store(true, Ordering::Relaxed);
+        assert_eq!(waiting.events.recv().await.unwrap().unwrap_err().code(), tonic::Code::Unavailable);
+        tokio::time::resume();
+        let mut once = Reader::open(reading, &v1::SubscribeLogsRequest::default());
+        assert_eq!(once.text(2).await, "a\nb\n");
+        assert!(once.next().await.is_none());
+    }
+}
+
+/// Its sync failed while a slow reader had yet to read the end of it: what was cut off has to come once more.
+#[tokio::test]
+async fn a_log_is_not_complete_for_a_reader_that_has_not_read_what_was_cut_off() {
     let nodes = Nodes::new();
     let gateway = nodes.start(1);
     let attempt = nodes.replica.assigned();
-    write(&gateway, attempt, lines(1, &["a\n"])).await;
+    let line = format!("{}\n", "x".repeat(63 << 10));
+    let batches: Vec<_> = (1..=30).map(|sequence| lines(sequence, &[&line])).collect();
+    let (last, before) = batches.split_last().unwrap();
+    for batch in before {
+        write(&gateway, attempt, batch.clone()).await;
+    }
     nodes.place(attempt, 1);
-    nodes.replica.leadership.send_replace(Leadership::Following { leader: None });
-    let mut reader = Reader::follow(&gateway);
-    assert_eq!(reader.text(1).await, "a\n");
-    write(&gateway, attempt, lines(2, &["b\n"])).await;
-    assert_eq!(reader.text(1).await, "b\n");
-    tokio::time::pause();
-    let begun = tokio::time::Instant::now();
-    let status = reader.events.recv().await.unwrap().unwrap_err();
-    assert_eq!(status.code(), tonic::Code::Unavailable, "{status:?}");
-    assert!(begun.elapsed() <= Duration::from_secs(3), "after {:?}", begun.elapsed());
+    let key = LogKey { job: attempt.job, attempt: attempt.attempt };
+    let copy = gateway.copy(key, Open::Existing).await.unwrap().unwrap();
+    copy.watch().wait_for(|progress| progress.durable == 29).await.unwrap();
+    let mut slow = Reader::follow(&gateway);
+    let mut quick = Reader::follow(&gateway);
+    quick.text(29).await;
+    write(&gateway, attempt, last.clone()).await;
+    copy.give_up();
+    assert_eq!(copy.progress().durable, 29, "too slow to fail before it is synced");
+    nodes.replica.result(attempt, figures(&batches));
 
-    // One that waits for the job's first attempt, too; not one that only wants what there is.
-    nodes.replica.leadership.send_replace(Leadership::Leading { term: 2 });
-    let request = v1::SubscribeLogsRequest { attempt: 2, follow: true, ..Default::default() };
-    let mut waiting = Reader::open(&gateway, &request);
-    assert!(timeout(Duration::from_secs(60), waiting.events.recv()).await.is_err());
-    nodes.replica.leadership.send_replace(Leadership::Following { leader: None });
-    assert_eq!(waiting.events.recv().await.unwrap().unwrap_err().code(), tonic::Code::Unavailable);
-    let mut once = Reader::open(&gateway, &v1::SubscribeLogsRequest::default());
-    assert_eq!(once.text(2).await, "a\nb\n");
-    assert!(once.next().await.is_none());
+    assert_eq!(slow.text(29).await.len(), 29 * line.len());
+    assert!(timeout(Duration::from_secs(1), slow.events.recv()).await.is_err(), "it is not complete");
+    write(&gateway, attempt, last.clone()).await;
+    assert_eq!(slow.text(1).await, line);
+    assert!(slow.attempt_end().await.complete);
+}
+
+/// An earlier holder whose disk hangs is no reason not to ask the gateway again.
+#[tokio::test(start_paused = true)]
+async fn a_holder_that_hangs_is_left() {
+    let nodes = Nodes::new();
+    let [gateway, _, reading] = [1, 2, 3].map(|node| nodes.start(node));
+    let attempt = nodes.replica.assigned();
+    write(&gateway, attempt, lines(1, &["a\n"])).await;
+    nodes.hand_on(attempt, &[2, 1]);
+    nodes.others.hanging.lock().insert(2);
+    nodes.kill(1);
+    let mut reader = Reader::follow(&reading);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    nodes.others.nodes.lock().insert(1, (gateway.clone(), CancellationToken::new()));
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    tokio::time::resume();
+    assert_eq!(reader.text(1).await, "a\n");
 }
