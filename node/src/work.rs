@@ -171,8 +171,8 @@ impl Ledger for Replica {
         self.handle.subscribe(Topic::Worker(worker))
     }
 
-    fn has_quorum(&self) -> bool {
-        self.handle.has_quorum()
+    fn reaches_majority(&self, by: Instant) -> BoxFuture<'_, bool> {
+        self.handle.read(by).map(|read| read.is_ok()).boxed()
     }
 
     fn describe(&self, job: JobId) -> BoxFuture<'_, Option<JobEnd>> {

@@ -111,12 +111,10 @@ impl LogFile {
         self.is_cut.load(Ordering::Relaxed)
     }
 
-    /// Waits until nothing more comes to it; never, if it is closed before.
+    /// Waits until nothing more comes to it.
     pub async fn failed(&self) {
-        let closed = self.watch().wait_for(|progress| progress.failed).await.is_err();
-        if closed {
-            std::future::pending::<()>().await;
-        }
+        // The sender is here.
+        let _ = self.watch().wait_for(|progress| progress.failed).await;
     }
 
     /// The same as [`LogFile::progress`], to wait for.

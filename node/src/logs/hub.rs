@@ -14,7 +14,7 @@ use hodei_state::{
     ids::{JobId, NodeId, WorkerId},
 };
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::Status;
 
@@ -33,8 +33,8 @@ pub trait Ledger: Send + Sync + 'static {
     fn watch_job(&self, job: JobId) -> watch::Receiver<u64>;
     /// Bumped whenever something about the worker changes, above all its gateway.
     fn watch_worker(&self, worker: WorkerId) -> watch::Receiver<u64>;
-    /// Whether a leader speaks to this node, or from it, for a majority.
-    fn has_quorum(&self) -> bool;
+    /// Whether a majority answers this node in time, by way of whoever leads.
+    fn reaches_majority(&self, by: Instant) -> BoxFuture<'_, bool>;
     /// The job as it is told to clients; `None` where it was removed.
     fn describe(&self, job: JobId) -> BoxFuture<'_, Option<v1::JobEnd>>;
 }

@@ -32,6 +32,8 @@ use crate::convert::to_proto;
 const PULL_TIMEOUT: Duration = Duration::from_secs(2);
 /// For each batch of what it has, there.
 const STALL: Duration = Duration::from_secs(10);
+/// Why nothing can be kept, where a file has failed.
+const NOT_TAKEN: &str = "its disk does not take it";
 /// Between rounds over holders of which none has all.
 const RETRY: Duration = Duration::from_millis(250);
 /// The same once all have given what they have of a lost attempt, whose agent may still bring something.
@@ -46,7 +48,7 @@ pub struct Feed {
     pub settled: bool,
     /// The attempt was known to have ended when they were asked. Before that not all of them are.
     pub ended: bool,
-    /// Holders that do not answer, while something of theirs may be lacking.
+    /// Holders that do not answer, while something of theirs may be lacking; this node, where its copy cannot be opened.
     pub missing: Vec<NodeId>,
     /// All holders were asked, and either do not answer or lack something.
     pub asked_all: bool,
@@ -268,7 +270,10 @@ impl Task {
         loop {
             tokio::select! {
                 () = wakes.changed() => {}
-                () = &mut failed => return Turn::Failed,
+                () = &mut failed => {
+                    sleep(RETRY).await;
+                    return Turn::Moved;
+                }
             }
             if wakes.look(&self.hub, self.key) != *place {
                 return Turn::Moved;
@@ -339,6 +344,9 @@ impl Task {
         let mark = match kind {
             Kind::Batch(batch) if entries::check(&batch).is_ok() => {
                 self.pulled = self.pulled.max(entries::last_sequence(&batch));
+                if cache.progress().failed {
+                    return Some(Turn::Broken(NOT_TAKEN.to_owned()));
+                }
                 let appended = self.hub.append(cache, batch, 0).await;
                 let is_offered = self.feed.borrow().file.as_ref().is_some_and(|file| Arc::ptr_eq(file, cache));
                 if !is_offered {
@@ -355,7 +363,7 @@ impl Task {
         let waited = timeout(PULL_TIMEOUT, progress.wait_for(written)).await.map(|progress| progress.map(|p| p.failed));
         match waited {
             Ok(Ok(false)) => self.answered(holder),
-            Ok(Ok(true)) => return Some(Turn::Broken("its disk does not take it".to_owned())),
+            Ok(Ok(true)) => return Some(Turn::Broken(NOT_TAKEN.to_owned())),
             _ => return Some(Turn::Failed),
         }
         let place = Place::of(&self.hub.ledger().state(), self.key);

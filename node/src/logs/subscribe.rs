@@ -1,6 +1,6 @@
 //! One client's view of a job's logs: history, then live, attempt after attempt, until the job ends.
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Duration};
 
 use hodei_proto::v1::{AttemptLogEnd, LogBatch, LogEvent, LogNotice, SubscribeLogsRequest, log_event::Kind};
 use hodei_state::{
@@ -15,7 +15,7 @@ use tonic::Status;
 
 pub use super::contact::ALONE;
 use super::{
-    contact::{ALONE_AT_GATEWAY, Contact},
+    contact::Contact,
     entries,
     file::{LogFile, Progress},
     frame::LogKey,
@@ -30,6 +30,7 @@ use crate::{convert::to_proto, error};
 const QUEUE: usize = 16;
 /// Bytes read from a file at once.
 const CHUNK: usize = 256 << 10;
+
 /// Begins to serve a client. The job must exist in the state as it is applied here.
 #[must_use]
 pub fn serve(hub: &Hub, job: JobId, request: &SubscribeLogsRequest) -> mpsc::Receiver<Result<LogEvent, Status>> {
@@ -180,7 +181,7 @@ impl Subscriber {
                 Verdict::Wait { impatient } => impatient,
             };
             let until = reading.patience.until();
-            let alone = if self.is_gateway_of(key, &state) { ALONE_AT_GATEWAY } else { ALONE };
+            let alone = self.may_be_alone(key, &state);
             tokio::select! {
                 _ = job.changed() => {}
                 changed = reading.feed.changed() => changed.map_err(|_| Over)?,
@@ -220,8 +221,9 @@ impl Subscriber {
             Some(file) => self.drain(file, reading, fence).await?,
             None => Some(Tally::default()),
         };
-        // What could not be read any more is not known to have been all.
-        let Some(tally) = tally else { return Ok(Verdict::Wait { impatient: end.is_some() || !self.follow }) };
+        // Where the rest could not be read any more, it counts as what has yet to come.
+        let settled = settled && tally.is_some();
+        let tally = tally.unwrap_or_else(|| Tally { last_sequence: self.next - 1, ..Tally::default() });
         if attempt.is_none() {
             // Removed while it was read.
             return Ok(Verdict::End { complete: false, missing: Vec::new(), gone: None });
@@ -305,11 +307,14 @@ impl Subscriber {
         self.events.send(Ok(LogEvent { kind: Some(kind) })).await.map_err(|_| Over)
     }
 
-    /// Whether the attempt goes on, and its agent speaks to this node.
-    fn is_gateway_of(&self, key: LogKey, state: &State) -> bool {
+    /// How long a reader is kept without a majority. Where the attempt's agent speaks to this node, lines may come here and
+    /// nowhere else until its lease is over, and who is sent away cannot come back.
+    fn may_be_alone(&self, key: LogKey, state: &State) -> Duration {
         let attempt = state.attempt(key.job, key.attempt).filter(|attempt| attempt.end.is_none());
         let worker = attempt.and_then(|attempt| state.worker(attempt.worker));
-        worker.is_some_and(|worker| worker.gateway == Some(self.hub.node()))
+        let is_gateway = worker.is_some_and(|worker| worker.gateway == Some(self.hub.node()));
+        let lease = state.spec(key.job).filter(|_| is_gateway).map(|spec| Duration::from_millis(spec.lost_after_ms));
+        lease.map_or(ALONE, |lease| lease.max(ALONE))
     }
 
     async fn cut_off(&self) -> Result<(), Over> {

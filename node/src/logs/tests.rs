@@ -20,7 +20,7 @@ use hodei_state::{
 use parking_lot::Mutex;
 use tokio::{
     sync::{mpsc, watch},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -51,8 +51,8 @@ impl Ledger for Replica {
         self.watch()
     }
 
-    fn has_quorum(&self) -> bool {
-        !self.is_alone.load(Ordering::Relaxed)
+    fn reaches_majority(&self, _: Instant) -> BoxFuture<'_, bool> {
+        async { !self.is_alone.load(Ordering::Relaxed) }.boxed()
     }
 
     fn describe(&self, job: JobId) -> BoxFuture<'_, Option<v1::JobEnd>> {
@@ -378,7 +378,7 @@ async fn what_has_left_the_cluster_with_its_holder_is_told_to_be_lost() {
         if is_removed {
             nodes.replica.done(Caller::Admin(ADMIN), Command::RemoveWorker { worker: WORKER, force: false });
         }
-        let begun = tokio::time::Instant::now();
+        let begun = Instant::now();
         let end = Reader::follow(&reading).attempt_end().await;
         // A worker that is there may be on its way to another gateway with them.
         assert_eq!(begun.elapsed() < Duration::from_secs(5), is_removed, "{holders:?} after {:?}", begun.elapsed());

@@ -138,12 +138,6 @@ impl Handle {
         })
     }
 
-    /// Whether a leader that a majority follows was heard from lately, or is this node.
-    #[must_use]
-    pub fn has_quorum(&self) -> bool {
-        self.inner.quorum.leader().is_some()
-    }
-
     /// Who leads, as far as this node knows; itself as soon as it is elected.
     #[must_use]
     pub fn leader(&self) -> Option<NodeId> {

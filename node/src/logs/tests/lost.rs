@@ -71,7 +71,7 @@ async fn a_lost_attempt_names_the_holders_that_may_have_more() {
             nodes.replica.done(Caller::Admin(ADMIN), Command::RemoveNode { node });
         }
         nodes.replica.done(Caller::Node(1), Command::AttemptLost { attempt });
-        let begun = tokio::time::Instant::now();
+        let begun = Instant::now();
         let end = Reader::follow(&hub).attempt_end().await;
         assert_eq!(end.missing_holders, missing, "{holders:?}, gone: {gone:?}");
         assert_eq!(end.gone, gone.is_some() && !missing.is_empty(), "{holders:?}, gone: {gone:?}");
@@ -106,7 +106,7 @@ async fn a_holder_of_a_lost_attempt_is_missing_until_nothing_can_come_from_it() 
         } else {
             nodes.start(2);
         }
-        let since = tokio::time::Instant::now();
+        let since = Instant::now();
         let end = reader.attempt_end().await;
         assert_eq!((end.missing_holders, since.elapsed() < Duration::from_secs(2)), (vec![], true), "{is_removed}");
     }
