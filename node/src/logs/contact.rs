@@ -1,28 +1,52 @@
 //! When a reader that gets nothing is sent elsewhere: this node is cut off from where its log may go on.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
 
 use super::hub::Ledger;
 
 /// For so long nothing comes, and no majority is reached, before a reader is sent elsewhere. An election takes less as a rule.
 pub const ALONE: Duration = Duration::from_secs(2);
-/// Nothing comes for so long before a majority is looked for, and it has so long to answer.
+/// The same at the gateway of the log's worker, at most: without a majority lines may come here and nowhere else, until the
+/// agent has gone on to another gateway, or its lease is over.
+pub const ALONE_AT_GATEWAY: Duration = Duration::from_secs(15);
+/// For a majority to answer, and between looks for one.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// Since when no majority has been reached, if so.
+pub type Alone = watch::Sender<Option<Instant>>;
+
+/// Looks for a majority while anybody wants to know. One for all readers of a node.
+pub async fn look(ledger: Arc<dyn Ledger>, alone: Alone) {
+    loop {
+        let begun = Instant::now();
+        if alone.receiver_count() > 0 {
+            let is_reached = ledger.reaches_majority(begun + LOOK).await;
+            alone.send_if_modified(|since| {
+                let before = *since;
+                *since = if is_reached { None } else { before.or(Some(begun)) };
+                *since != before
+            });
+        }
+        sleep_until(begun + LOOK).await;
+    }
+}
 
 /// While a reader waits here.
 pub struct Contact {
     came: Instant,
-    /// Since when no majority has been reached.
-    alone: Option<Instant>,
+    alone: watch::Receiver<Option<Instant>>,
 }
 
 impl Contact {
     /// A reader begins to wait.
     #[must_use]
-    pub fn new(now: Instant) -> Self {
-        Self { came: now, alone: None }
+    pub fn new(alone: &Alone, now: Instant) -> Self {
+        Self { came: now, alone: alone.subscribe() }
     }
 
     /// Something came for it.
@@ -31,19 +55,17 @@ impl Contact {
     }
 
     /// Waits until nothing has come, and no majority has been reached, for so long. May be dropped and begun again.
-    pub async fn lost(&mut self, ledger: &dyn Ledger, patience: Duration) {
+    pub async fn lost(&mut self, patience: Duration) {
         loop {
-            sleep_until(self.came + LOOK).await;
-            let begun = Instant::now();
-            if ledger.reaches_majority(begun + LOOK).await {
-                self.alone = None;
-            } else {
-                let alone = *self.alone.get_or_insert(begun);
-                if Instant::now() >= self.came.max(alone) + patience {
-                    return;
-                }
+            let since = *self.alone.borrow_and_update();
+            let until = since.map(|since| since.max(self.came) + patience);
+            tokio::select! {
+                changed = self.alone.changed() => if changed.is_err() {
+                    // Nobody looks any more: the node stops.
+                    std::future::pending::<()>().await;
+                },
+                () = sleep_until(until.unwrap_or(self.came)), if until.is_some() => return,
             }
-            sleep(LOOK / 2).await;
         }
     }
 }
@@ -59,20 +81,31 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_majority_that_is_away_for_a_moment_is_waited_for() {
-        let replica = Replica::new();
-        let mut contact = Contact::new(Instant::now());
-        let within = async |contact: &mut Contact, seconds| {
-            timeout(Duration::from_secs(seconds), contact.lost(&replica, ALONE)).await.is_ok()
+        let (replica, alone) = (Replica::new(), Alone::new(None));
+        let mut contact = Contact::new(&alone, Instant::now());
+        let looking = tokio::spawn(look(Arc::new(replica.clone()), alone));
+        // Whatever else the reader has to look at meanwhile.
+        let within = async |contact: &mut Contact, seconds: u64| {
+            for _ in 0..seconds * 10 {
+                if timeout(Duration::from_millis(100), contact.lost(ALONE)).await.is_ok() {
+                    return true;
+                }
+            }
+            false
         };
         assert!(!within(&mut contact, 60).await, "there is a majority");
+        for _ in 0..5 {
+            replica.is_alone.store(true, Ordering::Relaxed);
+            assert!(!within(&mut contact, 1).await, "for a second there is none");
+            replica.is_alone.store(false, Ordering::Relaxed);
+            assert!(!within(&mut contact, 5).await, "it is back");
+        }
         replica.is_alone.store(true, Ordering::Relaxed);
-        assert!(!within(&mut contact, 1).await, "for a second there is none");
-        replica.is_alone.store(false, Ordering::Relaxed);
-        assert!(!within(&mut contact, 60).await, "it is back");
-        replica.is_alone.store(true, Ordering::Relaxed);
-        assert!(!within(&mut contact, 1).await);
-        contact.came(Instant::now());
-        assert!(!within(&mut contact, 1).await, "something came");
-        assert!(within(&mut contact, 2).await, "nothing for two seconds");
+        for _ in 0..10 {
+            assert!(!within(&mut contact, 1).await);
+            contact.came(Instant::now());
+        }
+        assert!(within(&mut contact, 3).await, "nothing has come for two seconds");
+        looking.abort();
     }
 }

@@ -19,6 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::Status;
 
 use super::{
+    contact::{self, Alone},
     file::{Kind, LogFile},
     frame::LogKey,
     source::{self, Source},
@@ -33,7 +34,7 @@ pub trait Ledger: Send + Sync + 'static {
     fn watch_job(&self, job: JobId) -> watch::Receiver<u64>;
     /// Bumped whenever something about the worker changes, above all its gateway.
     fn watch_worker(&self, worker: WorkerId) -> watch::Receiver<u64>;
-    /// Whether a majority answers this node in time, by way of whoever leads.
+    /// Whether a majority answers this node in time, by way of whoever leads, and this node has applied what that has committed.
     fn reaches_majority(&self, by: Instant) -> BoxFuture<'_, bool>;
     /// The job as it is told to clients; `None` where it was removed.
     fn describe(&self, job: JobId) -> BoxFuture<'_, Option<v1::JobEnd>>;
@@ -63,6 +64,7 @@ struct Inner {
     /// One file object per copy, so that one tally rules what is appended. The inner lock is held while opening.
     copies: Mutex<HashMap<LogKey, Arc<Slot>>>,
     sources: Mutex<HashMap<LogKey, Weak<Source>>>,
+    alone: Alone,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -103,9 +105,12 @@ impl Hub {
             upstream,
             copies: Mutex::default(),
             sources: Mutex::default(),
+            alone: Alone::new(None),
             tasks: TaskTracker::new(),
             stop,
         };
+        let (ledger, alone, stop) = (inner.ledger.clone(), inner.alone.clone(), inner.stop.clone());
+        inner.tasks.spawn(stop.run_until_cancelled_owned(contact::look(ledger, alone)));
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -125,6 +130,10 @@ impl Hub {
     #[must_use]
     pub fn ledger(&self) -> &dyn Ledger {
         &*self.inner.ledger
+    }
+
+    pub(super) fn alone(&self) -> &Alone {
+        &self.inner.alone
     }
 
     pub(super) fn upstream(&self) -> &dyn Upstream {

@@ -11,7 +11,8 @@
 //! - A **cache** is a file that a node without a copy fills by one upstream pull, for all its subscribers of that log.
 //! - A **source** ([`source`]) decides for one log on one node which file is read, and moves on to the next holder when
 //!   one dies. What has been sent is never sent again: everybody continues from a sequence.
-//! - A **subscriber** ([`subscribe`]) always reads a file and waits for its length to grow, so a slow one slows nobody.
+//! - A **subscriber** ([`subscribe`]) always reads a file and waits for its length to grow, so a slow one slows nobody. Where
+//!   nothing comes and this node reaches no majority, it is sent to another node ([`contact`]).
 //!
 //! Not here yet: second copies, retention by size, archives.
 

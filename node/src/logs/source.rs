@@ -136,7 +136,7 @@ enum Turn {
     Broken(String),
     /// It has given all that it has, or seems to, and another holder may have more.
     Short,
-    /// The state says something else now.
+    /// The state says something else now, or this node's copy has to be opened anew.
     Moved,
     /// All there will ever be is here.
     Complete,
@@ -297,7 +297,7 @@ impl Task {
             from_sequence: cache.progress().tally.next(),
             follow: true,
         };
-        self.feed.send_modify(|feed| feed.settled = false);
+        self.feed.send_if_modified(|feed| std::mem::replace(&mut feed.settled, false));
         let mut pulled = match timeout(PULL_TIMEOUT, self.hub.upstream().pull(holder, request)).await {
             Ok(Ok(pulled)) => pulled,
             Ok(Err(error)) => {

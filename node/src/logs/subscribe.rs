@@ -15,7 +15,7 @@ use tonic::Status;
 
 pub use super::contact::ALONE;
 use super::{
-    contact::Contact,
+    contact::{ALONE_AT_GATEWAY, Contact},
     entries,
     file::{LogFile, Progress},
     frame::LogKey,
@@ -42,7 +42,7 @@ pub fn serve(hub: &Hub, job: JobId, request: &SubscribeLogsRequest) -> mpsc::Rec
         since_ms: request.since_ms,
         tail: request.tail,
         next: request.from_sequence.max(1),
-        contact: Contact::new(Instant::now()),
+        contact: Contact::new(hub.alone(), Instant::now()),
         events,
     };
     let (stop, attempt) = (hub.stop().clone(), request.attempt);
@@ -119,7 +119,7 @@ impl Subscriber {
             } else if self.follow && !terminal {
                 tokio::select! {
                     changed = job.changed() => changed.map_err(|_| Over)?,
-                    () = self.contact.lost(self.hub.ledger(), ALONE) => return self.cut_off().await,
+                    () = self.contact.lost(ALONE) => return self.cut_off().await,
                     () = self.events.closed() => return Err(Over),
                 }
                 continue;
@@ -187,7 +187,7 @@ impl Subscriber {
                 changed = reading.feed.changed() => changed.map_err(|_| Over)?,
                 () = grown(&mut reading.progress) => {}
                 () = sleep_until(until), if impatient => {}
-                () = self.contact.lost(self.hub.ledger(), alone), if self.follow => return self.cut_off().await,
+                () = self.contact.lost(alone), if self.follow => return self.cut_off().await,
                 () = self.events.closed() => return Err(Over),
             }
         }
@@ -221,9 +221,12 @@ impl Subscriber {
             Some(file) => self.drain(file, reading, fence).await?,
             None => Some(Tally::default()),
         };
-        // Where the rest could not be read any more, it counts as what has yet to come.
+        // Where the rest could not be read any more, it counts as what has yet to come, and be it the last entry.
         let settled = settled && tally.is_some();
-        let tally = tally.unwrap_or_else(|| Tally { last_sequence: self.next - 1, ..Tally::default() });
+        let figures = end.and_then(|end| end.log.as_ref());
+        let before_last = figures.map_or(u64::MAX, |figures| figures.last_sequence.saturating_sub(1));
+        let unread = Tally { last_sequence: before_last.min(self.next - 1), ..Tally::default() };
+        let tally = tally.unwrap_or(unread);
         if attempt.is_none() {
             // Removed while it was read.
             return Ok(Verdict::End { complete: false, missing: Vec::new(), gone: None });
@@ -307,18 +310,17 @@ impl Subscriber {
         self.events.send(Ok(LogEvent { kind: Some(kind) })).await.map_err(|_| Over)
     }
 
-    /// How long a reader is kept without a majority. Where the attempt's agent speaks to this node, lines may come here and
-    /// nowhere else until its lease is over, and who is sent away cannot come back.
+    /// How long a reader is kept without a majority. Who is sent away cannot come back before there is one.
     fn may_be_alone(&self, key: LogKey, state: &State) -> Duration {
         let attempt = state.attempt(key.job, key.attempt).filter(|attempt| attempt.end.is_none());
         let worker = attempt.and_then(|attempt| state.worker(attempt.worker));
         let is_gateway = worker.is_some_and(|worker| worker.gateway == Some(self.hub.node()));
         let lease = state.spec(key.job).filter(|_| is_gateway).map(|spec| Duration::from_millis(spec.lost_after_ms));
-        lease.map_or(ALONE, |lease| lease.max(ALONE))
+        lease.map_or(ALONE, |lease| lease.clamp(ALONE, ALONE_AT_GATEWAY))
     }
 
     async fn cut_off(&self) -> Result<(), Over> {
-        let why = "this node has no majority, and may be cut off from where the log goes on";
+        let why = "this node reaches no majority, and may be cut off from where the log goes on";
         self.fail(error::unavailable(why)).await
     }
 
