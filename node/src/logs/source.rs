@@ -6,27 +6,26 @@
 //! attempt has ended, all holders are asked until the log is complete; where it was lost there is nothing to complete it
 //! by, and nobody can tell who has the most.
 
+mod place;
+
 use std::{io, sync::Arc, time::Duration};
 
 use futures::StreamExt as _;
 use hodei_proto::v1::{self, pull_log_response::Kind};
-use hodei_state::{
-    State,
-    ids::{NodeId, WorkerId},
-};
+use hodei_state::ids::NodeId;
 use tokio::{
     sync::watch,
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use self::place::{Place, Wakes};
 use super::{
     entries,
     file::{LogFile, Progress},
     frame::LogKey,
     hub::{Hub, Open},
 };
-use crate::convert::to_proto;
 
 /// For a holder to begin to answer and, where no more may come than it has, to send what is new beside what it has given.
 const PULL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -111,21 +110,6 @@ struct Task {
     pulled: u64,
     /// Of whom something could not be kept, and why.
     broken: Option<(NodeId, String)>,
-}
-
-/// What the state says of a log: a change of it may mean another place to read from.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Place {
-    /// Who holds something, in the order in which to ask.
-    holders: Vec<NodeId>,
-    /// The last one to whom it was given.
-    last: Option<NodeId>,
-    /// Whose attempt it is.
-    worker: Option<WorkerId>,
-    /// Whether it has ended.
-    ended: bool,
-    /// The figures that it ended with; a lost one has none.
-    figures: Option<v1::LogEnd>,
 }
 
 /// How reading from one holder ended.
@@ -449,92 +433,6 @@ impl Task {
     }
 }
 
-impl Place {
-    fn of(state: &State, key: LogKey) -> Self {
-        let attempt = state.attempt(key.job, key.attempt);
-        let worker = attempt.map(|attempt| attempt.worker);
-        let gateway = worker.and_then(|worker| state.worker(worker)).and_then(|worker| worker.gateway);
-        let end = attempt.and_then(|attempt| attempt.end.as_ref());
-        let figures = end.and_then(|end| end.log.as_ref()).map(to_proto::log_end);
-        let mut segments: Vec<_> = state.segments(key.job, key.attempt).collect();
-        segments.reverse();
-        let newest_first =
-            segments.iter().flat_map(|segment| segment.holders.iter().rev().map(|holder| state.heir(*holder)));
-        let mut holders: Vec<NodeId> = Vec::new();
-        for node in newest_first {
-            if !holders.contains(&node) {
-                holders.push(node);
-            }
-        }
-        // Stable: the gateway first, the others as they were.
-        holders.sort_by_key(|node| Some(*node) != gateway);
-        let last = segments.first().and_then(|segment| segment.holders.last()).map(|holder| state.heir(*holder));
-        Self { holders, last, worker, ended: end.is_some(), figures }
-    }
-
-    /// Whether nobody knows how much there is of the log: its attempt was lost.
-    fn is_lost(&self) -> bool {
-        self.ended && self.figures.is_none()
-    }
-
-    /// Whether that is where new lines of a running attempt come: the worker's gateway or, before that is known to have
-    /// begun a copy, the last one that had. With another one nobody stays once it has given what it has.
-    fn grows_at(&self, holder: NodeId) -> bool {
-        self.holders.first() == Some(&holder)
-    }
-
-    /// Whether a file holds everything up to the last entry.
-    fn is_reached(&self, file: &LogFile) -> bool {
-        let progress = file.progress();
-        !progress.failed && self.figures.as_ref().is_some_and(|end| progress.tally.last_sequence >= end.last_sequence)
-    }
-}
-
 fn last_sequence(file: &LogFile) -> u64 {
     file.progress().tally.last_sequence
-}
-
-/// What wakes a source: the job and, once the attempt exists, its worker.
-struct Wakes {
-    job: watch::Receiver<u64>,
-    worker: Option<watch::Receiver<u64>>,
-}
-
-impl Wakes {
-    fn new(hub: &Hub, key: LogKey) -> Self {
-        Self { job: hub.ledger().watch_job(key.job), worker: None }
-    }
-
-    /// What the state says now; whatever comes after it counts as a change.
-    fn look(&mut self, hub: &Hub, key: LogKey) -> Place {
-        self.job.borrow_and_update();
-        if let Some(worker) = &mut self.worker {
-            worker.borrow_and_update();
-        }
-        let place = Place::of(&hub.ledger().state(), key);
-        match (place.worker, &self.worker) {
-            (Some(worker), None) => {
-                self.worker = Some(hub.ledger().watch_worker(worker));
-                Place::of(&hub.ledger().state(), key)
-            }
-            _ => place,
-        }
-    }
-
-    async fn changed(&mut self) {
-        let worker = async {
-            match &mut self.worker {
-                Some(worker) => worker.changed().await.is_ok(),
-                None => std::future::pending().await,
-            }
-        };
-        let open = tokio::select! {
-            changed = self.job.changed() => changed.is_ok(),
-            open = worker => open,
-        };
-        if !open {
-            // The replica is gone: the node stops, and this task with it.
-            std::future::pending::<()>().await;
-        }
-    }
 }
