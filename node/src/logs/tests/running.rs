@@ -2,14 +2,20 @@
 
 use super::*;
 
+/// Node 1 is the gateway and has one line; node 2 has nothing.
+async fn with_a_line_on_node_1() -> (Nodes, [Hub; 2], AttemptRef) {
+    let nodes = Nodes::new();
+    let hubs = [1, 2].map(|node| nodes.start(node));
+    let attempt = nodes.replica.assigned();
+    write(&hubs[0], attempt, lines(1, &["a\n"])).await;
+    nodes.place(attempt, 1);
+    (nodes, hubs, attempt)
+}
+
 /// A disk that was full for a moment: the gateway has opened its copy anew, and so do those who read it.
 #[tokio::test]
 async fn a_copy_that_has_failed_is_read_on_once_it_is_opened_anew() {
-    let nodes = Nodes::new();
-    let (gateway, elsewhere) = (nodes.start(1), nodes.start(2));
-    let attempt = nodes.replica.assigned();
-    write(&gateway, attempt, lines(1, &["a\n"])).await;
-    nodes.place(attempt, 1);
+    let (_nodes, [gateway, elsewhere], attempt) = with_a_line_on_node_1().await;
     let mut readers = [Reader::follow(&gateway), Reader::follow(&elsewhere)];
     for reader in &mut readers {
         assert_eq!(reader.text(1).await, "a\n");
@@ -56,11 +62,7 @@ async fn a_gateway_that_answers_again_is_read_again() {
 /// The job goes on, and another node may have room: a reader is told to ask there, in good time.
 #[tokio::test(start_paused = true)]
 async fn a_node_that_cannot_keep_what_a_running_attempt_prints_says_so() {
-    let nodes = Nodes::new();
-    let (gateway, elsewhere) = (nodes.start(1), nodes.start(2));
-    let attempt = nodes.replica.assigned();
-    write(&gateway, attempt, lines(1, &["a\n"])).await;
-    nodes.place(attempt, 1);
+    let (nodes, [_gateway, elsewhere], _) = with_a_line_on_node_1().await;
     // What should be a directory is a file.
     let cache = nodes.dir.path().join("2").join("cache");
     std::fs::write(&cache, "").unwrap();
@@ -123,12 +125,8 @@ async fn a_gateway_that_has_less_is_left_once_the_attempt_has_ended() {
 #[tokio::test]
 async fn a_node_without_a_majority_sends_its_readers_elsewhere_once_nothing_comes() {
     for is_gateway in [false, true] {
-        let nodes = Nodes::new();
-        let (gateway, other) = (nodes.start(1), nodes.start(2));
+        let (nodes, [gateway, other], attempt) = with_a_line_on_node_1().await;
         let reading = if is_gateway { &gateway } else { &other };
-        let attempt = nodes.replica.assigned();
-        write(&gateway, attempt, lines(1, &["a\n"])).await;
-        nodes.place(attempt, 1);
         nodes.replica.is_alone.store(true, Ordering::Relaxed);
         let mut reader = Reader::follow(reading);
         assert_eq!(reader.text(1).await, "a\n");
