@@ -119,19 +119,20 @@ async fn nor_does_one_that_led() {
     }
 }
 
-/// A reader's node is cut off from the others, but not from the reader: the log goes on elsewhere, and so does the reader.
-async fn read_at_one_cut_off(leads: bool) {
+/// A reader's node, the last one, is cut off from the gateway and perhaps from the other one, but not from the reader: the log
+/// goes on elsewhere, and so does the reader, within so many seconds.
+async fn read_at_one_cut_off(leader: usize, is_alone: bool, within: f64) {
     let mut net = Net::new();
     let [near, other, far] = [net.host(), net.host(), net.host()];
     let mut cluster = Cluster::start_at(&[near.clone(), other.clone(), far.clone()]).await;
-    cluster.lead(if leads { 2 } else { 0 }).await;
+    cluster.lead(leader).await;
     cluster.agent_at(Some(&near), &[0], &[]).await;
     let job = Job::start(&cluster, "read").await;
     let servers = [2, 1].map(|node| cluster.nodes[node].address.to_string());
     let mut reader = cluster.cli().at(servers).spawn("reader", &["job", "logs", "-f", &job.id]);
     wait::until_true("it reads", SOON, || async { !reader.stdout().is_empty() }).await;
 
-    net.part(&[&far], &[&near, &other]);
+    net.part(&[&far], &[&near, &other][..if is_alone { 2 } else { 1 }]);
     let cut = now();
     job.witness.beats().await;
     // Whatever was on its way when they were cut apart is there by then.
@@ -139,7 +140,7 @@ async fn read_at_one_cut_off(leads: bool) {
     let there = reader.stdout().len();
     wait::until_true("the log goes on", SOON, || async { reader.stdout().len() > there }).await;
     let after = now() - cut;
-    assert!(after < 10.0, "the reader went on after {after} s");
+    assert!(after < within, "the reader went on after {after} s");
     job.open_gate(1);
     assert!(reader.exit(SOON).await.success());
     check_lines(&reader.stdout());
@@ -148,13 +149,21 @@ async fn read_at_one_cut_off(leads: bool) {
 #[tokio::test]
 async fn a_reader_at_a_node_that_is_cut_off_goes_on_at_another_one() {
     if permitted() {
-        read_at_one_cut_off(false).await;
+        read_at_one_cut_off(0, true, 10.0).await;
     }
 }
 
 #[tokio::test]
 async fn so_does_one_at_a_leader_that_is_cut_off() {
     if permitted() {
-        read_at_one_cut_off(true).await;
+        read_at_one_cut_off(2, true, 10.0).await;
+    }
+}
+
+/// The gateway is not dead, so that its agent stays.
+#[tokio::test]
+async fn so_does_one_at_a_node_of_the_majority_that_cannot_reach_the_gateway() {
+    if permitted() {
+        read_at_one_cut_off(1, false, 30.0).await;
     }
 }

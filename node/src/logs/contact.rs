@@ -14,7 +14,7 @@ pub const ALONE: Duration = Duration::from_secs(2);
 /// The same at the gateway of the log's worker, at most: without a majority lines may come here and nowhere else, until the
 /// agent has gone on to another gateway, or its lease is over.
 pub const ALONE_AT_GATEWAY: Duration = Duration::from_secs(15);
-/// For a majority to answer, and between looks for one.
+/// For a majority to answer, and from the beginning of one look for it to that of the next.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Since when no majority has been reached, if so.
@@ -24,7 +24,10 @@ pub type Alone = watch::Sender<Option<Instant>>;
 pub async fn look(ledger: Arc<dyn Ledger>, alone: Alone) {
     loop {
         let begun = Instant::now();
-        if alone.receiver_count() > 0 {
+        if alone.receiver_count() == 0 {
+            // Whoever comes next is not to suffer from what was once.
+            alone.send_replace(None);
+        } else {
             let is_reached = ledger.reaches_majority(begun + LOOK).await;
             alone.send_if_modified(|since| {
                 let before = *since;
@@ -54,14 +57,20 @@ impl Contact {
         self.came = now;
     }
 
+    /// Since when nothing has come and something else has held.
+    #[must_use]
+    pub fn quiet_since(&self, since: Instant) -> Instant {
+        since.max(self.came)
+    }
+
     /// Waits until nothing has come, and no majority has been reached, for so long. May be dropped and begun again.
     pub async fn lost(&mut self, patience: Duration) {
         loop {
             let since = *self.alone.borrow_and_update();
-            let until = since.map(|since| since.max(self.came) + patience);
+            let until = since.map(|since| self.quiet_since(since) + patience);
             tokio::select! {
                 changed = self.alone.changed() => if changed.is_err() {
-                    // Nobody looks any more: the node stops.
+                    // The hub that the reader keeps has a sender, too.
                     std::future::pending::<()>().await;
                 },
                 () = sleep_until(until.unwrap_or(self.came)), if until.is_some() => return,

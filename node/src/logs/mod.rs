@@ -12,7 +12,7 @@
 //! - A **source** ([`source`]) decides for one log on one node which file is read, and moves on to the next holder when
 //!   one dies. What has been sent is never sent again: everybody continues from a sequence.
 //! - A **subscriber** ([`subscribe`]) always reads a file and waits for its length to grow, so a slow one slows nobody. Where
-//!   nothing comes and this node reaches no majority, it is sent to another node ([`contact`]).
+//!   nothing comes, and this node reaches no majority ([`contact`]) or not the gateway, it is sent to another node.
 //!
 //! Not here yet: second copies, retention by size, archives.
 

@@ -6,7 +6,7 @@
 //! attempt has ended, all holders are asked until the log is complete; where it was lost there is nothing to complete it
 //! by, and nobody can tell who has the most.
 
-mod place;
+pub(super) mod place;
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -56,6 +56,17 @@ pub struct Feed {
     pub pulled: u64,
     /// Why this node cannot keep what holders send, if it cannot.
     pub broken: Option<String>,
+    /// See [`Silent`].
+    pub silent: Option<Silent>,
+}
+
+/// The gateway of a running attempt's worker, which gives others what the worker sends it but does not answer this node.
+#[derive(Clone, Copy, Debug)]
+pub struct Silent {
+    /// Which node that is.
+    pub gateway: NodeId,
+    /// Since when.
+    pub since: Instant,
 }
 
 /// See the module.
@@ -87,6 +98,7 @@ pub(super) fn start(hub: &Hub, key: LogKey) -> Arc<Source> {
         asked_all: false,
         pulled: 0,
         broken: None,
+        silent: None,
     };
     hub.spawn(task.run(stop.clone()));
     Arc::new(Source { feed, _stop: stop.drop_guard() })
@@ -110,6 +122,7 @@ struct Task {
     pulled: u64,
     /// Of whom something could not be kept, and why.
     broken: Option<(NodeId, String)>,
+    silent: Option<Silent>,
 }
 
 /// How reading from one holder ended.
@@ -146,6 +159,7 @@ impl Task {
             }
             self.failed.retain(|holder| place.holders.contains(holder));
             self.broken.take_if(|(holder, _)| !place.holders.contains(holder));
+            self.silent = self.silent.filter(|silent| self.is_gateway(silent.gateway, &place));
             match self.round(&place, &mut wakes).await {
                 Turn::Moved => {}
                 Turn::Complete => tokio::select! {
@@ -157,7 +171,7 @@ impl Task {
                     let (missing, broken) = (self.failed.clone(), self.why_broken());
                     let settled = missing.is_empty() && broken.is_none();
                     self.feed.send_modify(|feed| {
-                        (feed.settled, feed.ended) = (settled, place.ended);
+                        (feed.settled, feed.ended, feed.silent) = (settled, place.ended, self.silent);
                         (feed.missing, feed.broken, feed.asked_all) = (missing, broken, true);
                     });
                     tokio::select! {
@@ -216,6 +230,9 @@ impl Task {
                 (false, _) if !self.hub.ledger().state().is_member(holder) => self.has_none(holder, place),
                 (false, _) => self.pull(holder, place, wakes).await,
             };
+            if matches!(turn, Turn::Failed) && self.silent.is_none() && self.is_gateway(holder, place) {
+                self.silent = Some(Silent { gateway: holder, since: Instant::now() });
+            }
             match turn {
                 Turn::Failed if self.failed.contains(&holder) => {}
                 Turn::Failed => {
@@ -384,7 +401,14 @@ impl Task {
     /// Until then who failed is missing, also while it is asked once more, and what it sent could not be kept.
     fn answered(&mut self, holder: NodeId) {
         self.failed.retain(|failed| *failed != holder);
+        self.silent.take_if(|silent| silent.gateway == holder);
         self.broken.take_if(|(of, _)| *of == holder);
+    }
+
+    /// Whether a running attempt's lines come to that node, and to this one by way of it.
+    fn is_gateway(&self, holder: NodeId, place: &Place) -> bool {
+        let gateway = place::gateway(&self.hub.ledger().state(), self.key);
+        !place.ended && gateway == Some(holder) && holder != self.hub.node()
     }
 
     fn why_broken(&self) -> Option<String> {
@@ -428,8 +452,8 @@ impl Task {
 
     fn offer(&self, file: Arc<LogFile>, settled: bool, place: &Place) {
         let (missing, broken) = (self.failed.clone(), self.why_broken());
-        let (ended, asked_all, pulled) = (place.ended, self.asked_all, self.pulled);
-        self.feed.send_replace(Feed { file: Some(file), settled, ended, missing, asked_all, pulled, broken });
+        let (ended, asked_all, pulled, silent) = (place.ended, self.asked_all, self.pulled, self.silent);
+        self.feed.send_replace(Feed { file: Some(file), settled, ended, missing, asked_all, pulled, broken, silent });
     }
 }
 

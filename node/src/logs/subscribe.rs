@@ -20,7 +20,7 @@ use super::{
     file::{LogFile, Progress},
     frame::LogKey,
     hub::{Hub, blocking},
-    source::Feed,
+    source::{Feed, Silent, place::gateway},
     tally::Tally,
     verdict::{Patience, Situation, Verdict, is_awaited, is_gone, may_come, verdict},
 };
@@ -182,11 +182,17 @@ impl Subscriber {
             };
             let until = reading.patience.until();
             let alone = self.may_be_alone(key, &state);
+            let given_up = self.gives_up(&feed, key, &state);
+            if let Some((silent, _)) = given_up.filter(|(_, at)| *at <= Instant::now()) {
+                let why = format!("node {}, where the log goes on, does not answer this one", silent.gateway);
+                return self.fail(error::unavailable(why)).await;
+            }
             tokio::select! {
                 _ = job.changed() => {}
                 changed = reading.feed.changed() => changed.map_err(|_| Over)?,
                 () = grown(&mut reading.progress) => {}
                 () = sleep_until(until), if impatient => {}
+                () = sleep_until(given_up.map_or(until, |(_, at)| at)), if given_up.is_some() => {}
                 () = self.contact.lost(alone), if self.follow => return self.cut_off().await,
                 () = self.events.closed() => return Err(Over),
             }
@@ -312,15 +318,20 @@ impl Subscriber {
 
     /// How long a reader is kept without a majority. Who is sent away cannot come back before there is one.
     fn may_be_alone(&self, key: LogKey, state: &State) -> Duration {
-        let attempt = state.attempt(key.job, key.attempt).filter(|attempt| attempt.end.is_none());
-        let worker = attempt.and_then(|attempt| state.worker(attempt.worker));
-        let is_gateway = worker.is_some_and(|worker| worker.gateway == Some(self.hub.node()));
+        let is_gateway = live_gateway(state, key) == Some(self.hub.node());
         let lease = state.spec(key.job).filter(|_| is_gateway).map(|spec| Duration::from_millis(spec.lost_after_ms));
         lease.map_or(ALONE, |lease| lease.clamp(ALONE, ALONE_AT_GATEWAY))
     }
 
+    /// Until when a reader is kept where the gateway of a running attempt does not answer. One that is dead has been left by
+    /// then; one that is not may answer another node.
+    fn gives_up(&self, feed: &Feed, key: LogKey, state: &State) -> Option<(Silent, Instant)> {
+        let silent = feed.silent.filter(|silent| self.follow && live_gateway(state, key) == Some(silent.gateway))?;
+        Some((silent, self.contact.quiet_since(silent.since) + ALONE_AT_GATEWAY))
+    }
+
     async fn cut_off(&self) -> Result<(), Over> {
-        let why = "this node reaches no majority, and may be cut off from where the log goes on";
+        let why = "this node reaches no majority or lags behind it, and may be cut off from where the log goes on";
         self.fail(error::unavailable(why)).await
     }
 
@@ -328,6 +339,12 @@ impl Subscriber {
         let _ = self.events.send(Err(status)).await;
         Err(Over)
     }
+}
+
+/// To whom the worker of a running attempt speaks.
+fn live_gateway(state: &State, key: LogKey) -> Option<NodeId> {
+    state.attempt(key.job, key.attempt).filter(|attempt| attempt.end.is_none())?;
+    gateway(state, key)
 }
 
 /// One attempt's log while it is read.

@@ -31,7 +31,7 @@ impl Place {
     pub(super) fn of(state: &State, key: LogKey) -> Self {
         let attempt = state.attempt(key.job, key.attempt);
         let worker = attempt.map(|attempt| attempt.worker);
-        let gateway = worker.and_then(|worker| state.worker(worker)).and_then(|worker| worker.gateway);
+        let gateway = gateway(state, key);
         let end = attempt.and_then(|attempt| attempt.end.as_ref());
         let figures = end.and_then(|end| end.log.as_ref()).map(to_proto::log_end);
         let mut segments: Vec<_> = state.segments(key.job, key.attempt).collect();
@@ -66,6 +66,12 @@ impl Place {
         let progress = file.progress();
         !progress.failed && self.figures.as_ref().is_some_and(|end| progress.tally.last_sequence >= end.last_sequence)
     }
+}
+
+/// To whom an attempt's worker speaks, as far as the state says.
+pub(in crate::logs) fn gateway(state: &State, key: LogKey) -> Option<NodeId> {
+    let attempt = state.attempt(key.job, key.attempt)?;
+    state.worker(attempt.worker)?.gateway
 }
 
 /// What wakes a source: the job and, once the attempt exists, its worker.

@@ -241,3 +241,39 @@ async fn a_holder_that_hangs_is_left() {
     tokio::time::resume();
     assert_eq!(reader.text(1).await, "a\n");
 }
+
+/// This node is in the majority, but the link to the gateway is cut: another node may reach it. Not where the gateway is only
+/// the last one, and the job has printed nothing since its agent went on.
+#[tokio::test]
+async fn a_reader_is_sent_elsewhere_where_only_the_gateway_is_out_of_reach() {
+    for is_frozen in [false, true] {
+        let (nodes, [gateway, elsewhere], attempt) = with_a_line_on_node_1().await;
+        let mut reader = Reader::follow(&elsewhere);
+        assert_eq!(reader.text(1).await, "a\n");
+        if is_frozen {
+            nodes.others.frozen.lock().insert(1);
+        }
+        nodes.kill(1);
+        tokio::time::pause();
+        let begun = Instant::now();
+        let status = reader.events.recv().await.unwrap().unwrap_err();
+        assert_eq!(status.code(), tonic::Code::Unavailable, "{status:?}");
+        assert!(status.message().contains("node 1, where the log goes on"), "{status:?}");
+        let after = begun.elapsed().as_millis();
+        assert!((14_500..19_000).contains(&after), "after {after} ms, frozen: {is_frozen}");
+
+        // It comes anew, since it knows no other node.
+        let request = v1::SubscribeLogsRequest { follow: true, from_sequence: 2, ..Default::default() };
+        let mut reader = Reader::open(&elsewhere, &request);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        nodes.replica.attach(2, 3);
+        assert!(timeout(Duration::from_secs(60), reader.events.recv()).await.is_err(), "its agent has gone on");
+        nodes.replica.attach(3, 1);
+        nodes.others.frozen.lock().clear();
+        nodes.others.nodes.lock().insert(1, (gateway.clone(), CancellationToken::new()));
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        tokio::time::resume();
+        write(&gateway, attempt, lines(2, &["b\n"])).await;
+        assert_eq!(reader.text(1).await, "b\n");
+    }
+}
