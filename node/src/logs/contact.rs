@@ -14,6 +14,9 @@ pub const ALONE: Duration = Duration::from_secs(2);
 /// The same at the gateway of the log's worker, at most: without a majority lines may come here and nowhere else, until the
 /// agent has gone on to another gateway, or its lease is over.
 pub const ALONE_AT_GATEWAY: Duration = Duration::from_secs(15);
+/// For so long nothing comes, and the log's gateway is asked in vain, before a reader is sent elsewhere. An agent that can has
+/// left a gateway that is dead by then.
+pub const SILENT_GATEWAY: Duration = Duration::from_secs(15);
 /// For a majority to answer, and from the beginning of one look for it to that of the next.
 const LOOK: Duration = Duration::from_secs(1);
 

@@ -60,13 +60,15 @@ pub struct Feed {
     pub silent: Option<Silent>,
 }
 
-/// The gateway of a running attempt's worker, which gives others what the worker sends it but does not answer this node.
+/// The gateway of a running attempt's worker, which may give others what the worker sends it but does not answer this node.
 #[derive(Clone, Copy, Debug)]
 pub struct Silent {
     /// Which node that is.
     pub gateway: NodeId,
-    /// Since when.
+    /// When it was first asked in vain, and nothing has come from it since.
     pub since: Instant,
+    /// When it was last asked in vain.
+    pub asked: Instant,
 }
 
 /// See the module.
@@ -230,9 +232,6 @@ impl Task {
                 (false, _) if !self.hub.ledger().state().is_member(holder) => self.has_none(holder, place),
                 (false, _) => self.pull(holder, place, wakes).await,
             };
-            if matches!(turn, Turn::Failed) && self.silent.is_none() && self.is_gateway(holder, place) {
-                self.silent = Some(Silent { gateway: holder, since: Instant::now() });
-            }
             match turn {
                 Turn::Failed if self.failed.contains(&holder) => {}
                 Turn::Failed => {
@@ -303,9 +302,9 @@ impl Task {
             Ok(Ok(pulled)) => pulled,
             Ok(Err(error)) => {
                 tracing::debug!(holder, error = error.message(), "cannot pull a log");
-                return Turn::Failed;
+                return self.is_silent(holder, place);
             }
-            Err(_) => return Turn::Failed,
+            Err(_) => return self.is_silent(holder, place),
         };
         // Others are asked for the rest, once this one is silent; while the log grows here it may be silent for ever.
         let mut is_limited = place.ended || !place.grows_at(holder);
@@ -328,13 +327,17 @@ impl Task {
                 }
                 message = pulled.next() => match message {
                     Some(Ok(v1::PullLogResponse { kind: Some(kind) })) => {
+                        if self.silent.take_if(|silent| silent.gateway == holder).is_some() {
+                            // All of it may take long to come, and may be known to those who read here.
+                            self.feed.send_modify(|feed| feed.silent = None);
+                        }
                         is_marked |= matches!(kind, Kind::Mark(_));
                         if let Some(turn) = self.take(holder, &cache, kind, place).await {
                             return turn;
                         }
                         heard = Instant::now();
                     }
-                    _ => return Turn::Failed,
+                    _ => return self.is_silent(holder, place),
                 },
             }
         }
@@ -401,8 +404,17 @@ impl Task {
     /// Until then who failed is missing, also while it is asked once more, and what it sent could not be kept.
     fn answered(&mut self, holder: NodeId) {
         self.failed.retain(|failed| *failed != holder);
-        self.silent.take_if(|silent| silent.gateway == holder);
         self.broken.take_if(|(of, _)| *of == holder);
+    }
+
+    /// It does not answer, or has stopped to.
+    fn is_silent(&mut self, holder: NodeId, place: &Place) -> Turn {
+        if self.is_gateway(holder, place) {
+            let asked = Instant::now();
+            let since = self.silent.filter(|silent| silent.gateway == holder).map_or(asked, |silent| silent.since);
+            self.silent = Some(Silent { gateway: holder, since, asked });
+        }
+        Turn::Failed
     }
 
     /// Whether a running attempt's lines come to that node, and to this one by way of it.

@@ -15,12 +15,12 @@ use tonic::Status;
 
 pub use super::contact::ALONE;
 use super::{
-    contact::{ALONE_AT_GATEWAY, Contact},
+    contact::{ALONE_AT_GATEWAY, Contact, SILENT_GATEWAY},
     entries,
     file::{LogFile, Progress},
     frame::LogKey,
     hub::{Hub, blocking},
-    source::{Feed, Silent, place::gateway},
+    source::{Feed, place::gateway},
     tally::Tally,
     verdict::{Patience, Situation, Verdict, is_awaited, is_gone, may_come, verdict},
 };
@@ -182,9 +182,8 @@ impl Subscriber {
             };
             let until = reading.patience.until();
             let alone = self.may_be_alone(key, &state);
-            let given_up = self.gives_up(&feed, key, &state);
-            if let Some((silent, _)) = given_up.filter(|(_, at)| *at <= Instant::now()) {
-                let why = format!("node {}, where the log goes on, does not answer this one", silent.gateway);
+            if let Some(silent) = self.out_of_reach(&feed, key, &state) {
+                let why = format!("node {silent}, where the log goes on, does not answer this one");
                 return self.fail(error::unavailable(why)).await;
             }
             tokio::select! {
@@ -192,7 +191,6 @@ impl Subscriber {
                 changed = reading.feed.changed() => changed.map_err(|_| Over)?,
                 () = grown(&mut reading.progress) => {}
                 () = sleep_until(until), if impatient => {}
-                () = sleep_until(given_up.map_or(until, |(_, at)| at)), if given_up.is_some() => {}
                 () = self.contact.lost(alone), if self.follow => return self.cut_off().await,
                 () = self.events.closed() => return Err(Over),
             }
@@ -323,11 +321,11 @@ impl Subscriber {
         lease.map_or(ALONE, |lease| lease.clamp(ALONE, ALONE_AT_GATEWAY))
     }
 
-    /// Until when a reader is kept where the gateway of a running attempt does not answer. One that is dead has been left by
-    /// then; one that is not may answer another node.
-    fn gives_up(&self, feed: &Feed, key: LogKey, state: &State) -> Option<(Silent, Instant)> {
+    /// The gateway of a running attempt, where it has not answered this node for too long. Another one may reach it, unless its
+    /// agent has died with it. Each time that it was asked in vain the feed has changed.
+    fn out_of_reach(&self, feed: &Feed, key: LogKey, state: &State) -> Option<NodeId> {
         let silent = feed.silent.filter(|silent| self.follow && live_gateway(state, key) == Some(silent.gateway))?;
-        Some((silent, self.contact.quiet_since(silent.since) + ALONE_AT_GATEWAY))
+        (silent.asked >= self.contact.quiet_since(silent.since) + SILENT_GATEWAY).then_some(silent.gateway)
     }
 
     async fn cut_off(&self) -> Result<(), Over> {

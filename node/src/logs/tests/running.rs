@@ -242,8 +242,7 @@ async fn a_holder_that_hangs_is_left() {
     assert_eq!(reader.text(1).await, "a\n");
 }
 
-/// This node is in the majority, but the link to the gateway is cut: another node may reach it. Not where the gateway is only
-/// the last one, and the job has printed nothing since its agent went on.
+/// This node is in the majority, but the link to the gateway is cut: another node may reach it.
 #[tokio::test]
 async fn a_reader_is_sent_elsewhere_where_only_the_gateway_is_out_of_reach() {
     for is_frozen in [false, true] {
@@ -262,18 +261,50 @@ async fn a_reader_is_sent_elsewhere_where_only_the_gateway_is_out_of_reach() {
         let after = begun.elapsed().as_millis();
         assert!((14_500..19_000).contains(&after), "after {after} ms, frozen: {is_frozen}");
 
-        // It comes anew, since it knows no other node.
+        // It comes anew, since it knows no other node. Not long after that the gateway answers once more, and is silent.
         let request = v1::SubscribeLogsRequest { follow: true, from_sequence: 2, ..Default::default() };
         let mut reader = Reader::open(&elsewhere, &request);
         tokio::time::sleep(Duration::from_secs(10)).await;
-        nodes.replica.attach(2, 3);
-        assert!(timeout(Duration::from_secs(60), reader.events.recv()).await.is_err(), "its agent has gone on");
-        nodes.replica.attach(3, 1);
         nodes.others.frozen.lock().clear();
         nodes.others.nodes.lock().insert(1, (gateway.clone(), CancellationToken::new()));
-        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert!(timeout(Duration::from_secs(60), reader.events.recv()).await.is_err(), "the gateway answers");
         tokio::time::resume();
         write(&gateway, attempt, lines(2, &["b\n"])).await;
         assert_eq!(reader.text(1).await, "b\n");
     }
+}
+
+/// Its agent has gone on, and the job has printed nothing since.
+#[tokio::test]
+async fn a_gateway_of_before_that_is_out_of_reach_sends_nobody_elsewhere() {
+    let (nodes, [_gateway, elsewhere], _) = with_a_line_on_node_1().await;
+    let mut reader = Reader::follow(&elsewhere);
+    assert_eq!(reader.text(1).await, "a\n");
+    nodes.kill(1);
+    tokio::time::pause();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    nodes.replica.attach(2, 3);
+    assert!(timeout(Duration::from_secs(60), reader.events.recv()).await.is_err(), "its agent has gone on");
+}
+
+/// All that it has comes once more, and slowly, to a node whose reader knows it already; much later it is away for a moment again.
+#[tokio::test]
+async fn a_gateway_that_is_away_for_a_moment_is_waited_for() {
+    let (nodes, [gateway, elsewhere], attempt) = with_a_line_on_node_1().await;
+    for sequence in 2..=40 {
+        write(&gateway, attempt, lines(sequence, &["a\n"])).await;
+    }
+    nodes.others.slow.lock().insert(1);
+    tokio::time::pause();
+    let request = v1::SubscribeLogsRequest { follow: true, from_sequence: 41, ..Default::default() };
+    let mut reader = Reader::open(&elsewhere, &request);
+    for _ in 0..2 {
+        nodes.kill(1);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        nodes.others.nodes.lock().insert(1, (gateway.clone(), CancellationToken::new()));
+        assert!(timeout(Duration::from_secs(60), reader.events.recv()).await.is_err(), "it answers");
+    }
+    tokio::time::resume();
+    write(&gateway, attempt, lines(41, &["b\n"])).await;
+    assert_eq!(reader.text(1).await, "b\n");
 }
