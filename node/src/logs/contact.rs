@@ -95,7 +95,7 @@ mod tests {
     async fn a_majority_that_is_away_for_a_moment_is_waited_for() {
         let (replica, alone) = (Replica::new(), Alone::new(None));
         let mut contact = Contact::new(&alone, Instant::now());
-        let looking = tokio::spawn(look(Arc::new(replica.clone()), alone));
+        let looking = tokio::spawn(look(Arc::new(replica.clone()), alone.clone()));
         // Whatever else the reader has to look at meanwhile.
         let within = async |contact: &mut Contact, seconds: u64| {
             for _ in 0..seconds * 10 {
@@ -118,6 +118,9 @@ mod tests {
             contact.came(Instant::now());
         }
         assert!(within(&mut contact, 3).await, "nothing has come for two seconds");
+        drop(contact);
+        sleep_until(Instant::now() + 2 * LOOK).await;
+        assert_eq!(*alone.borrow(), None, "nobody asks");
         looking.abort();
     }
 }

@@ -61,7 +61,7 @@ pub struct Feed {
 }
 
 /// The gateway of a running attempt's worker, which may give others what the worker sends it but does not answer this node.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Silent {
     /// Which node that is.
     pub gateway: NodeId,
@@ -100,7 +100,6 @@ pub(super) fn start(hub: &Hub, key: LogKey) -> Arc<Source> {
         asked_all: false,
         pulled: 0,
         broken: None,
-        silent: None,
     };
     hub.spawn(task.run(stop.clone()));
     Arc::new(Source { feed, _stop: stop.drop_guard() })
@@ -124,7 +123,6 @@ struct Task {
     pulled: u64,
     /// Of whom something could not be kept, and why.
     broken: Option<(NodeId, String)>,
-    silent: Option<Silent>,
 }
 
 /// How reading from one holder ended.
@@ -161,7 +159,7 @@ impl Task {
             }
             self.failed.retain(|holder| place.holders.contains(holder));
             self.broken.take_if(|(holder, _)| !place.holders.contains(holder));
-            self.silent = self.silent.filter(|silent| self.is_gateway(silent.gateway, &place));
+            self.set_silent(self.silent().filter(|silent| self.is_gateway(silent.gateway, &place)));
             match self.round(&place, &mut wakes).await {
                 Turn::Moved => {}
                 Turn::Complete => tokio::select! {
@@ -173,7 +171,7 @@ impl Task {
                     let (missing, broken) = (self.failed.clone(), self.why_broken());
                     let settled = missing.is_empty() && broken.is_none();
                     self.feed.send_modify(|feed| {
-                        (feed.settled, feed.ended, feed.silent) = (settled, place.ended, self.silent);
+                        (feed.settled, feed.ended) = (settled, place.ended);
                         (feed.missing, feed.broken, feed.asked_all) = (missing, broken, true);
                     });
                     tokio::select! {
@@ -327,10 +325,8 @@ impl Task {
                 }
                 message = pulled.next() => match message {
                     Some(Ok(v1::PullLogResponse { kind: Some(kind) })) => {
-                        if self.silent.take_if(|silent| silent.gateway == holder).is_some() {
-                            // All of it may take long to come, and may be known to those who read here.
-                            self.feed.send_modify(|feed| feed.silent = None);
-                        }
+                        // Not only once all of it has come, which may take long.
+                        self.set_silent(self.silent().filter(|silent| silent.gateway != holder));
                         is_marked |= matches!(kind, Kind::Mark(_));
                         if let Some(turn) = self.take(holder, &cache, kind, place).await {
                             return turn;
@@ -408,13 +404,21 @@ impl Task {
     }
 
     /// It does not answer, or has stopped to.
-    fn is_silent(&mut self, holder: NodeId, place: &Place) -> Turn {
+    fn is_silent(&self, holder: NodeId, place: &Place) -> Turn {
         if self.is_gateway(holder, place) {
             let asked = Instant::now();
-            let since = self.silent.filter(|silent| silent.gateway == holder).map_or(asked, |silent| silent.since);
-            self.silent = Some(Silent { gateway: holder, since, asked });
+            let since = self.silent().filter(|silent| silent.gateway == holder).map_or(asked, |silent| silent.since);
+            self.set_silent(Some(Silent { gateway: holder, since, asked }));
         }
         Turn::Failed
+    }
+
+    fn silent(&self) -> Option<Silent> {
+        self.feed.borrow().silent
+    }
+
+    fn set_silent(&self, silent: Option<Silent>) {
+        self.feed.send_if_modified(|feed| std::mem::replace(&mut feed.silent, silent) != silent);
     }
 
     /// Whether a running attempt's lines come to that node, and to this one by way of it.
@@ -464,7 +468,7 @@ impl Task {
 
     fn offer(&self, file: Arc<LogFile>, settled: bool, place: &Place) {
         let (missing, broken) = (self.failed.clone(), self.why_broken());
-        let (ended, asked_all, pulled, silent) = (place.ended, self.asked_all, self.pulled, self.silent);
+        let (ended, asked_all, pulled, silent) = (place.ended, self.asked_all, self.pulled, self.silent());
         self.feed.send_replace(Feed { file: Some(file), settled, ended, missing, asked_all, pulled, broken, silent });
     }
 }

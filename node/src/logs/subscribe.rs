@@ -183,7 +183,7 @@ impl Subscriber {
             let until = reading.patience.until();
             let alone = self.may_be_alone(key, &state);
             if let Some(silent) = self.out_of_reach(&feed, key, &state) {
-                let why = format!("node {silent}, where the log goes on, does not answer this one");
+                let why = format!("the log goes on at node {silent}, which cannot be read from this one");
                 return self.fail(error::unavailable(why)).await;
             }
             tokio::select! {
@@ -322,7 +322,7 @@ impl Subscriber {
     }
 
     /// The gateway of a running attempt, where it has not answered this node for too long. Another one may reach it, unless its
-    /// agent has died with it. Each time that it was asked in vain the feed has changed.
+    /// agent has died with it. Each time that it was asked in vain the feed has changed; in between others are asked.
     fn out_of_reach(&self, feed: &Feed, key: LogKey, state: &State) -> Option<NodeId> {
         let silent = feed.silent.filter(|silent| self.follow && live_gateway(state, key) == Some(silent.gateway))?;
         (silent.asked >= self.contact.quiet_since(silent.since) + SILENT_GATEWAY).then_some(silent.gateway)
