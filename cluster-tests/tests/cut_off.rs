@@ -15,7 +15,9 @@ use cluster_tests::{
 };
 
 /// The shortest lease.
-const LEASE: f64 = 5.0;
+const LEASE: Duration = Duration::from_secs(5);
+/// One that nothing here outlasts, however slow the machine is.
+const LONG_LEASE: Duration = Duration::from_secs(60);
 const SOON: Duration = Duration::from_secs(60);
 
 /// A job of which each attempt goes on until a file of its own appears.
@@ -26,11 +28,11 @@ struct Job {
 }
 
 impl Job {
-    async fn start(cluster: &Cluster, name: &str) -> Self {
+    async fn start(cluster: &Cluster, name: &str, lease: Duration) -> Self {
         let witness = Witness::new(cluster.dir(), name);
         let gate = cluster.dir().join(format!("{name}.gate"));
         let script = witness.script(&format!("[ ! -e {}.$HODEI_ATTEMPT ]", gate.display()), 0);
-        let id = cluster.submit(&["--lost-after", "5s"], &["bash", "-c", &script]).await;
+        let id = cluster.submit(&["--lost-after", &format!("{}s", lease.as_secs())], &["bash", "-c", &script]).await;
         let job = Self { id, witness, gate };
         job.witness.attempts(1).await;
         job
@@ -54,8 +56,8 @@ async fn cut_off_together(leads: bool) {
     let mut cluster = Cluster::start_at(&[near.clone(), other.clone(), far.clone()]).await;
     cluster.lead(if leads { 2 } else { 0 }).await;
     let first = cluster.agent_at(Some(&beyond), &[2], &["--capacity", "2"]).await;
-    let lasting = Job::start(&cluster, "lasting").await;
-    let ending = Job::start(&cluster, "ending").await;
+    let lasting = Job::start(&cluster, "lasting", LEASE).await;
+    let ending = Job::start(&cluster, "ending", LEASE).await;
     let second = cluster.agent_at(Some(&near), &[0, 1], &["--capacity", "2"]).await;
     let [first, second] = [first, second].map(|agent| cluster.agents[agent].worker.clone());
     lasting.witness.beats().await;
@@ -66,11 +68,14 @@ async fn cut_off_together(leads: bool) {
     ending.witness.beats().await;
     ending.open_gate(1);
     wait::until_true("it ends", SOON, || async { ending.witness.marks().iter().any(|mark| mark.what == "END") }).await;
-    assert!(ending.witness.last_of(1) - cut < LEASE, "this machine is too slow to tell the two ends apart");
+    assert!(
+        ending.witness.last_of(1) - cut < LEASE.as_secs_f64(),
+        "this machine is too slow to tell the two ends apart"
+    );
     // The other one is ended at its lease, although agent and gateway have each other: nothing extends it.
     wait::until_true("the tree is dead", SOON, || async { cluster.job_processes_of(0).is_empty() }).await;
     let lived = lasting.witness.last_of(1) - cut;
-    assert!(lived < LEASE + 0.5, "it lived for {lived} s");
+    assert!(lived < LEASE.as_secs_f64() + 0.5, "it lived for {lived} s");
     let asked = cluster.cli_at(2).request_timeout(Duration::from_secs(3)).run(&["job", "get", &lasting.id]).await;
     assert!(asked.expect(69).stderr.contains("no quorum"));
 
@@ -127,7 +132,7 @@ async fn read_at_one_cut_off(leader: usize, is_alone: bool, within: f64) {
     let mut cluster = Cluster::start_at(&[near.clone(), other.clone(), far.clone()]).await;
     cluster.lead(leader).await;
     cluster.agent_at(Some(&near), &[0], &[]).await;
-    let job = Job::start(&cluster, "read").await;
+    let job = Job::start(&cluster, "read", LONG_LEASE).await;
     let servers = [2, 1].map(|node| cluster.nodes[node].address.to_string());
     let mut reader = cluster.cli().at(servers).spawn("reader", &["job", "logs", "-f", &job.id]);
     wait::until_true("it reads", SOON, || async { !reader.stdout().is_empty() }).await;
