@@ -159,7 +159,7 @@ impl Task {
             }
             self.failed.retain(|holder| place.holders.contains(holder));
             self.broken.take_if(|(holder, _)| !place.holders.contains(holder));
-            self.set_silent(self.silent().filter(|silent| self.is_gateway(silent.gateway, &place)));
+            self.set_silent(self.silent().filter(|silent| self.is_gateway(silent.gateway)));
             match self.round(&place, &mut wakes).await {
                 Turn::Moved => {}
                 Turn::Complete => tokio::select! {
@@ -300,9 +300,9 @@ impl Task {
             Ok(Ok(pulled)) => pulled,
             Ok(Err(error)) => {
                 tracing::debug!(holder, error = error.message(), "cannot pull a log");
-                return self.is_silent(holder, place);
+                return self.unanswered(holder);
             }
-            Err(_) => return self.is_silent(holder, place),
+            Err(_) => return self.unanswered(holder),
         };
         // Others are asked for the rest, once this one is silent; while the log grows here it may be silent for ever.
         let mut is_limited = place.ended || !place.grows_at(holder);
@@ -333,7 +333,7 @@ impl Task {
                         }
                         heard = Instant::now();
                     }
-                    _ => return self.is_silent(holder, place),
+                    _ => return self.unanswered(holder),
                 },
             }
         }
@@ -404,8 +404,8 @@ impl Task {
     }
 
     /// It does not answer, or has stopped to.
-    fn is_silent(&self, holder: NodeId, place: &Place) -> Turn {
-        if self.is_gateway(holder, place) {
+    fn unanswered(&self, holder: NodeId) -> Turn {
+        if self.is_gateway(holder) {
             let asked = Instant::now();
             let since = self.silent().filter(|silent| silent.gateway == holder).map_or(asked, |silent| silent.since);
             self.set_silent(Some(Silent { gateway: holder, since, asked }));
@@ -422,9 +422,8 @@ impl Task {
     }
 
     /// Whether a running attempt's lines come to that node, and to this one by way of it.
-    fn is_gateway(&self, holder: NodeId, place: &Place) -> bool {
-        let gateway = place::gateway(&self.hub.ledger().state(), self.key);
-        !place.ended && gateway == Some(holder) && holder != self.hub.node()
+    fn is_gateway(&self, holder: NodeId) -> bool {
+        place::live_gateway(&self.hub.ledger().state(), self.key) == Some(holder) && holder != self.hub.node()
     }
 
     fn why_broken(&self) -> Option<String> {

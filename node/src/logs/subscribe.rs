@@ -20,7 +20,7 @@ use super::{
     file::{LogFile, Progress},
     frame::LogKey,
     hub::{Hub, blocking},
-    source::{Feed, place::gateway},
+    source::{Feed, place::live_gateway},
     tally::Tally,
     verdict::{Patience, Situation, Verdict, is_awaited, is_gone, may_come, verdict},
 };
@@ -337,12 +337,6 @@ impl Subscriber {
         let _ = self.events.send(Err(status)).await;
         Err(Over)
     }
-}
-
-/// To whom the worker of a running attempt speaks.
-fn live_gateway(state: &State, key: LogKey) -> Option<NodeId> {
-    state.attempt(key.job, key.attempt).filter(|attempt| attempt.end.is_none())?;
-    gateway(state, key)
 }
 
 /// One attempt's log while it is read.

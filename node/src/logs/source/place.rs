@@ -69,9 +69,15 @@ impl Place {
 }
 
 /// To whom an attempt's worker speaks, as far as the state says.
-pub(in crate::logs) fn gateway(state: &State, key: LogKey) -> Option<NodeId> {
+fn gateway(state: &State, key: LogKey) -> Option<NodeId> {
     let attempt = state.attempt(key.job, key.attempt)?;
     state.worker(attempt.worker)?.gateway
+}
+
+/// The same of one that runs.
+pub(in crate::logs) fn live_gateway(state: &State, key: LogKey) -> Option<NodeId> {
+    state.attempt(key.job, key.attempt).filter(|attempt| attempt.end.is_none())?;
+    gateway(state, key)
 }
 
 /// What wakes a source: the job and, once the attempt exists, its worker.
